@@ -1,0 +1,1 @@
+//! Device specs of vendors (CDI).

@@ -1,0 +1,147 @@
+//! A bundle's config.json: read, checked, and asked short questions.
+
+use crate::error::{Error, Result};
+use oci_spec::runtime::{
+    Hook, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
+};
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+/// The largest config.json read. Kubernetes' largest seen are under 100 KiB; a limit keeps a wrong path (a device, a
+/// disk image) from filling memory.
+const MAX_JSON: u64 = 8 << 20;
+
+/// A bundle: its directory and what its config.json asks for.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// The directory, absolute and free of symlinks.
+    pub dir: PathBuf,
+    /// The configuration.
+    pub spec: Spec,
+}
+
+impl Bundle {
+    /// Reads `dir`/config.json.
+    ///
+    /// # Errors
+    /// The directory or the file is missing, or is not the JSON that the runtime-spec describes; the message names
+    /// the field.
+    pub fn load(dir: &Path) -> Result<Bundle> {
+        let dir = dir.canonicalize().map_err(|e| Error::file(dir, &e))?;
+        let spec: Spec = read_json(&dir.join("config.json"))?;
+        Ok(Bundle { dir, spec })
+    }
+
+    /// The root file system, absolute.
+    pub fn rootfs(&self) -> Result<PathBuf> {
+        let root = self.spec.root().as_ref().ok_or_else(|| Error::config("root", "is missing"))?;
+        Ok(self.dir.join(root.path()))
+    }
+}
+
+/// Short questions to a configuration whose every part is optional.
+pub trait Ask {
+    /// The `linux` object.
+    fn lx(&self) -> Option<&Linux>;
+    /// All namespaces that the container does not share with the host.
+    fn namespaces(&self) -> &[LinuxNamespace];
+    /// The entry for one kind of namespace.
+    fn namespace(&self, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+        self.namespaces().iter().find(|ns| ns.typ() == kind)
+    }
+    /// The mounts, in order.
+    fn mount_list(&self) -> &[Mount];
+    /// `linux.resources`.
+    fn resources(&self) -> Option<&LinuxResources>;
+    /// The hooks of one kind, by the name that it has in config.json.
+    fn hook_list(&self, kind: &str) -> &[Hook];
+    /// The process to run.
+    ///
+    /// # Errors
+    /// There is none.
+    fn job(&self) -> Result<&Process>;
+}
+
+impl Ask for Spec {
+    fn lx(&self) -> Option<&Linux> {
+        self.linux().as_ref()
+    }
+
+    fn namespaces(&self) -> &[LinuxNamespace] {
+        self.lx().and_then(|l| l.namespaces().as_deref()).unwrap_or_default()
+    }
+
+    fn mount_list(&self) -> &[Mount] {
+        self.mounts().as_deref().unwrap_or_default()
+    }
+
+    fn resources(&self) -> Option<&LinuxResources> {
+        self.lx().and_then(|l| l.resources().as_ref())
+    }
+
+    fn hook_list(&self, kind: &str) -> &[Hook] {
+        let Some(hooks) = self.hooks() else { return &[] };
+        #[allow(deprecated, reason = "docker still sends prestart hooks")]
+        let list = match kind {
+            "prestart" => hooks.prestart(),
+            "createRuntime" => hooks.create_runtime(),
+            "createContainer" => hooks.create_container(),
+            "startContainer" => hooks.start_container(),
+            "poststart" => hooks.poststart(),
+            "poststop" => hooks.poststop(),
+            _ => &None,
+        };
+        list.as_deref().unwrap_or_default()
+    }
+
+    fn job(&self) -> Result<&Process> {
+        self.process().as_ref().ok_or_else(|| Error::config("process", "is missing"))
+    }
+}
+
+/// Reads a JSON file of the runtime-spec.
+///
+/// # Errors
+/// Names the file and, when the text is JSON of a wrong type, the field.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let size = std::fs::metadata(path).map_err(|e| Error::file(path, &e))?.len();
+    if size > MAX_JSON {
+        return Err(Error::Json { path: path.into(), why: format!("is larger than {} MiB", MAX_JSON >> 20) });
+    }
+    let text = std::fs::read(path).map_err(|e| Error::file(path, &e))?;
+    parse_json(path, &text)
+}
+
+/// Parses JSON of the runtime-spec that came from `origin`.
+pub fn parse_json<T: DeserializeOwned>(origin: &Path, text: &[u8]) -> Result<T> {
+    serde_json::from_slice(text)
+        .or_else(|_| lenient(text))
+        .map_err(|why| Error::Json { path: origin.into(), why })
+}
+
+/// The second reading of a text that the strict types refused: capabilities that this ckrun does not know are dropped
+/// with a warning, as the runtime-spec wants; anything else is an error that names its field.
+fn lenient<T: DeserializeOwned>(text: &[u8]) -> std::result::Result<T, String> {
+    let mut value: serde_json::Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    for process in ["/process/capabilities", "/capabilities"] {
+        if let Some(serde_json::Value::Object(sets)) = value.pointer_mut(process) {
+            for list in sets.values_mut().filter_map(|v| v.as_array_mut()) {
+                list.retain(known_capability);
+            }
+        }
+    }
+    serde_path_to_error::deserialize(value).map_err(|e| match e.path().to_string() {
+        path if path == "." => e.inner().to_string(),
+        path => format!("{path}: {}", e.inner()),
+    })
+}
+
+fn known_capability(name: &serde_json::Value) -> bool {
+    // What is not a string stays, for the type error that names it.
+    let known =
+        !name.is_string() || serde_json::from_value::<oci_spec::runtime::Capability>(name.clone()).is_ok();
+    if !known {
+        log::warn!("capability {name} is unknown and not granted");
+    }
+    known
+}

@@ -1,0 +1,88 @@
+//! Everything that a verb can fail with.
+//!
+//! An error says what, who, why and, where that helps, what to do. It travels up to `main`, which says it once, in
+//! the form that `--log-format` asks for. The texts in quotation marks below are part of the contract: containerd,
+//! podman and docker look for these words in what a runtime prints.
+
+use ckrun_virt::Failure;
+use ckrun_virt::error::text;
+use nix::errno::Errno;
+use std::path::PathBuf;
+
+/// The result of anything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// "does not exist" is what every client looks for.
+    #[error("container {0:?} does not exist")]
+    NoSuchContainer(String),
+
+    #[error("container {0:?} already exists: choose another id, or `ckrun delete {0}` first")]
+    IdTaken(String),
+
+    #[error("invalid container id {id:?}: {why}")]
+    InvalidId { id: String, why: &'static str },
+
+    /// The container is in a state in which the verb makes no sense. For kill, containerd and podman take
+    /// "container not running" as "it is gone already".
+    #[error("cannot {verb} container {id:?}: {}", state_text(.status))]
+    WrongState { verb: &'static str, id: String, status: crate::state::Status },
+
+    #[error("container {id:?} is busy: another ckrun is at work on it")]
+    Busy { id: String },
+
+    /// Something in config.json (or in a process.json or resources.json) that can't be carried out.
+    #[error("{field}: {why}")]
+    Config { field: String, why: String },
+
+    /// A JSON file that is not what it should be.
+    #[error("{path}: {why}", path = path.display())]
+    Json { path: PathBuf, why: String },
+
+    #[error("{path}: {}", text(*errno), path = path.display())]
+    File { path: PathBuf, errno: Errno },
+
+    /// The command of the container can't be run; worded like Go's os/exec, because clients turn these words into
+    /// the exit codes 126 and 127.
+    #[error("exec: {command:?}: {why}")]
+    Exec { command: String, why: String },
+
+    #[error("hook {kind} {path}: {why}", path = path.display())]
+    Hook { kind: &'static str, path: PathBuf, why: String },
+
+    /// What a process inside the sandbox reported before it gave up.
+    #[error("{0}")]
+    Init(String),
+
+    #[error("the container's init ended during {during}: {how}")]
+    InitEnded { during: &'static str, how: String },
+
+    /// Words on the command line that parse but don't go together.
+    #[error("{0}")]
+    Usage(String),
+
+    #[error(transparent)]
+    Sys(#[from] Failure),
+}
+
+impl Error {
+    /// A field of config.json that can't be carried out, and the reason.
+    pub fn config(field: impl Into<String>, why: impl Into<String>) -> Self {
+        Error::Config { field: field.into(), why: why.into() }
+    }
+
+    /// A failed operation on a file.
+    pub fn file(path: impl Into<PathBuf>, error: &std::io::Error) -> Self {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        Error::File { path: path.into(), errno }
+    }
+}
+
+fn state_text(status: &crate::state::Status) -> String {
+    match status {
+        crate::state::Status::Stopped => "container not running".into(),
+        other => format!("container is {other}"),
+    }
+}

@@ -1,0 +1,3 @@
+//! The `ckrun` command.
+
+fn main() {}

@@ -1,0 +1,72 @@
+//! A system call that failed, with what it was for.
+
+use nix::errno::Errno;
+
+/// What was being done, to what, and the kernel's answer.
+///
+/// It reads `mount tmpfs on /dev/shm: permission denied`: lower case and no full stop, because the clients of an OCI
+/// runtime match on these words (`no such file or directory`, `permission denied`) and print them inside their own.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {}", text(*errno))]
+pub struct Failure {
+    /// The action and its object, in the present tense: `open /etc/passwd`.
+    pub what: String,
+    /// The kernel's reason.
+    pub errno: Errno,
+}
+
+impl Failure {
+    /// A failure of `what` for the reason `errno`.
+    pub fn new(what: impl Into<String>, errno: Errno) -> Self {
+        Failure { what: what.into(), errno }
+    }
+}
+
+/// The kernel's reason in lower case, as strerror(3) words it.
+pub fn text(errno: Errno) -> String {
+    let desc = errno.desc();
+    let mut chars = desc.chars();
+    match (chars.next(), chars.clone().next()) {
+        // Leave abbreviations alone: "RFS specific error".
+        (Some(first), Some(second)) if !second.is_uppercase() => first.to_lowercase().chain(chars).collect(),
+        _ => desc.to_owned(),
+    }
+}
+
+/// Adds what was being done to an error that knows only its errno. The text is made only when there is an error.
+pub trait Doing<T> {
+    /// Names the action and its object, see [`Failure::what`].
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Failure>;
+}
+
+impl<T> Doing<T> for Result<T, Errno> {
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Failure> {
+        self.map_err(|errno| Failure::new(what(), errno))
+    }
+}
+
+impl<T> Doing<T> for Result<T, rustix::io::Errno> {
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Failure> {
+        self.map_err(|errno| Failure::new(what(), Errno::from_raw(errno.raw_os_error())))
+    }
+}
+
+impl<T> Doing<T> for std::io::Result<T> {
+    /// An error that did not come from the kernel (a short read, say) becomes `EIO`.
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Failure> {
+        self.map_err(|e| Failure::new(what(), e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_find_the_words_they_look_for() {
+        let e: Result<(), _> = Err(Errno::ENOENT);
+        let said = e.doing(|| "stat /x").unwrap_err().to_string();
+        assert_eq!(said, "stat /x: no such file or directory");
+        assert_eq!(Failure::new("kill", Errno::ESRCH).to_string(), "kill: no such process");
+    }
+}

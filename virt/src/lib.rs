@@ -1,0 +1,17 @@
+//! Process-level virtualisation for ckrun.
+//!
+//! This crate knows processes, their kernel resources and the calls that make and inspect them. It knows nothing of OCI
+//! or of command lines: those are the `ckrun` crate's, which stands on this one.
+//!
+//! - [`sys`]: system calls that neither libc, nix nor rustix wraps, each wrapped once;
+//! - [`proc`]: what ckrun reads of `/proc`;
+//! - [`process`]: a process that can't be mistaken for another one;
+//! - [`error`]: a failed call, said so that a person can act on it.
+
+pub mod error;
+pub mod proc;
+pub mod process;
+pub mod sys;
+
+pub use error::{Doing, Failure};
+pub use process::Process;

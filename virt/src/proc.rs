@@ -1,0 +1,53 @@
+//! What ckrun reads of `/proc`.
+
+use nix::unistd::Pid;
+
+/// The fields of `/proc/PID/stat` that identify a process and say whether it lives (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// `R`, `S`, `D`, `T`, `Z`, …
+    pub state: char,
+    /// The parent's id.
+    pub parent: Pid,
+    /// Clock ticks from boot to the start of the process (field 22): with the pid it names one process for good.
+    pub started: u64,
+}
+
+impl Stat {
+    /// Reads the state of `pid`; None when there is no such process.
+    pub fn of(pid: Pid) -> Option<Stat> {
+        Self::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(line: &[u8]) -> Option<Stat> {
+        // The command name, in parentheses, may itself hold spaces and parentheses: only the last one ends it.
+        let end = line.iter().rposition(|&b| b == b')')?;
+        let mut fields = std::str::from_utf8(line.get(end + 2..)?).ok()?.split(' ');
+        let state = fields.next()?.chars().next()?;
+        let parent = Pid::from_raw(fields.next()?.parse().ok()?);
+        // The state is field 3 and the parent 4, so field 22 is the 18th after it.
+        let started = fields.nth(17)?.trim_end().parse().ok()?;
+        Some(Stat { state, parent, started })
+    }
+
+    /// A zombie has ended and only waits for its parent.
+    pub fn ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_command_name_does_not_shift_the_fields() {
+        let line = b"42 (a) R 1 (x)) S 7 42 42 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 9911 1 2\n";
+        assert_eq!(Stat::parse(line), Some(Stat { state: 'S', parent: Pid::from_raw(7), started: 9911 }));
+    }
+
+    #[test]
+    fn this_process_lives() {
+        assert!(!Stat::of(Pid::this()).unwrap().ended());
+    }
+}

@@ -1,0 +1,16 @@
+//! System calls that neither libc, nix nor rustix wraps, each wrapped once.
+
+mod clone;
+mod mount;
+mod pidfd;
+
+pub use clone::{Clone3, Cloned};
+pub use mount::{MountAttr, mount_setattr};
+pub use pidfd::pidfd_send_signal;
+
+use nix::errno::Errno;
+
+/// The result of a raw system call: -1 means errno.
+pub(crate) fn check(ret: libc::c_long) -> Result<libc::c_long, Errno> {
+    if ret == -1 { Err(Errno::last()) } else { Ok(ret) }
+}
