@@ -271,5 +271,4 @@ fn list(field: &str, text: &str) -> Result<Vec<u64>> {
 }
 
 #[cfg(test)]
-#[path = "scheduling_tests.rs"]
 mod tests;
