@@ -4,6 +4,7 @@ pub mod caps;
 pub mod identity;
 pub mod keyring;
 pub mod labels;
+pub mod netdev;
 pub mod oom;
 pub mod procfs;
 pub mod rlimits;
