@@ -18,6 +18,8 @@ pub struct Bundle {
     pub dir: PathBuf,
     /// The configuration.
     pub spec: Spec,
+    /// The same as JSON, for the container's state.
+    pub json: Vec<u8>,
 }
 
 impl Bundle {
@@ -28,8 +30,17 @@ impl Bundle {
     /// the field.
     pub fn load(dir: &Path) -> Result<Bundle> {
         let dir = dir.canonicalize().map_err(|e| Error::file(dir, &e))?;
-        let spec: Spec = read_json(&dir.join("config.json"))?;
-        Ok(Bundle { dir, spec })
+        let path = dir.join("config.json");
+        let json = read_capped(&path)?;
+        let spec = parse_json(&path, &json)?;
+        Ok(Bundle { dir, spec, json })
+    }
+
+    /// Brings the JSON in line with a specification that was changed.
+    pub fn refresh(&mut self) -> Result<()> {
+        self.json = serde_json::to_vec(&self.spec)
+            .map_err(|e| Error::Json { path: self.dir.join("config.json"), why: e.to_string() })?;
+        Ok(())
     }
 
     /// The root file system, absolute.
@@ -104,12 +115,15 @@ impl Ask for Spec {
 /// # Errors
 /// Names the file and, when the text is JSON of a wrong type, the field.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse_json(path, &read_capped(path)?)
+}
+
+fn read_capped(path: &Path) -> Result<Vec<u8>> {
     let size = std::fs::metadata(path).map_err(|e| Error::file(path, &e))?.len();
     if size > MAX_JSON {
         return Err(Error::Json { path: path.into(), why: format!("is larger than {} MiB", MAX_JSON >> 20) });
     }
-    let text = std::fs::read(path).map_err(|e| Error::file(path, &e))?;
-    parse_json(path, &text)
+    std::fs::read(path).map_err(|e| Error::file(path, &e))
 }
 
 /// Parses JSON of the runtime-spec that came from `origin`.

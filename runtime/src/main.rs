@@ -1,3 +1,48 @@
-//! The `ckrun` command.
+//! The `ckrun` command: parse, carry out, and say what went wrong.
 
-fn main() {}
+use ckrun::cli::{Cli, Verb, normalise};
+use ckrun::error::Error;
+use ckrun::report::Report;
+use ckrun::sandbox::shield;
+use ckrun::verbs;
+use clap::Parser;
+use std::process::ExitCode;
+
+/// runc's answer to a verb it does not know.
+const UNKNOWN_VERB: u8 = 3;
+
+fn main() -> ExitCode {
+    if let Err(e) = shield::raise(std::env::args_os().skip(1)) {
+        eprintln!("error: {e}");
+        return ExitCode::FAILURE;
+    }
+    let cli = match Cli::try_parse_from(normalise(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let report = Report::start(&cli.global);
+    // A failed exec must not look like the exit status of the command: runc answers 255.
+    let failure = if matches!(cli.verb, Verb::Exec(_)) { 255 } else { 1 };
+    match verbs::run(cli) {
+        Ok(code) => {
+            report.finish();
+            ExitCode::from(u8::try_from(code).unwrap_or(failure))
+        }
+        Err(e) => fail(&report, &e, failure),
+    }
+}
+
+fn fail(report: &Report, e: &Error, code: u8) -> ExitCode {
+    report.error(e);
+    ExitCode::from(code)
+}
+
+fn usage(e: &clap::Error) -> ExitCode {
+    // Help and version go to stdout, a wrong line to stderr.
+    let _ = e.print();
+    match e.kind() {
+        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        clap::error::ErrorKind::InvalidSubcommand => ExitCode::from(UNKNOWN_VERB),
+        _ => ExitCode::FAILURE,
+    }
+}

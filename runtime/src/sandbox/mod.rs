@@ -1,15 +1,62 @@
-//! The sandbox.
+//! The sandbox: namespaces, mounts, devices, identity: everything between a clone and the job's first instruction.
+//!
+//! Two processes build it. **ckrun**, outside ([`build`] in this file), reads and checks everything, makes the clone,
+//! and does what needs the host: id maps, cgroups, network devices, hooks, the state on disk. The **init**, inside
+//! ([`init`]), makes the mounts, changes the root and becomes the job. They work at the same time and meet only where
+//! one needs the other ([`channel`]).
 
+pub mod build;
 pub mod caps;
+mod cgroup_mount;
+pub mod channel;
+pub mod command;
+pub mod console;
+mod copy_up;
+pub mod destroy;
+mod devices;
+pub mod hooks;
 pub mod identity;
+mod idmap;
+mod idmapped;
+pub mod init;
+pub mod job;
 pub mod keyring;
+pub mod knock;
 pub mod labels;
+pub mod mount_options;
+mod mounts;
+pub mod namespaces;
 pub mod netdev;
 pub mod oom;
+mod pivot;
 pub mod procfs;
+mod protect;
 pub mod rlimits;
+pub mod root;
 pub mod scheduling;
 pub mod seccomp;
+pub mod shield;
 pub mod sysctl;
 #[cfg(test)]
 mod testing;
+mod validate;
+pub mod visit;
+
+/// The wishes of the command line for a new container.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The host's root is an initramfs: no pivot_root.
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// How many descriptors from 3 up the job keeps.
+    pub preserve_fds: u32,
+    /// How many more it gets by socket activation.
+    pub listen_fds: u32,
+    /// cgroups are made by systemd.
+    pub systemd_cgroup: bool,
+    /// No cgroups at all.
+    pub no_cgroups: bool,
+    /// ckrun runs without the host's root.
+    pub rootless: bool,
+}

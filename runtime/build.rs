@@ -1,0 +1,12 @@
+//! Notes the commit that is built, for `ckrun --version`.
+
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=../.git/HEAD");
+    let git = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let commit =
+        git.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+    // A source archive has no history.
+    println!("cargo::rustc-env=CKRUN_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+}

@@ -1,0 +1,39 @@
+//! The end of a container.
+
+use super::hooks;
+use crate::error::Result;
+use crate::state::{Entry, State, Status};
+use ckrun_virt::{Doing, Process};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use std::os::fd::AsFd;
+
+/// How long a killed process may take to be gone; it may be in the middle of a core dump or of a large munmap.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Removes what a container that has ended, or never came to be, leaves on the host, and forgets it.
+pub fn forget(entry: Entry, state: &State) -> Result<()> {
+    state.cgroups.remove()?;
+    if let Ok(spec) = entry.spec() {
+        hooks::run_leniently(&spec, "poststop", || state.for_hooks(Status::Stopped));
+    }
+    entry.remove()
+}
+
+/// Kills the init and waits until it is gone. In a pid namespace of its own everything else dies with it
+/// (pid_namespaces(7)); what shares the host's is killed with the cgroup.
+pub fn kill(state: &State) -> Result<()> {
+    let Some(init) = state.process() else { return Ok(()) };
+    init.signal(Signal::SIGKILL)?;
+    // On cgroup v1 a frozen process does not even die.
+    state.cgroups.thaw()?;
+    wait(&init)
+}
+
+/// Waits for the end of a process.
+fn wait(process: &Process) -> Result<()> {
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    poll(&mut fds, patience).doing(|| format!("wait for the end of process {}", process.pid()))?;
+    Ok(())
+}

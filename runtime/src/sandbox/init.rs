@@ -1,0 +1,255 @@
+//! The container's first process, from the clone to the job's first instruction.
+//!
+//! It runs on a copy of ckrun's memory, inside the new namespaces. What it does is in `Init::build`, from top to
+//! bottom; each step has a room of its own. Nothing here is specific to running a program: a restart builds its sandbox
+//! by the same steps and only replaces the last one.
+
+use super::channel::{Channel, Note};
+use super::console::Console;
+use super::job::{Job, listen_env, reset_signals};
+use super::mounts::{Mounts, Wanted};
+use super::namespaces::Namespaces;
+use super::procfs::Proc;
+use super::root::{Root, clean};
+use super::seccomp::Filter;
+use super::{Options, devices, hooks, keyring, labels, netdev, oom, pivot, protect, sysctl};
+use crate::cgroup::Cgroups;
+use crate::config::Ask;
+use crate::error::{Error, Result};
+use ckrun_virt::Doing;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{SockFlag, accept4};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, sethostname, setresgid, setresuid, setsid};
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
+use std::convert::Infallible;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// All that the init needs; ckrun prepares it before the clone.
+#[derive(Debug)]
+pub struct Init<'a> {
+    /// config.json.
+    pub spec: &'a Spec,
+    /// The container's id.
+    pub id: &'a str,
+    /// The root file system on the host.
+    pub rootfs: PathBuf,
+    /// Namespaces to be in.
+    pub namespaces: &'a Namespaces,
+    /// Mounts to make.
+    pub mounts: &'a [Wanted<'a>],
+    /// Trees for some of them, see [`super::mounts::open_early`].
+    pub early: Vec<Option<OwnedFd>>,
+    /// The rootfs, if ckrun has to open it.
+    pub rootfs_tree: Option<OwnedFd>,
+    /// Where the container's cgroups are.
+    pub cgroups: &'a Cgroups,
+    /// The compiled seccomp filter.
+    pub seccomp: Option<&'a Filter>,
+    /// Where the master of the container's terminal goes.
+    pub console: Option<OwnedFd>,
+    /// The socket on which `ckrun start` will knock; without one, the job starts at once.
+    pub start: Option<OwnedFd>,
+    /// The command line's wishes.
+    pub options: &'a Options,
+    /// The state for hooks, as JSON.
+    pub hook_state: &'a str,
+    /// The host's procfs.
+    pub proc: &'a Proc,
+    /// Our end of the channel to ckrun.
+    pub channel: Channel,
+    /// ckrun has said that the cgroups are made and joined.
+    pub joined: bool,
+}
+
+impl Init<'_> {
+    /// Becomes the job, or tells ckrun why not. The answer is the exit status of the failed process.
+    pub fn run(mut self) -> i32 {
+        let Err(e) = self.build();
+        announce_failure(&self.channel, &e)
+    }
+
+    fn build(&mut self) -> Result<Infallible> {
+        let process = self.spec.process().as_ref();
+        prctl::set_pdeathsig(Signal::SIGKILL).doing(|| "ask for a signal at ckrun's death")?;
+        reset_signals()?;
+        if let Some(process) = process {
+            oom::set(process, self.options.rootless, self.proc)?;
+        }
+        self.enter_namespaces()?;
+        setsid().doing(|| "start a session")?;
+        umask(Mode::empty());
+        if !self.options.no_new_keyring {
+            let join = || keyring::join(self.id, self.namespaces.has(Kind::User));
+            process.map_or_else(join, |process| labels::labelling_keys(process, self.proc, join))?;
+        }
+        if self.namespaces.makes(Kind::Network) {
+            netdev::loopback_up()?;
+        }
+        self.name_host()?;
+        sysctl::apply(self.spec, self.proc)?;
+        if self.namespaces.has(Kind::Mount) {
+            self.furnish()?;
+        } else {
+            hooks::run(self.spec, "createContainer", || self.hook_state.to_owned())?;
+            pivot::change_root(&self.rootfs)?;
+        }
+        self.join_cgroups()?;
+        self.become_job()
+    }
+
+    fn enter_namespaces(&mut self) -> Result<()> {
+        if self.namespaces.makes(Kind::User) {
+            self.channel.expect(&Note::Mapped)?;
+        }
+        if self.namespaces.has(Kind::User) {
+            // The ids of the new user namespace's root; files made from now on are its.
+            let (root, wheel) = (Uid::from_raw(0), Gid::from_raw(0));
+            setresgid(wheel, wheel, wheel)
+                .doing(|| "become group 0 of the user namespace (linux.gidMappings)")?;
+            setresuid(root, root, root)
+                .doing(|| "become user 0 of the user namespace (linux.uidMappings)")?;
+            // A change of credentials clears the parent-death signal (prctl(2)).
+            prctl::set_pdeathsig(Signal::SIGKILL).doing(|| "ask for a signal at ckrun's death")?;
+        }
+        self.namespaces.enter_rest()?;
+        self.namespaces.make_time(self.spec)
+    }
+
+    fn name_host(&self) -> Result<()> {
+        if let Some(name) = self.spec.hostname() {
+            sethostname(name).map_err(|e| Error::config("hostname", e.desc()))?;
+        }
+        if let Some(name) = self.spec.domainname() {
+            // SAFETY: the pointer and the length are those of one string, which lives through the call.
+            let answer = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+            Errno::result(answer).map_err(|e| Error::config("domainname", e.desc()))?;
+        }
+        Ok(())
+    }
+
+    /// Builds the file system tree and makes it the root.
+    fn furnish(&mut self) -> Result<()> {
+        let root = pivot::prepare(self.spec, &self.rootfs, self.rootfs_tree.take())?;
+        let mut mounts = Mounts {
+            root: &root,
+            spec: self.spec,
+            cgroups: self.cgroups,
+            early: std::mem::take(&mut self.early),
+        };
+        for (index, wanted) in self.mounts.iter().enumerate() {
+            if matches!(wanted.kind, "cgroup" | "cgroup2") {
+                self.join_cgroups()?;
+            }
+            mounts.make(index, wanted)?;
+        }
+        if devices::furnished(self.spec) {
+            devices::make(&root, self.spec, self.namespaces.has(Kind::User))?;
+        }
+        make_cwd(&root, self.spec)?;
+        let console = self.open_console(&root)?;
+        self.run_hooks_before_pivot()?;
+        for wanted in self.mounts.iter().filter(|m| m.late_read_only()) {
+            protect::read_only_mount(&root, &wanted.destination)?;
+        }
+        protect::paths(&root, self.spec)?;
+        if self.spec.root().as_ref().and_then(|r| r.readonly()).unwrap_or(false) {
+            protect::read_only_mount(&root, Path::new("/"))?;
+        }
+        if self.options.no_pivot {
+            pivot::move_over(&root, self.spec)?;
+        } else {
+            pivot::pivot(&root, self.spec)?;
+        }
+        console.map_or(Ok(()), Console::take)
+    }
+
+    fn open_console(&mut self, root: &Root) -> Result<Option<Console>> {
+        let (Some(sink), Some(process)) = (self.console.take(), self.spec.process()) else { return Ok(None) };
+        let console = Console::open(root, process)?;
+        console.bind(root)?;
+        console.send_master(sink.as_fd())?;
+        Ok(Some(console))
+    }
+
+    fn run_hooks_before_pivot(&mut self) -> Result<()> {
+        let by_ckrun = ["prestart", "createRuntime"];
+        if by_ckrun.iter().any(|kind| !self.spec.hook_list(kind).is_empty()) {
+            self.channel.send(&Note::Mounted)?;
+            self.join_cgroups()?;
+            self.channel.expect(&Note::Continue)?;
+        }
+        hooks::run(self.spec, "createContainer", || self.hook_state.to_owned())
+    }
+
+    /// Waits until ckrun has put us into our cgroups; only then may a cgroup namespace be made, whose root is where its
+    /// maker is.
+    fn join_cgroups(&mut self) -> Result<()> {
+        if self.joined {
+            return Ok(());
+        }
+        self.channel.expect(&Note::Joined)?;
+        self.joined = true;
+        if self.namespaces.makes(Kind::Cgroup) {
+            unshare(CloneFlags::CLONE_NEWCGROUP).doing(|| "unshare the cgroup namespace")?;
+        }
+        Ok(())
+    }
+
+    fn become_job(&mut self) -> Result<Infallible> {
+        let Some(process) = self.spec.process() else {
+            // The runtime-spec lets a container be created, though not started, without a process.
+            self.wait_for_start()?;
+            return Err(Error::config("process", "is missing: there is nothing to start"));
+        };
+        let more_env = listen_env(self.options.listen_fds);
+        let job = Job {
+            spec: self.spec,
+            process,
+            proc: self.proc,
+            seccomp: self.seccomp,
+            keep_fds: self.options.preserve_fds + self.options.listen_fds,
+            more_env: &more_env,
+        };
+        let prepared = job.prepare()?;
+        self.wait_for_start()?;
+        hooks::run(self.spec, "startContainer", || self.hook_state.to_owned())?;
+        prepared.run(&self.channel)
+    }
+
+    /// `ckrun create` ends here, and the next word comes from `ckrun start`.
+    fn wait_for_start(&mut self) -> Result<()> {
+        prctl::set_pdeathsig(None).doing(|| "outlive ckrun")?;
+        let Some(listener) = self.start.take() else { return Ok(()) };
+        self.channel.send(&Note::Ready)?;
+        let caller = loop {
+            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Err(Errno::EINTR) => {}
+                other => break other.doing(|| "wait for ckrun start")?,
+            }
+        };
+        // SAFETY: accept4 has just made this descriptor for us alone.
+        self.channel = Channel::from(unsafe { OwnedFd::from_raw_fd(caller) });
+        Ok(())
+    }
+}
+
+/// Tells ckrun why this process gives up; the answer is its exit status.
+pub fn announce_failure(channel: &Channel, e: &Error) -> i32 {
+    // When ckrun is gone too there is nobody left to tell.
+    let _ = channel.send(&Note::Failed(e.to_string()));
+    1
+}
+
+/// The working directory of the process is made when the image lacks it, as users of other runtimes expect.
+fn make_cwd(root: &Root, spec: &Spec) -> Result<()> {
+    if let Some(process) = spec.process() {
+        root.make_dir(&clean(process.cwd()), super::root::Links::Follow)
+            .map_err(|e| Error::config("process.cwd", e.to_string()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! From a process inside the sandbox to the job: limits, identity, rights, filter, exec.
+//!
+//! The order is the kernel's. Limits and scheduling need root. The bounding set must be emptied before the capability
+//! to do so goes. The ids change with the permitted set kept, then the capability sets take their final values. A
+//! seccomp filter needs either no_new_privs or CAP_SYS_ADMIN, so without the former it comes before the last
+//! capability change; in both cases as little as possible happens after it, since it may deny anything.
+
+use super::channel::{Channel, Note};
+use super::command::Command;
+use super::procfs::Proc;
+use super::seccomp::Filter;
+use super::{caps, identity, labels, rlimits, scheduling};
+use crate::error::{Error, Result};
+use ckrun_virt::Doing;
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::unistd::{chdir, getcwd};
+use oci_spec::runtime::{Process, Spec};
+use rustix::thread::{capabilities, set_capabilities};
+use std::convert::Infallible;
+use std::os::fd::AsRawFd;
+
+/// What a process of the container is to become.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// The container's configuration.
+    pub spec: &'a Spec,
+    /// Its entry in config.json, or the one given to `ckrun exec`.
+    pub process: &'a Process,
+    /// The host's procfs, in which `self` is still this process.
+    pub proc: &'a Proc,
+    /// The compiled filter.
+    pub seccomp: Option<&'a Filter>,
+    /// How many descriptors from 3 up it keeps.
+    pub keep_fds: u32,
+    /// Environment variables besides the configured ones.
+    pub more_env: &'a [String],
+}
+
+/// A process that is the job but for the start.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    job: Job<'a>,
+    command: Command,
+    /// Those still to be taken on.
+    capabilities: Option<caps::Sets>,
+}
+
+impl<'a> Job<'a> {
+    /// Takes on the job's limits, identity and rights and finds its command. What is left for later must not fail for
+    /// a reason that could have been known now: a client wants to hear of it from `create`, not from `start`.
+    pub fn prepare(self) -> Result<Prepared<'a>> {
+        let process = self.process;
+        let nnp = process.no_new_privileges().unwrap_or(false);
+        let mut capabilities = process.capabilities().as_ref().map(caps::Sets::new);
+        scheduling::schedule(process)?;
+        scheduling::domain_and_memory(self.spec)?;
+        identity::own_streams(process.user())?;
+        rlimits::set(process.rlimits().as_deref().unwrap_or_default(), None)?;
+        if let Some(sets) = &capabilities {
+            sets.drop_bounding()?;
+            sets.keep()?;
+        }
+        identity::assume(process.user())?;
+        identity::set_umask(process.user());
+        enter_cwd(process)?;
+        let mut command = Command::find(process, self.more_env)?;
+        command.default_home(process.user().uid());
+        if nnp || self.seccomp.is_none() {
+            capabilities.take().map_or(Ok(()), |sets| sets.apply())?;
+        } else {
+            raise_permitted()?;
+        }
+        if nnp {
+            prctl::set_no_new_privs().doing(|| "set no_new_privs")?;
+        }
+        Ok(Prepared { job: self, command, capabilities })
+    }
+}
+
+impl Prepared<'_> {
+    /// Becomes the job.
+    pub fn run(self, channel: &Channel) -> Result<Infallible> {
+        labels::enter_profile(self.job.process, self.job.proc)?;
+        labels::label_next_exec(self.job.process, self.job.proc)?;
+        hide_descriptors(self.job.keep_fds)?;
+        if let Some(filter) = self.job.seccomp
+            && let Some(listener) =
+                filter.load().map_err(|e| Error::config("linux.seccomp", e.to_string()))?
+        {
+            channel.send(&Note::Listener(listener.as_raw_fd()))?;
+            channel.expect(&Note::Continue)?;
+        }
+        self.capabilities.map_or(Ok(()), |sets| sets.apply())?;
+        self.command.exec()
+    }
+}
+
+/// A change of user empties the effective set (capabilities(7)); loading a filter will need CAP_SYS_ADMIN in it.
+fn raise_permitted() -> Result<()> {
+    let mut sets = capabilities(None).doing(|| "read the capabilities")?;
+    sets.effective = sets.permitted;
+    set_capabilities(None, sets).doing(|| "raise the permitted capabilities")?;
+    Ok(())
+}
+
+/// chdir(2) as the job's user, into a directory that is really inside the container: a descriptor of the host that had
+/// leaked in could be reached as /proc/self/fd/N and would make the host's files reachable by `..`.
+fn enter_cwd(process: &Process) -> Result<()> {
+    let cwd = process.cwd();
+    if !cwd.is_absolute() {
+        return Err(Error::config("process.cwd", format!("{} is not an absolute path", cwd.display())));
+    }
+    chdir(cwd).doing(|| format!("chdir to process.cwd {}", cwd.display()))?;
+    // The kernel shows a place outside the root as "(unreachable)…", which libc turns into ENOENT (getcwd(3)).
+    match getcwd() {
+        Err(Errno::ENOENT) => {
+            Err(Error::config("process.cwd", format!("{} is outside the container", cwd.display())))
+        }
+        other => other.map(drop).doing(|| "getcwd").map_err(Error::from),
+    }
+}
+
+/// Marks every descriptor but the standard streams and the `keep` that follow them to be closed by the exec.
+fn hide_descriptors(keep: u32) -> Result<()> {
+    for number in 3..3 + keep {
+        // SAFETY: F_SETFD changes a flag of a number; one that is not open answers EBADF.
+        unsafe { libc::fcntl(number.cast_signed(), libc::F_SETFD, 0) };
+    }
+    // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed now, so no owner of a descriptor in this process is wronged.
+    let answer =
+        unsafe { libc::close_range(3 + keep, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+    Errno::result(answer).doing(|| "mark descriptors close-on-exec")?;
+    Ok(())
+}
+
+/// Gives every signal its default action and unblocks all: the job must not inherit what ckrun or its caller ignored.
+pub fn reset_signals() -> Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { sigaction(signal, &default) }.doing(|| format!("reset {signal}"))?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).doing(|| "unblock all signals")?;
+    Ok(())
+}
+
+/// For socket activation (sd_listen_fds(3)): the descriptors follow the standard streams, and the job is process 1.
+pub fn listen_env(count: u32) -> Vec<String> {
+    if count == 0 { Vec::new() } else { vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".into()] }
+}

@@ -1,0 +1,40 @@
+//! `ckrun delete`: forget a container.
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::sandbox::destroy;
+use crate::state::Status;
+
+/// Delete a container that has stopped or was never started
+///
+/// With --force a running one is killed first, one that does not exist is no error, and what a killed `ckrun create`
+/// left behind is cleared away.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  ckrun delete web\n  ckrun delete --force web")]
+pub struct Args {
+    /// Kill it if it still runs; succeed if there is none
+    #[arg(short, long)]
+    force: bool,
+    /// The container's name
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Carries it out.
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let mut entry = match context.store.find(&args.id) {
+        Err(Error::NoSuchContainer(_)) if args.force => return Ok(()),
+        found => found?,
+    };
+    entry.lock()?;
+    let Some(state) = entry.load()? else {
+        // Its maker was killed before it made anything but the directory.
+        return if args.force { entry.remove() } else { Err(Error::NoSuchContainer(args.id.clone())) };
+    };
+    let status = entry.status(&state)?;
+    if matches!(status, Status::Running | Status::Paused) && !args.force {
+        return Err(Error::WrongState { verb: "delete", id: args.id.clone(), status });
+    }
+    destroy::kill(&state)?;
+    destroy::forget(entry, &state)
+}

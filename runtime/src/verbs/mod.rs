@@ -1,0 +1,105 @@
+//! The verbs of the command line, one file each. A verb parses its words, finds its container and calls the rooms that
+//! do the work; its answer is ckrun's exit status.
+
+pub mod completions;
+pub mod create;
+pub mod delete;
+pub mod events;
+pub mod exec;
+pub mod kill;
+pub mod list;
+mod new;
+pub mod pause;
+pub mod ps;
+pub mod resume;
+pub mod run;
+pub mod start;
+pub mod state;
+pub mod update;
+
+use crate::cli::{Cli, Global, Verb};
+use crate::error::{Error, Result};
+use crate::state::{Entry, State, Status, Store};
+use std::path::Path;
+
+/// What every verb is given.
+#[derive(Debug)]
+pub struct Context {
+    /// The global options.
+    pub global: Global,
+    /// The containers.
+    pub store: Store,
+}
+
+/// Carries out a command line.
+pub fn run(cli: Cli) -> Result<i32> {
+    let store = Store::new(cli.global.root.clone());
+    let context = Context { global: cli.global, store };
+    let done = |result: Result<()>| result.map(|()| 0);
+    match cli.verb {
+        Verb::Run(args) => run::run(args, &context),
+        Verb::Create(args) => done(create::run(args, &context)),
+        Verb::Start(args) => done(start::run(&args, &context)),
+        Verb::State(args) => done(state::run(&args, &context)),
+        Verb::Kill(args) => done(kill::run(&args, &context)),
+        Verb::Delete(args) => done(delete::run(&args, &context)),
+        Verb::Exec(args) => exec::run(args, &context),
+        Verb::List(args) => done(list::run(&args, &context)),
+        Verb::Ps(args) => ps::run(&args, &context),
+        Verb::Pause(args) => done(pause::run(&args, &context)),
+        Verb::Resume(args) => done(resume::run(&args, &context)),
+        Verb::Update(args) => done(update::run(&args, &context)),
+        Verb::Events(args) => done(events::run(&args, &context)),
+        Verb::Completions(args) => done(completions::run(&args)),
+    }
+}
+
+/// A container that a verb will change: found, locked, and with its state read under the lock.
+fn lock(context: &Context, id: &str) -> Result<(Entry, State, Status)> {
+    let mut entry = context.store.find(id)?;
+    entry.lock()?;
+    let state = entry.state()?;
+    let status = entry.status(&state)?;
+    Ok((entry, state, status))
+}
+
+/// A container that a verb will only look at.
+fn look(context: &Context, id: &str) -> Result<(Entry, State, Status)> {
+    let entry = context.store.find(id)?;
+    let state = entry.state()?;
+    let status = entry.status(&state)?;
+    Ok((entry, state, status))
+}
+
+/// Refuses a verb in a state that is not among `allowed`.
+fn require(verb: &'static str, id: &str, status: Status, allowed: &[Status]) -> Result<()> {
+    if allowed.contains(&status) { Ok(()) } else { Err(Error::WrongState { verb, id: id.into(), status }) }
+}
+
+/// Writes a process id for a client: in decimal, without a newline, and whole or not at all.
+fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::Usage(format!("--pid-file {}: is not a file", path.display())))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    let new = path.with_file_name(hidden);
+    std::fs::write(&new, pid.to_string()).map_err(|e| Error::file(&new, &e))?;
+    std::fs::rename(&new, path).map_err(|e| Error::file(path, &e))
+}
+
+/// Prints JSON as clients and people like it: indented by two.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Json { path: "stdout".into(), why: e.to_string() })?;
+    print_line(&text)
+}
+
+/// Prints a line; a reader that has gone (`ckrun list | head`) is no error of ours.
+fn print_line(text: &str) -> Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::file("stdout", &e)),
+        _ => Ok(()),
+    }
+}
