@@ -19,6 +19,7 @@ pub mod identity;
 mod idmap;
 mod idmapped;
 pub mod init;
+pub mod intel_rdt;
 pub mod job;
 pub mod keyring;
 pub mod knock;
