@@ -12,6 +12,7 @@
 use crate::cgroup::Cgroups;
 use crate::config::read_json;
 use crate::error::{Error, Result};
+use crate::sandbox::intel_rdt::Group;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::{Doing, Process};
 use nix::fcntl::{Flock, FlockArg};
@@ -84,6 +85,9 @@ pub struct State {
     pub init: Option<InitProcess>,
     /// Its cgroups, from before they are made.
     pub cgroups: Cgroups,
+    /// Its resctrl groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<Group>,
     /// The container has a session keyring of its own.
     pub own_keyring: bool,
     /// ckrun ran without the host's root.

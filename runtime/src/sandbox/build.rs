@@ -2,6 +2,7 @@
 
 use super::channel::{self, Channel, Note};
 use super::init::Init;
+use super::intel_rdt::Group;
 use super::mounts::Wanted;
 use super::namespaces::Namespaces;
 use super::procfs::Proc;
@@ -85,6 +86,7 @@ pub fn build(
         owner: geteuid().as_raw(),
         init: None,
         cgroups,
+        rdt: None,
         own_keyring: !options.no_new_keyring,
         rootless: options.rootless,
     };
@@ -241,6 +243,12 @@ impl Site<'_> {
         }
         self.limit()?;
         self.state.cgroups.join(pid, self.born_in_v2)?;
+        if let Some(wanted) = spec.lx().and_then(|l| l.intel_rdt().as_ref()) {
+            let groups = Group::prepare(&self.state.id, wanted)?;
+            // Remembered before anything else can fail, or nobody would remove them.
+            self.state.rdt = Some(groups.clone());
+            groups.join(pid)?;
+        }
         netdev::move_in(spec, pid)?;
         self.entry.save(&self.state)?;
         channel.send(&Note::Joined)

@@ -1,6 +1,7 @@
 //! The end of a container.
 
 use super::hooks;
+use super::intel_rdt::Group;
 use crate::error::Result;
 use crate::state::{Entry, State, Status};
 use ckrun_virt::{Doing, Process};
@@ -14,6 +15,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Removes what a container that has ended, or never came to be, leaves on the host, and forgets it.
 pub fn forget(entry: Entry, state: &State) -> Result<()> {
     state.cgroups.remove()?;
+    state.rdt.as_ref().map_or(Ok(()), Group::remove)?;
     if let Ok(spec) = entry.spec() {
         hooks::run_leniently(&spec, "poststop", || state.for_hooks(Status::Stopped));
     }
