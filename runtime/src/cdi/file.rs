@@ -109,8 +109,8 @@ pub(super) struct IntelRdt {
     pub(super) enable_monitoring: bool,
 }
 
-/// The hooks that a description may add.
-pub(super) const HOOKS: [&str; 6] =
+/// The hooks of the runtime-spec, which are those that a description may add.
+pub const HOOKS: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
 impl File {

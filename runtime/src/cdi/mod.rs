@@ -15,6 +15,7 @@ mod name;
 mod registry;
 
 pub use edit::edit;
+pub use file::HOOKS;
 pub use name::Name;
 pub use registry::{Found, Registry};
 
