@@ -56,8 +56,8 @@ pub struct Global {
     /// Who manages cgroups
     #[arg(long, global = true, value_enum, value_name = "MANAGER")]
     pub cgroup_manager: Option<CgroupManager>,
-    /// Ignore denied cgroup access and the like: true, false, or auto (when not root)
-    #[arg(long, global = true, value_name = "BOOL", default_value = "auto", hide_default_value = true)]
+    /// Ignore denied cgroup access and the like: true, false, or auto (when not root); before the verb
+    #[arg(long, value_name = "BOOL", default_value = "auto", hide_default_value = true)]
     pub rootless: Rootless,
     /// Taken for compatibility; ckrun needs no criu
     #[arg(long, global = true, value_name = "PATH", hide = true)]
@@ -127,6 +127,8 @@ pub enum Verb {
     Resume(verbs::resume::Args),
     Update(verbs::update::Args),
     Events(verbs::events::Args),
+    Spec(verbs::spec::Args),
+    Features(verbs::features::Args),
     Completions(verbs::completions::Args),
 }
 

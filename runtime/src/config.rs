@@ -134,13 +134,23 @@ pub fn parse_json<T: DeserializeOwned>(origin: &Path, text: &[u8]) -> Result<T> 
 }
 
 /// The second reading of a text that the strict types refused: capabilities that this ckrun does not know are dropped
-/// with a warning, as the runtime-spec wants; anything else is an error that names its field.
+/// with a warning, as the runtime-spec wants; two flags that oci-spec 0.10 spells wrongly are given its spelling;
+/// anything else is an error that names its field.
 fn lenient<T: DeserializeOwned>(text: &[u8]) -> std::result::Result<T, String> {
     let mut value: serde_json::Value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
     for process in ["/process/capabilities", "/capabilities"] {
         if let Some(serde_json::Value::Object(sets)) = value.pointer_mut(process) {
             for list in sets.values_mut().filter_map(|v| v.as_array_mut()) {
                 list.retain(known_capability);
+            }
+        }
+    }
+    for flags in ["/process/scheduler/flags", "/scheduler/flags"] {
+        for flag in value.pointer_mut(flags).and_then(|v| v.as_array_mut()).into_iter().flatten() {
+            match flag.as_str() {
+                Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+                Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+                _ => {}
             }
         }
     }
@@ -155,7 +165,8 @@ fn known_capability(name: &serde_json::Value) -> bool {
     let known =
         !name.is_string() || serde_json::from_value::<oci_spec::runtime::Capability>(name.clone()).is_ok();
     if !known {
-        log::warn!("capability {name} is unknown and not granted");
+        let name = name.as_str().unwrap_or_default();
+        log::warn!("process.capabilities: ignoring unknown or unavailable capabilities: [{name}]");
     }
     known
 }

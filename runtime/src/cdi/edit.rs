@@ -209,5 +209,9 @@ fn add_hook(hooks: &mut Hooks, hook: &Hook) {
         // The last of `HOOKS`, which the name was checked against.
         _ => hooks.poststop_mut(),
     };
-    list.get_or_insert_default().push(oci);
+    let list = list.get_or_insert_default();
+    // An engine that has edited the configuration passes the annotations on all the same.
+    if !list.contains(&oci) {
+        list.push(oci);
+    }
 }

@@ -12,8 +12,8 @@ use crate::cgroup::{Cgroups, Request, default_device_rules};
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::state::{Entry, InitProcess, OCI_VERSION, State, Status, Store};
+use ckrun_virt::Process;
 use ckrun_virt::proc::Stat;
-use ckrun_virt::{Doing, Process};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
@@ -175,8 +175,8 @@ impl Site<'_> {
         };
         let (channel, theirs) = channel::pair()?;
         let pid = self.clone_init(wanted, console, listener, (&channel, theirs))?;
-        self.serve(&channel, pid)?;
-        self.watch(&channel, start)?;
+        let served = self.serve(&channel, pid).and_then(|()| self.watch(&channel, start));
+        served.map_err(|e| channel.last_words().unwrap_or(e))?;
         self.init.take().ok_or(Error::InitEnded { during: "its making", how: "without a trace".into() })
     }
 
@@ -190,10 +190,6 @@ impl Site<'_> {
         let spec = &self.bundle.spec;
         let own_userns = self.namespaces.has(Kind::User);
         let early = mounts::open_early(spec, wanted, own_userns)?;
-        let rootfs_tree = match own_userns && self.namespaces.has(Kind::Mount) {
-            true => Some(mounts::clone_path(&self.state.rootfs, true).doing(|| self.rootfs_text())?),
-            false => None,
-        };
         let proc = Proc::open()?;
         let hook_state = self.state.for_hooks(Status::Creating);
         let init = Init {
@@ -203,7 +199,6 @@ impl Site<'_> {
             namespaces: &self.namespaces,
             mounts: wanted,
             early,
-            rootfs_tree,
             cgroups: &self.state.cgroups,
             seccomp: self.seccomp.as_ref(),
             console,
@@ -228,10 +223,6 @@ impl Site<'_> {
         self.init = Some(process);
         self.born_in_v2 = born_in_v2;
         Ok(pid)
-    }
-
-    fn rootfs_text(&self) -> String {
-        format!("bind the rootfs {}", self.state.rootfs.display())
     }
 
     /// What the init can't do for itself, since it takes the host's rights or the host's view.

@@ -49,6 +49,12 @@ impl Sets {
         Sets { bounding, permitted, effective, inheritable, ambient }
     }
 
+    /// No capability at all, for a job whose configuration has no `process.capabilities`.
+    pub fn none() -> Sets {
+        let none = CapabilitySet::empty();
+        Sets { bounding: none, permitted: none, effective: none, inheritable: none, ambient: none }
+    }
+
     /// Takes everything that is not in `bounding` out of what this process and its descendants can ever get.
     ///
     /// # Errors

@@ -93,8 +93,8 @@ impl Channel {
         let mut bytes = vec![0; MAX_MESSAGE];
         let length = loop {
             match recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
-                Err(Errno::EINTR) => continue,
-                Err(Errno::ECONNRESET) => break 0,
+                // The other end has gone without reading all of ours; what it said before is still to come.
+                Err(Errno::EINTR | Errno::ECONNRESET) => continue,
                 other => break other.doing(|| "read from the other side of the sandbox")?,
             }
         };
@@ -104,6 +104,16 @@ impl Channel {
         let note = Note::decode(&bytes[..length]);
         note.map(Some)
             .ok_or_else(|| Failure::new("read from the other side of the sandbox", Errno::EBADMSG).into())
+    }
+
+    /// Why the other end has given up, if it has said so: a better reason than that it does not listen any more.
+    pub fn last_words(&self) -> Option<Error> {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let length = recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
+        match Note::decode(&bytes[..length])? {
+            Note::Failed(why) => Some(Error::Init(why)),
+            _ => self.last_words(),
+        }
     }
 
     /// Waits for exactly `note`, in the init: anything else means that the parent has given up.

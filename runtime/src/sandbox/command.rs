@@ -28,8 +28,8 @@ impl Command {
     pub fn find(process: &Process, more_env: &[String]) -> Result<Command> {
         let args = process.args().as_deref().unwrap_or_default();
         let name = args.first().ok_or_else(|| Error::config("process.args", "is empty"))?;
-        let env: Vec<&String> = process.env().iter().flatten().chain(more_env).collect();
-        let path = env.iter().rev().find_map(|var| var.strip_prefix("PATH=")).unwrap_or("");
+        let env = last_of_each(process.env().iter().flatten().chain(more_env));
+        let path = env.iter().find_map(|var| var.strip_prefix("PATH=")).unwrap_or("");
         let file = if name.contains('/') { check(name)? } else { search(name, path)? };
         Ok(Command {
             name: name.clone(),
@@ -52,6 +52,20 @@ impl Command {
         let Err(errno) = nix::unistd::execve(&self.file, &self.args, &self.env);
         Err(Error::Exec { command: self.name.clone(), why: text(errno) })
     }
+}
+
+/// A variable that is set twice has its last value: getenv(3) would return the first.
+fn last_of_each<'a>(variables: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+    let name = |variable: &str| variable.split('=').next().map(str::len);
+    let mut env: Vec<&String> = Vec::new();
+    for variable in variables {
+        let length = name(variable).unwrap_or(0);
+        match env.iter_mut().find(|v| name(v) == Some(length) && v[..length] == variable[..length]) {
+            Some(earlier) => *earlier = variable,
+            None => env.push(variable),
+        }
+    }
+    env
 }
 
 /// The home directory of `uid` in the container's /etc/passwd (passwd(5)).

@@ -8,9 +8,10 @@ use ckrun_virt::{Doing, Process};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 /// How long a killed process may take to be gone; it may be in the middle of a core dump or of a large munmap.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Removes what a container that has ended, or never came to be, leaves on the host, and forgets it.
 pub fn forget(entry: Entry, state: &State) -> Result<()> {
@@ -29,13 +30,18 @@ pub fn kill(state: &State) -> Result<()> {
     init.signal(Signal::SIGKILL)?;
     // On cgroup v1 a frozen process does not even die.
     state.cgroups.thaw()?;
-    wait(&init)
+    wait(&init, PATIENCE)?;
+    Ok(())
 }
 
-/// Waits for the end of a process.
-fn wait(process: &Process) -> Result<()> {
+/// Whether the container's init ends within this time, by itself.
+pub fn ends_within(state: &State, limit: Duration) -> Result<bool> {
+    state.process().map_or(Ok(true), |init| wait(&init, limit))
+}
+
+/// Waits for the end of a process; false when that takes longer.
+fn wait(process: &Process, limit: Duration) -> Result<bool> {
     let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
-    poll(&mut fds, patience).doing(|| format!("wait for the end of process {}", process.pid()))?;
-    Ok(())
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    Ok(poll(&mut fds, limit).doing(|| format!("wait for the end of process {}", process.pid()))? > 0)
 }

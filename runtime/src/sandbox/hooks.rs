@@ -2,13 +2,12 @@
 
 use crate::config::Ask;
 use crate::error::{Error, Result};
-use ckrun_virt::Process;
 use ckrun_virt::error::text;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, Process, Spec};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -25,7 +24,17 @@ pub fn run(spec: &Spec, kind: &'static str, state: impl FnOnce() -> String) -> R
         return Ok(());
     }
     let state = state();
-    hooks.iter().try_for_each(|hook| run_one(hook, kind, &state))
+    hooks.iter().try_for_each(|hook| run_one(hook, kind, &state, None))
+}
+
+/// Runs the `startContainer` hooks, which belong to the job: without an environment of their own they have its.
+pub fn run_in_job(spec: &Spec, process: &Process, state: impl FnOnce() -> String) -> Result<()> {
+    let hooks = spec.hook_list("startContainer");
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let state = state();
+    hooks.iter().try_for_each(|hook| run_one(hook, "startContainer", &state, process.env().as_deref()))
 }
 
 /// Runs all hooks of a kind whose failure must not stop anything (`poststart`, `poststop`): it is only logged.
@@ -36,20 +45,20 @@ pub fn run_leniently(spec: &Spec, kind: &'static str, state: impl FnOnce() -> St
     }
     let state = state();
     for hook in hooks {
-        if let Err(e) = run_one(hook, kind, &state) {
+        if let Err(e) = run_one(hook, kind, &state, None) {
             log::warn!("{e}");
         }
     }
 }
 
-fn run_one(hook: &Hook, kind: &'static str, state: &str) -> Result<()> {
+fn run_one(hook: &Hook, kind: &'static str, state: &str, default_env: Option<&[String]>) -> Result<()> {
     let failed = |why: String| Error::Hook { kind, path: hook.path().clone(), why };
     let started = Instant::now();
     let mut command = Command::new(hook.path());
     if let Some((name, args)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(name).args(args);
     }
-    if let Some(env) = hook.env() {
+    if let Some(env) = hook.env().as_deref().or(default_env) {
         command.env_clear().envs(env.iter().map(|var| var.split_once('=').unwrap_or((var, ""))));
     }
     let mut child =
@@ -86,7 +95,7 @@ fn run_one(hook: &Hook, kind: &'static str, state: &str) -> Result<()> {
 /// Waits for a child through its pidfd, which becomes readable when it ends.
 fn ended_within(child: &Child, started: Instant, limit: Duration) -> bool {
     let pid = Pid::from_raw(child.id().cast_signed());
-    let Some(process) = Process::open_now(pid) else { return true };
+    let Some(process) = ckrun_virt::Process::open_now(pid) else { return true };
     loop {
         let Some(left) = limit.checked_sub(started.elapsed()) else { return false };
         let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];

@@ -6,7 +6,7 @@
 
 use super::channel::{Channel, Note};
 use super::console::Console;
-use super::job::{Job, listen_env, reset_signals};
+use super::job::{Job, reset_signals};
 use super::mounts::{Mounts, Wanted};
 use super::namespaces::Namespaces;
 use super::procfs::Proc;
@@ -44,8 +44,6 @@ pub struct Init<'a> {
     pub mounts: &'a [Wanted<'a>],
     /// Trees for some of them, see [`super::mounts::open_early`].
     pub early: Vec<Option<OwnedFd>>,
-    /// The rootfs, if ckrun has to open it.
-    pub rootfs_tree: Option<OwnedFd>,
     /// Where the container's cgroups are.
     pub cgroups: &'a Cgroups,
     /// The compiled seccomp filter.
@@ -134,7 +132,7 @@ impl Init<'_> {
 
     /// Builds the file system tree and makes it the root.
     fn furnish(&mut self) -> Result<()> {
-        let root = pivot::prepare(self.spec, &self.rootfs, self.rootfs_tree.take())?;
+        let root = pivot::prepare(self.spec, &self.rootfs)?;
         let mut mounts = Mounts {
             root: &root,
             spec: self.spec,
@@ -206,18 +204,18 @@ impl Init<'_> {
             self.wait_for_start()?;
             return Err(Error::config("process", "is missing: there is nothing to start"));
         };
-        let more_env = listen_env(self.options.listen_fds);
+        let more_env = self.options.inherited.env();
         let job = Job {
             spec: self.spec,
             process,
             proc: self.proc,
             seccomp: self.seccomp,
-            keep_fds: self.options.preserve_fds + self.options.listen_fds,
+            keep_fds: &self.options.inherited.fds,
             more_env: &more_env,
         };
         let prepared = job.prepare()?;
         self.wait_for_start()?;
-        hooks::run(self.spec, "startContainer", || self.hook_state.to_owned())?;
+        hooks::run_in_job(self.spec, process, || self.hook_state.to_owned())?;
         prepared.run(&self.channel)
     }
 

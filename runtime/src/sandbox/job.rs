@@ -19,7 +19,7 @@ use nix::unistd::{chdir, getcwd};
 use oci_spec::runtime::{Process, Spec};
 use rustix::thread::{capabilities, set_capabilities};
 use std::convert::Infallible;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 /// What a process of the container is to become.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +32,8 @@ pub struct Job<'a> {
     pub proc: &'a Proc,
     /// The compiled filter.
     pub seccomp: Option<&'a Filter>,
-    /// How many descriptors from 3 up it keeps.
-    pub keep_fds: u32,
+    /// The descriptors that it keeps besides the standard streams.
+    pub keep_fds: &'a [RawFd],
     /// Environment variables besides the configured ones.
     pub more_env: &'a [String],
 }
@@ -53,29 +53,29 @@ impl<'a> Job<'a> {
     pub fn prepare(self) -> Result<Prepared<'a>> {
         let process = self.process;
         let nnp = process.no_new_privileges().unwrap_or(false);
-        let mut capabilities = process.capabilities().as_ref().map(caps::Sets::new);
+        let sets = process.capabilities().as_ref().map_or_else(caps::Sets::none, caps::Sets::new);
         scheduling::schedule(process)?;
         scheduling::domain_and_memory(self.spec)?;
         identity::own_streams(process.user())?;
         rlimits::set(process.rlimits().as_deref().unwrap_or_default(), None)?;
-        if let Some(sets) = &capabilities {
-            sets.drop_bounding()?;
-            sets.keep()?;
-        }
+        sets.drop_bounding()?;
+        sets.keep()?;
         identity::assume(process.user())?;
         identity::set_umask(process.user());
         enter_cwd(process)?;
         let mut command = Command::find(process, self.more_env)?;
         command.default_home(process.user().uid());
-        if nnp || self.seccomp.is_none() {
-            capabilities.take().map_or(Ok(()), |sets| sets.apply())?;
+        let later = if nnp || self.seccomp.is_none() {
+            sets.apply()?;
+            None
         } else {
             raise_permitted()?;
-        }
+            Some(sets)
+        };
         if nnp {
             prctl::set_no_new_privs().doing(|| "set no_new_privs")?;
         }
-        Ok(Prepared { job: self, command, capabilities })
+        Ok(Prepared { job: self, command, capabilities: later })
     }
 }
 
@@ -122,16 +122,16 @@ fn enter_cwd(process: &Process) -> Result<()> {
     }
 }
 
-/// Marks every descriptor but the standard streams and the `keep` that follow them to be closed by the exec.
-fn hide_descriptors(keep: u32) -> Result<()> {
-    for number in 3..3 + keep {
-        // SAFETY: F_SETFD changes a flag of a number; one that is not open answers EBADF.
-        unsafe { libc::fcntl(number.cast_signed(), libc::F_SETFD, 0) };
-    }
+/// Marks every descriptor but the standard streams and those in `keep` to be closed by the exec.
+fn hide_descriptors(keep: &[RawFd]) -> Result<()> {
     // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed now, so no owner of a descriptor in this process is wronged.
-    let answer =
-        unsafe { libc::close_range(3 + keep, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
+    let answer = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
     Errno::result(answer).doing(|| "mark descriptors close-on-exec")?;
+    for number in keep {
+        // SAFETY: F_SETFD changes a flag of a number, and the flag of these is ours to change.
+        let answer = unsafe { libc::fcntl(*number, libc::F_SETFD, 0) };
+        Errno::result(answer).doing(|| format!("pass descriptor {number} on"))?;
+    }
     Ok(())
 }
 
@@ -146,7 +146,32 @@ pub fn reset_signals() -> Result<()> {
     Ok(())
 }
 
-/// For socket activation (sd_listen_fds(3)): the descriptors follow the standard streams, and the job is process 1.
-pub fn listen_env(count: u32) -> Vec<String> {
-    if count == 0 { Vec::new() } else { vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".into()] }
+/// Descriptors of the caller that a job is to have.
+#[derive(Debug, Clone, Default)]
+pub struct Inherited {
+    /// Their numbers.
+    pub fds: Vec<RawFd>,
+    /// How many of them are for socket activation.
+    listen: u32,
+}
+
+impl Inherited {
+    /// Those of the caller's from 3 up: `LISTEN_FDS` of them for socket activation (sd_listen_fds(3)), if `listen`, and
+    /// `preserve` more. Numbers that are not open are left out. It must be asked before ckrun opens anything itself.
+    pub fn find(preserve: u32, listen: bool) -> Inherited {
+        let count = || std::env::var("LISTEN_FDS").ok()?.parse().ok();
+        let listen = if listen { count().unwrap_or(0) } else { 0 };
+        let end = 3 + preserve.saturating_add(listen).min(1 << 20).cast_signed();
+        // SAFETY: F_GETFD only asks; a number that is not open answers EBADF.
+        let open = |number: &RawFd| unsafe { libc::fcntl(*number, libc::F_GETFD) } != -1;
+        Inherited { fds: (3..end).filter(open).collect(), listen }
+    }
+
+    /// What tells the job of them: it is process 1.
+    pub fn env(&self) -> Vec<String> {
+        match self.listen {
+            0 => Vec::new(),
+            count => vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".into()],
+        }
+    }
 }

@@ -50,10 +50,8 @@ pub struct Options {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
-    /// How many descriptors from 3 up the job keeps.
-    pub preserve_fds: u32,
-    /// How many more it gets by socket activation.
-    pub listen_fds: u32,
+    /// Descriptors of the caller that the job keeps.
+    pub inherited: job::Inherited,
     /// cgroups are made by systemd.
     pub systemd_cgroup: bool,
     /// No cgroups at all.

@@ -93,9 +93,17 @@ pub fn open_early(spec: &Spec, wanted: &[Wanted<'_>], own_userns: bool) -> Resul
         .iter()
         .map(|mount| {
             let early = mount.options.bind && (own_userns || mount.options.idmap.is_some() || has_map(mount));
-            early.then(|| open_source(spec, mount)).transpose()
+            early.then(|| open_unshared(spec, mount)).transpose()
         })
         .collect()
+}
+
+/// A copy of a shared mount of the host would stay its peer, and what is mounted below it would appear on the host.
+fn open_unshared(spec: &Spec, wanted: &Wanted<'_>) -> Result<OwnedFd> {
+    let tree = open_source(spec, wanted)?;
+    let attr = MountAttr { propagation: libc::MS_SLAVE, ..Default::default() };
+    mount_setattr(tree.as_fd(), true, attr).doing(|| format!("{}: propagation", wanted.field))?;
+    Ok(tree)
 }
 
 fn has_map(mount: &Wanted<'_>) -> bool {

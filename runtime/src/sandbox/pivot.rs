@@ -13,7 +13,7 @@ use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, move_mount};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// `linux.rootfsPropagation` as `MS_*` flags.
@@ -45,8 +45,8 @@ pub fn propagation(spec: &Spec) -> Result<Option<u64>> {
 }
 
 /// Cuts the new mount namespace off the host's, as far as the configuration wants, and makes the rootfs a mount of its
-/// own. `tree` is the rootfs if ckrun has opened it already.
-pub fn prepare(spec: &Spec, rootfs: &Path, tree: Option<OwnedFd>) -> Result<Root> {
+/// own.
+pub fn prepare(spec: &Spec, rootfs: &Path) -> Result<Root> {
     let wanted = propagation(spec)?;
     // An unbindable rootfs could not be bound; it becomes unbindable at the end.
     let first = match wanted {
@@ -57,10 +57,7 @@ pub fn prepare(spec: &Spec, rootfs: &Path, tree: Option<OwnedFd>) -> Result<Root
     if first & MS_SHARED != 0 {
         isolate_parent(rootfs)?;
     }
-    let tree = match tree {
-        Some(tree) => tree,
-        None => clone_path(rootfs, true).doing(|| format!("bind the rootfs {}", rootfs.display()))?,
-    };
+    let tree = clone_path(rootfs, true).doing(|| format!("bind the rootfs {}", rootfs.display()))?;
     let place = openat(CWD, rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| format!("open the rootfs {}", rootfs.display()))?;
     attach_fd(tree.as_fd(), place.as_fd()).doing(|| format!("mount the rootfs {}", rootfs.display()))?;

@@ -232,6 +232,7 @@ fn set_memory_policy(wanted: &LinuxMemoryPolicy) -> Result<()> {
 fn run_on(field: &str, cpus: Option<&str>) -> Result<()> {
     let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) else { return Ok(()) };
     let mask = list(field, cpus)?;
+    log::debug!("{field}: affinity: 0x{:x}", mask.first().copied().unwrap_or(0));
     // SAFETY: the mask and its size in bytes; 0 is the calling thread.
     let set =
         unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(mask.as_slice()), mask.as_ptr()) };

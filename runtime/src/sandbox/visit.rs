@@ -3,7 +3,7 @@
 use super::channel::{self, Channel, Note};
 use super::console::Console;
 use super::init::announce_failure;
-use super::job::{Job, reset_signals};
+use super::job::{Inherited, Job, reset_signals};
 use super::namespaces::{flag, spawn};
 use super::procfs::Proc;
 use super::root::Root;
@@ -38,8 +38,8 @@ pub struct Visit<'a> {
     pub process: &'a Entry,
     /// Where the master of its terminal goes.
     pub console: Option<OwnedFd>,
-    /// How many descriptors from 3 up it keeps.
-    pub preserve_fds: u32,
+    /// Descriptors of the caller that it keeps.
+    pub inherited: Inherited,
     /// A directory below the container's cgroup to run in.
     pub sub_cgroup: Option<&'a str>,
 }
@@ -68,6 +68,7 @@ impl Visit<'_> {
         match self.serve(&ours, &child, cgroup.is_some()) {
             Ok(()) => Ok(child),
             Err(e) => {
+                let e = ours.last_words().unwrap_or(e);
                 child.signal(Signal::SIGKILL)?;
                 let _ = waitpid(child.pid(), None);
                 Err(e)
@@ -125,7 +126,7 @@ impl Visit<'_> {
             proc,
             process: self.process,
             seccomp,
-            keep_fds: self.preserve_fds,
+            keep_fds: &self.inherited.fds,
             more_env: &[],
         };
         let prepared = job.prepare()?;

@@ -23,11 +23,11 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<()> {
+    let options = args.new.options(context);
     let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
     args.new.wants_terminal(&bundle, true)?;
     let console = args.new.console_socket.as_deref().map(console::connect_socket).transpose()?;
-    let built =
-        build(&context.store, &args.id, &bundle, &args.new.options(context), Start::OnDemand, console)?;
+    let built = build(&context.store, &args.id, &bundle, &options, Start::OnDemand, console)?;
     if let Some(path) = &args.new.pid_file
         && let Err(e) = write_pid_file(path, built.init.pid().as_raw())
     {

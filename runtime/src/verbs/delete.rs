@@ -4,6 +4,7 @@ use super::Context;
 use crate::error::{Error, Result};
 use crate::sandbox::destroy;
 use crate::state::Status;
+use std::time::Duration;
 
 /// Delete a container that has stopped or was never started
 ///
@@ -20,6 +21,10 @@ pub struct Args {
     id: String,
 }
 
+/// A job that has just been killed, or has nothing left to do, is gone in a moment: `ckrun kill X KILL; ckrun delete X`
+/// is to work without a wait in between.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// Carries it out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut entry = match context.store.find(&args.id) {
@@ -31,7 +36,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         // Its maker was killed before it made anything but the directory.
         return if args.force { entry.remove() } else { Err(Error::NoSuchContainer(args.id.clone())) };
     };
-    let status = entry.status(&state)?;
+    let mut status = entry.status(&state)?;
+    if status == Status::Running && !args.force && destroy::ends_within(&state, GRACE)? {
+        status = Status::Stopped;
+    }
     if matches!(status, Status::Running | Status::Paused) && !args.force {
         return Err(Error::WrongState { verb: "delete", id: args.id.clone(), status });
     }

@@ -5,6 +5,7 @@ use crate::config::{Ask, read_json};
 use crate::error::{Error, Result};
 use crate::foreground::Foreground;
 use crate::sandbox::console;
+use crate::sandbox::job::Inherited;
 use crate::sandbox::visit::Visit;
 use crate::state::Status;
 use oci_spec::runtime::{Capability, Process, Spec};
@@ -81,6 +82,7 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<i32> {
+    let inherited = Inherited::find(args.preserve_fds, false);
     let (entry, state, status) = look(context, &args.id)?;
     let allowed: &[Status] = match args.ignore_paused {
         true => &[Status::Running, Status::Created, Status::Paused],
@@ -119,7 +121,7 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
         init: &init,
         process: &process,
         console,
-        preserve_fds: args.preserve_fds,
+        inherited,
         sub_cgroup: args.cgroup.as_deref(),
     };
     let child = visit.start()?;

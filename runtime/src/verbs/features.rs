@@ -1,8 +1,20 @@
-//! What this ckrun can do, for the programs that call it: the features structure of the runtime-spec.
+//! `ckrun features`: what this ckrun can do, for the programs that call it.
 
+use super::print_json;
+use crate::error::Result;
 use crate::sandbox::{mount_options, seccomp};
 use crate::state::OCI_VERSION;
 use serde_json::{Value, json};
+
+/// Print what this ckrun supports, as the features structure of the runtime-spec
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  ckrun features | jq .linux.seccomp")]
+pub struct Args {}
+
+/// Carries it out.
+pub fn run(_: &Args) -> Result<()> {
+    print_json(&features())
+}
 
 /// The features structure. It tells what ckrun knows, not what this host has; only the flags of seccomp filters are
 /// asked of the kernel, as the runtime-spec wants.

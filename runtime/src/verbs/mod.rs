@@ -52,6 +52,8 @@ pub fn run(cli: Cli) -> Result<i32> {
         Verb::Resume(args) => done(resume::run(&args, &context)),
         Verb::Update(args) => done(update::run(&args, &context)),
         Verb::Events(args) => done(events::run(&args, &context)),
+        Verb::Spec(args) => done(spec::run(&args)),
+        Verb::Features(args) => done(features::run(&args)),
         Verb::Completions(args) => done(completions::run(&args)),
     }
 }

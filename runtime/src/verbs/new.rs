@@ -5,6 +5,7 @@ use crate::cdi;
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::sandbox::Options;
+use crate::sandbox::job::Inherited;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
@@ -51,14 +52,12 @@ impl NewArgs {
         Ok(bundle)
     }
 
-    /// The sandbox's options. `LISTEN_FDS` of the caller adds descriptors to pass (sd_listen_fds(3)).
+    /// The sandbox's options. To be called first of all, see [`Inherited::find`].
     pub fn options(&self, context: &Context) -> Options {
-        let listen = std::env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
         Options {
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
-            preserve_fds: self.preserve_fds,
-            listen_fds: listen,
+            inherited: Inherited::find(self.preserve_fds, true),
             systemd_cgroup: context.global.systemd(),
             no_cgroups: context.global.cgroup_manager == Some(crate::cli::CgroupManager::Disabled),
             rootless: context.global.is_rootless(),

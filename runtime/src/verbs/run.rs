@@ -30,6 +30,7 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<i32> {
+    let options = args.new.options(context);
     let (dir, id) = bundle_and_id(args.new.bundle.as_deref(), args.word.as_deref());
     let bundle = args.new.load(&dir)?;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;
@@ -39,7 +40,7 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
         (None, Some(foreground)) if terminal => Some(foreground.offer_terminal()?),
         _ => None,
     };
-    let built = build(&context.store, &id, &bundle, &args.new.options(context), Start::AtOnce, console)?;
+    let built = build(&context.store, &id, &bundle, &options, Start::AtOnce, console)?;
     if let Some(path) = &args.new.pid_file
         && let Err(e) = write_pid_file(path, built.init.pid().as_raw())
     {

@@ -1,7 +1,34 @@
-//! A config.json to begin with.
+//! `ckrun spec`: a config.json to begin with.
 
+use crate::error::{Error, Result};
 use nix::unistd::{getegid, geteuid};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Write a config.json to begin with
+///
+/// The file is never overwritten.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mkdir -p bundle/rootfs && ckrun spec --bundle bundle")]
+pub struct Args {
+    /// The directory to write it to [default: the current directory]
+    #[arg(short, long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// For an ordinary user, who becomes root in a user namespace
+    #[arg(long)]
+    rootless: bool,
+}
+
+/// Carries it out.
+pub fn run(args: &Args) -> Result<()> {
+    let path = args.bundle.as_deref().unwrap_or(Path::new(".")).join("config.json");
+    let text = serde_json::to_string_pretty(&template(args.rootless))
+        .map_err(|e| Error::Json { path: path.clone(), why: e.to_string() })?;
+    let mut file = File::create_new(&path).map_err(|e| Error::file(&path, &e))?;
+    file.write_all(text.as_bytes()).map_err(|e| Error::file(&path, &e))
+}
 
 /// A configuration that runs a shell, with little privilege; what `runc spec` writes, for the newest runtime-spec.
 /// `rootless`: for a caller without privilege, who becomes root in a user namespace of his own.
