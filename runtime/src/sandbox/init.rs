@@ -104,6 +104,8 @@ impl Init<'_> {
         if self.namespaces.makes(Kind::User) {
             self.channel.expect(&Note::Mapped)?;
         }
+        // While we still are the owner of our /proc/self, which the next change of ids ends.
+        self.namespaces.make_time(self.spec)?;
         if self.namespaces.has(Kind::User) {
             // The ids of the new user namespace's root; files made from now on are its.
             let (root, wheel) = (Uid::from_raw(0), Gid::from_raw(0));
@@ -114,8 +116,7 @@ impl Init<'_> {
             // A change of credentials clears the parent-death signal (prctl(2)).
             prctl::set_pdeathsig(Signal::SIGKILL).doing(|| "ask for a signal at ckrun's death")?;
         }
-        self.namespaces.enter_rest()?;
-        self.namespaces.make_time(self.spec)
+        self.namespaces.enter_rest()
     }
 
     fn name_host(&self) -> Result<()> {
@@ -213,7 +214,8 @@ impl Init<'_> {
             keep_fds: &self.options.inherited.fds,
             more_env: &more_env,
         };
-        let prepared = job.prepare()?;
+        let mut prepared = job.prepare()?;
+        prepared.introduce(&self.channel)?;
         self.wait_for_start()?;
         hooks::run_in_job(self.spec, process, || self.hook_state.to_owned())?;
         prepared.run(&self.channel)

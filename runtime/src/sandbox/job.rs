@@ -45,6 +45,8 @@ pub struct Prepared<'a> {
     command: Command,
     /// Those still to be taken on.
     capabilities: Option<caps::Sets>,
+    /// The filter is loaded.
+    confined: bool,
 }
 
 impl<'a> Job<'a> {
@@ -75,25 +77,36 @@ impl<'a> Job<'a> {
         if nnp {
             prctl::set_no_new_privs().doing(|| "set no_new_privs")?;
         }
-        Ok(Prepared { job: self, command, capabilities: later })
+        Ok(Prepared { job: self, command, capabilities: later, confined: false })
     }
 }
 
 impl Prepared<'_> {
+    /// Loads the filter now if an agent is to have its listener: clients expect that to be done by `create`. Any other
+    /// filter waits until the last moment.
+    pub fn introduce(&mut self, channel: &Channel) -> Result<()> {
+        if self.job.seccomp.is_some_and(Filter::notifies) { self.confine(channel) } else { Ok(()) }
+    }
+
     /// Becomes the job.
-    pub fn run(self, channel: &Channel) -> Result<Infallible> {
-        labels::enter_profile(self.job.process, self.job.proc)?;
-        labels::label_next_exec(self.job.process, self.job.proc)?;
-        hide_descriptors(self.job.keep_fds)?;
-        if let Some(filter) = self.job.seccomp
-            && let Some(listener) =
-                filter.load().map_err(|e| Error::config("linux.seccomp", e.to_string()))?
-        {
-            channel.send(&Note::Listener(listener.as_raw_fd()))?;
-            channel.expect(&Note::Continue)?;
+    pub fn run(mut self, channel: &Channel) -> Result<Infallible> {
+        if !self.confined {
+            self.confine(channel)?;
         }
         self.capabilities.map_or(Ok(()), |sets| sets.apply())?;
         self.command.exec()
+    }
+
+    fn confine(&mut self, channel: &Channel) -> Result<()> {
+        self.confined = true;
+        labels::enter_profile(self.job.process, self.job.proc)?;
+        labels::label_next_exec(self.job.process, self.job.proc)?;
+        hide_descriptors(self.job.keep_fds)?;
+        let Some(filter) = self.job.seccomp else { return Ok(()) };
+        let loaded = filter.load().map_err(|e| Error::config("linux.seccomp", e.to_string()))?;
+        let Some(listener) = loaded else { return Ok(()) };
+        channel.send(&Note::Listener(listener.as_raw_fd()))?;
+        channel.expect(&Note::Continue)
     }
 }
 

@@ -161,7 +161,7 @@ impl Mounts<'_> {
         let target = target.map_err(|e| match e.errno {
             Errno::ELOOP if links == Links::Refuse => Error::config(
                 &wanted.field,
-                format!("{} must not be a symlink in the container", wanted.kind),
+                format!("{} must be mounted on ordinary directory, and this is a symlink", wanted.kind),
             ),
             _ => Error::config(&wanted.field, e.to_string()),
         })?;

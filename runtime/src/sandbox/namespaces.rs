@@ -153,6 +153,7 @@ impl Namespaces {
         for (clock, offset) in offsets.into_iter().flatten() {
             let line = format!("{clock} {} {}\n", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
             std::fs::write("/proc/self/timens_offsets", line)
+                .doing(|| "write /proc/self/timens_offsets")
                 .map_err(|e| Error::config(format!("linux.timeOffsets.{clock}"), e.to_string()))?;
         }
         // The offsets can be written only as long as nobody is inside; from now on they stand.
