@@ -50,17 +50,18 @@ impl Cgroups {
             .map_err(Error::from)
     }
 
-    /// Thaws the container, whichever freezer froze it. Thawing what isn't frozen is fine.
+    /// Thaws the container, whichever freezer froze it. Thawing what isn't frozen, or is gone, is fine.
     ///
     /// # Errors
     /// The kernel's.
     pub fn thaw(&self) -> Result<()> {
-        if let Some(dir) = self.v2() {
-            io::write(&dir.path, "cgroup.freeze", "0")
-                .doing(|| format!("thaw cgroup {}", dir.path.display()))?;
-        }
-        if let Some(dir) = self.v1("freezer") {
-            io::write(&dir.path, STATE, "THAWED").doing(|| format!("thaw cgroup {}", dir.path.display()))?;
+        let files = [(self.v2(), "cgroup.freeze", "0"), (self.v1("freezer"), STATE, "THAWED")];
+        for (dir, file, value) in files {
+            let Some(dir) = dir else { continue };
+            match io::write(&dir.path, file, value) {
+                Err(Errno::ENOENT | Errno::ENODEV) => {}
+                result => result.doing(|| format!("thaw cgroup {}", dir.path.display()))?,
+            }
         }
         Ok(())
     }

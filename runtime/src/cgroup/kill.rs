@@ -48,7 +48,7 @@ impl Cgroups {
         if froze {
             self.thaw()?;
         }
-        sent.map(drop)
+        sent
     }
 
     /// Kills what is left in the cgroups that `create` made and removes them, with what is below them; it leaves alone
@@ -70,27 +70,25 @@ impl Cgroups {
     }
 
     fn clear(&self, dir: &Dir, deadline: Instant) -> Result<()> {
-        let mut pause = Duration::from_micros(500);
+        let mut pause = Duration::ZERO;
         loop {
             // The usual case, a container that has ended, costs one rmdir.
-            let errno = match remove_tree(&dir.path) {
-                Ok(()) => return Ok(()),
-                Err(errno) => errno,
-            };
-            if errno != Errno::EBUSY || Instant::now() > deadline {
-                return Err(Failure::new(format!("remove cgroup {}", dir.path.display()), errno).into());
+            match remove_tree(&dir.path) {
+                Err(Errno::EBUSY) if Instant::now() < deadline => {}
+                result => return Ok(result.doing(|| format!("remove cgroup {}", dir.path.display()))?),
             }
-            self.empty(dir, deadline)?;
             // A process may still hold its cgroup between the moment that its end is reported and the end of its
-            // last context switch, for which v1 has no event.
+            // last context switch, for which there is no event.
             std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
+            pause = (pause * 2).clamp(Duration::from_micros(500), Duration::from_millis(50));
+            self.empty(dir, deadline)?;
         }
     }
 
     /// Kills until nobody is in `dir` or below.
     fn empty(&self, dir: &Dir, deadline: Instant) -> Result<()> {
         let mut found = pids_below(&dir.path)?;
+        let mut rounds = 0;
         while !found.is_empty() {
             if found.contains(&Pid::this()) {
                 return Err(alive(dir, "ckrun itself is in it"));
@@ -102,20 +100,24 @@ impl Cgroups {
                     .doing(|| format!("wait for the processes in {}", dir.path.display()))?;
                 return if empty { Ok(()) } else { Err(alive(dir, "they don't die of SIGKILL")) };
             }
-            let mut await_end = |batch: Vec<Process>| {
-                // Only a thawed process dies, and it must die before the next batch is opened.
-                freezer::thaw_to_die(self);
-                await_all(&batch, deadline);
-            };
-            let reached = pass(&dir.path, libc::SIGKILL, &mut await_end)?;
+            // Who forked just now is reached in the next round, which holds everybody still.
+            let froze = rounds > 0 && self.freezer().is_some_and(|dir| !dir.existed) && self.freeze().is_ok();
+            let mut dying = Vec::new();
+            pass(&dir.path, libc::SIGKILL, &mut |batch| dying = batch)?;
+            if froze {
+                self.thaw()?;
+            }
+            freezer::thaw_to_die(self);
+            await_all(&dying, deadline);
             if Instant::now() > deadline {
                 return Err(alive(dir, "they don't die of SIGKILL"));
             }
             found = pids_below(&dir.path)?;
-            if reached == 0 && found.iter().all(|pid| pid.as_raw() == 0) && !found.is_empty() {
-                // The kernel lists 0 for a process outside of the reader's pid namespace.
+            if !found.is_empty() && found.iter().all(|pid| pid.as_raw() == 0) {
+                // So the kernel lists a process outside of the reader's pid namespace.
                 return Err(alive(dir, "they belong to another pid namespace"));
             }
+            rounds += 1;
         }
         Ok(())
     }
@@ -127,10 +129,8 @@ fn alive(dir: &Dir, why: &str) -> Error {
 }
 
 /// Sends `signal` once to every process in `directory` and below, and hands what was reached to `then`, in batches.
-/// Returns how many were reached.
-fn pass(directory: &Path, signal: i32, then: &mut dyn FnMut(Vec<Process>)) -> Result<usize> {
+fn pass(directory: &Path, signal: i32, then: &mut dyn FnMut(Vec<Process>)) -> Result<()> {
     let own = Pid::this();
-    let mut reached = 0;
     for member in tree(directory)? {
         let listed = listed(&member)?;
         for batch in listed.chunks(BATCH) {
@@ -144,14 +144,14 @@ fn pass(directory: &Path, signal: i32, then: &mut dyn FnMut(Vec<Process>)) -> Re
             open.retain(|process| still.contains(&process.pid()));
             for process in &open {
                 match process.signal_number(signal) {
-                    Err(failure) if failure.errno != Errno::ESRCH => return Err(failure.into()),
-                    _ => reached += 1,
+                    Err(failure) if failure.errno == Errno::ESRCH => {}
+                    result => result?,
                 }
             }
             then(open);
         }
     }
-    Ok(reached)
+    Ok(())
 }
 
 /// Waits until all of `processes` have ended: a pidfd becomes readable then.
@@ -225,10 +225,11 @@ fn children(directory: &Path) -> Io<Vec<PathBuf>> {
 /// Removes a cgroup and those below it, all of which must be empty.
 fn remove_tree(directory: &Path) -> Io<()> {
     let rmdir = |path: &Path| match rustix::fs::rmdir(path).map_err(io::errno) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
         // A child in it may be the reason, as well as a process.
         Err(Errno::EBUSY | Errno::ENOTEMPTY) => Err(Errno::EBUSY),
-        Err(errno) => Err(errno),
+        // Where nothing may be removed the kernel says that first, even of what isn't there.
+        Err(errno) if io::exists(path) => Err(errno),
+        _ => Ok(()),
     };
     match rmdir(directory) {
         Err(Errno::EBUSY) => {}

@@ -115,7 +115,8 @@ impl Knobs<'_> {
         let dir = self.dir.ok_or(Errno::ENODEV)?;
         match (io::write(dir, file, value), self.mount) {
             (Err(Errno::ENOENT), Some(mount)) if !self.v1 => {
-                v2::enable(mount, dir, self.controller);
+                // Why it can't be enabled is found out when the file is missing still.
+                let _ = v2::enable(mount, dir, self.controller);
                 io::write(dir, file, value)
             }
             (result, _) => result,
@@ -136,14 +137,10 @@ impl Knobs<'_> {
                 format!("the container has no cgroup with the {} controller", self.missing)
             }
             (Errno::ENOENT, Some(dir)) if !self.v1 && !v2::enabled(dir, self.controller) => {
-                let parent = dir.parent().unwrap_or(dir).display();
-                format!(
-                    "the {} controller can't be enabled in {parent}/cgroup.subtree_control",
-                    self.controller
-                )
+                v2::why_not_enabled(self.mount.unwrap_or(dir), dir, self.controller)
             }
             (Errno::ENOENT, Some(dir)) => format!("this kernel has no {}", dir.join(file).display()),
-            (Errno::EBUSY, Some(dir)) if file.starts_with("memory.") => {
+            (Errno::EBUSY, Some(dir)) if self.v1 && file.starts_with("memory.") => {
                 let used = io::read(dir, "memory.usage_in_bytes").unwrap_or_default();
                 format!("{value} is less than the {} bytes in use that can't be reclaimed", used.trim_end())
             }
@@ -177,7 +174,7 @@ fn cpuset(knobs: &Knobs<'_>, cpu: &oci_spec::runtime::LinuxCpu) -> Result<()> {
     Ok(())
 }
 
-/// 0 has always meant "unlimited" here, whatever the number suggests: podman and docker send it so.
+/// 0 is "unlimited", as crun takes it and as podman before 5.5 sends it. (runc since 1.4 takes it for a limit.)
 fn pids(knobs: &Knobs<'_>, pids: &LinuxPids) -> Result<()> {
     let limit = pids.limit();
     if limit <= 0 && knobs.dir.is_none() {

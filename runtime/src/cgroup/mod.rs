@@ -119,7 +119,8 @@ impl Cgroups {
     /// Makes the directories, with parents, and writes what must be in them before a process can join. With systemd it
     /// does nothing: a scope can't be without a process, so [`Cgroups::join`] makes it.
     ///
-    /// A rootless container does without the cgroups that ckrun may not make.
+    /// A rootless container does without the cgroups that ckrun may not make. What is known now is more than the plan,
+    /// so it should be saved again, and after an error [`Cgroups::remove`] takes back what was made.
     ///
     /// # Errors
     /// `EEXIST` when another container took the place since the plan; `EACCES`, `EROFS`, `ENOSPC` (too many cgroups).

@@ -1,5 +1,7 @@
 //! The cgroups of real processes, on whatever hierarchies this machine has. Each test works below a cgroup of its own.
 
+mod layouts;
+
 use super::*;
 use oci_spec::runtime::LinuxResources;
 use std::io::{BufRead, BufReader, Write};
@@ -265,14 +267,19 @@ fn another_signal_reaches_everybody_once() {
 #[test]
 fn frozen_processes_stand_still_and_can_be_thawed_or_killed() {
     for v2 in [true, false] {
-        let scratch = Scratch::new().only(|dir| dir.is_v2() == v2);
+        let scratch = Scratch::new().only(|dir| if v2 { dir.is_v2() } else { dir.hierarchy.has("freezer") });
         if scratch.cgroups.freezer().is_none() {
             continue;
         }
         let mut shell = Shell::in_cgroups(&scratch.cgroups);
         assert!(!scratch.cgroups.frozen().unwrap());
+        shell.ask("for i in 1 2 3 4 5 6 7 8; do cat /dev/zero >/dev/null & done; echo busy");
         scratch.cgroups.freeze().unwrap();
         assert!(scratch.cgroups.frozen().unwrap());
+        // Not only asked for, but done.
+        let (file, done) = if v2 { ("cgroup.events", "frozen 1") } else { ("freezer.state", "FROZEN") };
+        let state = std::fs::read_to_string(scratch.cgroups.dirs[0].path.join(file)).unwrap();
+        assert!(state.contains(done), "{state}");
         shell.tell("echo thawed");
         scratch.cgroups.freeze().unwrap();
         scratch.cgroups.thaw().unwrap();
@@ -354,131 +361,13 @@ fn figures_are_those_of_the_processes_in_it() {
     assert!(scratch.cgroups.stats().unwrap_err().to_string().ends_with("no such file or directory"));
 }
 
-/// Runs one test of this file again in a mount namespace of its own, after `script`.
-fn in_layout(script: &str, test: &str) {
-    let exe = std::env::current_exe().unwrap();
-    let run = format!("{script} && exec \"$0\" --exact cgroup::tests::{test} --test-threads 1");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-ec", &run]).arg(exe).env(LAYOUT, "1");
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
-const LAYOUT: &str = "CKRUN_TEST_LAYOUT";
-
-/// What a container goes through, on any layout.
-fn a_life() {
-    let mut scratch = Scratch::plan();
-    scratch.cgroups.create().unwrap();
-    let mut shell = Shell::in_cgroups(&scratch.cgroups);
-    assert_eq!(scratch.cgroups.pids().unwrap(), [shell.pid()]);
-    scratch.cgroups.apply_devices(&default_device_rules()).unwrap();
-    assert!(shell.can("(: <>/dev/null)"));
-    scratch.cgroups.freeze().unwrap();
-    assert!(scratch.cgroups.frozen().unwrap());
-    scratch.cgroups.thaw().unwrap();
-    assert!(shell.can("true"));
-    scratch.cgroups.stats().unwrap();
-    scratch.cgroups.remove().unwrap();
-    assert_eq!(shell.died_of(), Some(libc::SIGKILL));
-}
-
 #[test]
-fn a_life_on_pure_cgroup2() {
-    if std::env::var_os(LAYOUT).is_none() {
-        return in_layout("mount -t cgroup2 none /sys/fs/cgroup", "a_life_on_pure_cgroup2");
-    }
-    a_life();
-    let scratch = Scratch::new();
-    assert_eq!(scratch.cgroups.dirs.len(), 1);
-    assert!(matches!(scratch.cgroups.view(), View::Unified(path) if path == scratch.cgroups.dirs[0].path));
-    // All that the root has is there for the container.
-    let controllers = |dir: &Path| std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap();
-    assert_eq!(controllers(&scratch.cgroups.dirs[0].path), controllers(Path::new("/sys/fs/cgroup")));
-    if !controllers(Path::new("/sys/fs/cgroup")).contains("memory") {
-        let text = refused(scratch.apply(r#"{"memory":{"limit":1048576}}"#), "linux.resources.memory.limit");
-        assert!(text.contains("the memory controller can't be enabled in"), "{text}");
-    }
-    for (field, json) in [
-        ("memory.swappiness", r#"{"memory":{"swappiness":60}}"#),
-        ("memory.disableOOMKiller", r#"{"memory":{"disableOOMKiller":true}}"#),
-        ("memory.kernelTCP", r#"{"memory":{"kernelTCP":4096}}"#),
-        ("cpu.realtimeRuntime", r#"{"cpu":{"realtimeRuntime":1000}}"#),
-        ("network.classID", r#"{"network":{"classID":1048577}}"#),
-        ("unified[../x]", r#"{"unified":{"../x":"1"}}"#),
-        ("unified[nodot]", r#"{"unified":{"nodot":"1"}}"#),
-        ("unified[cgroup.nothing]", r#"{"unified":{"cgroup.nothing":"1"}}"#),
-    ] {
-        refused(scratch.apply(json), &format!("linux.resources.{field}"));
-    }
-    scratch.apply(r#"{"unified":{"cgroup.max.depth":"7"}}"#).unwrap();
-    assert_eq!(scratch.read("", "cgroup.max.depth"), "7");
-}
-
-#[test]
-fn a_life_without_cgroup2() {
-    if std::env::var_os(LAYOUT).is_none() {
-        let members = layout::detect().unwrap();
-        let (Some(v2), true) = (
-            members.iter().find(|h| h.version == Version::V2),
-            members.iter().any(|h| h.version == Version::V1),
-        ) else {
-            return;
-        };
-        return in_layout(&format!("umount {}", v2.mount.display()), "a_life_without_cgroup2");
-    }
-    a_life();
-    let scratch = Scratch::plan();
-    assert!(scratch.cgroups.v2().is_none() && scratch.cgroups.clone_target().is_none());
-    refused(scratch.apply(r#"{"unified":{"memory.max":"1"}}"#), "linux.resources.unified[memory.max]");
-}
-
-#[test]
-fn a_life_in_a_bind_mounted_part() {
-    if std::env::var_os(LAYOUT).is_none() {
-        // A cgroup is all that is seen of cgroup2, and we are below it.
-        let scratch = Scratch::new().only(Dir::is_v2);
-        let Some(dir) = scratch.cgroups.dirs.first() else { return };
-        let (part, own) = (dir.path.display(), dir.path.join("own"));
-        std::fs::create_dir(&own).unwrap();
-        let script = format!(
-            "echo $$ >{}/cgroup.procs; mount --bind {part} /mnt; mount -t tmpfs none /sys/fs/cgroup; \
-             mkdir /sys/fs/cgroup/unified; mount --move /mnt /sys/fs/cgroup/unified",
-            own.display()
-        );
-        return in_layout(&script, "a_life_in_a_bind_mounted_part");
-    }
-    let mount = Path::new("/sys/fs/cgroup/unified");
-    let found = layout::detect().unwrap();
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].own.as_deref(), Some(mount.join("own").as_path()));
-    a_life();
-    refused(Cgroups::plan(&request(Path::new("/own"))), "linux.cgroupsPath");
-    // Beside our own, because our own has processes.
-    let cgroups = Cgroups::plan(&request(Path::new("relative"))).unwrap();
-    assert_eq!(cgroups.dirs[0].path, mount.join("relative"));
-}
-
-#[test]
-fn rootless_does_without_what_it_may_not_make() {
-    if std::env::var_os(LAYOUT).is_none() {
-        // Read-only mounts forbid it to root, too.
-        let mounts: Vec<_> = layout::detect().unwrap().into_iter().map(|h| h.mount).collect();
-        let remount = |m: &PathBuf| format!("mount -o remount,bind,ro {0} {0}", m.display());
-        let script = mounts.iter().map(remount).collect::<Vec<_>>().join(" && ");
-        return in_layout(&script, "rootless_does_without_what_it_may_not_make");
-    }
-    let mut rootful = Cgroups::plan(&request(Path::new("/ckrun-test-forbidden"))).unwrap();
-    let error = rootful.create().unwrap_err().to_string();
-    assert!(error.ends_with("read-only file system"), "{error}");
-    let mut rootless =
-        Cgroups::plan(&Request { rootless: true, ..request(Path::new("/ckrun-test-forbidden")) }).unwrap();
-    rootless.create().unwrap();
-    assert!(rootless.is_empty());
-    rootless.apply(&serde_json::from_str(r#"{"pids":{"limit":0},"blockIO":{"weight":0}}"#).unwrap()).unwrap();
-    rootless.apply_devices(&default_device_rules()).unwrap();
-    let limit = serde_json::from_str(r#"{"pids":{"limit":5}}"#).unwrap();
-    let text = refused(rootless.apply(&limit), "linux.resources.pids.limit");
-    assert!(text.contains("no cgroup with the pids controller"), "{text}");
+fn a_delegated_cgroup_is_its_new_owners() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new().only(Dir::is_v2);
+    let Some(dir) = scratch.cgroups.dirs.first() else { return };
+    scratch.cgroups.delegate(65_534).unwrap();
+    let owner = |file: &str| std::fs::metadata(dir.path.join(file)).unwrap().uid();
+    assert_eq!(["", "cgroup.procs", "cgroup.subtree_control"].map(owner), [65_534; 3]);
+    assert_eq!(owner("cgroup.freeze"), 0);
 }

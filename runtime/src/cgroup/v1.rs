@@ -38,7 +38,7 @@ pub(super) fn cpu(knobs: &Knobs<'_>, cpu: &LinuxCpu) -> Result<()> {
     {
         return Err(refuse("cpu.shares", format!("{shares} is not in the kernel's range from 2 to 262144")));
     }
-    if idle == Some(0) && (shares.is_some() || knobs.has("cpu.idle")) {
+    if idle == Some(0) && knobs.has("cpu.idle") {
         knobs.set("cpu.idle", "cpu.idle", 0)?;
     }
     if let Some(shares) = shares {

@@ -5,7 +5,7 @@ use super::limits::{Knobs, or_max, set};
 use super::v1::{Throttle, burst, check_usage, throttles, warn_of_kernel_limit};
 use super::{Dir, refuse};
 use crate::error::Result;
-use ckrun_virt::Doing;
+use ckrun_virt::{Doing, Failure};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory};
 use rustix::fs::{AtFlags, CWD, Uid, chownat};
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(super) fn enable_all(mount: &Path, directory: &Path) {
     }
     for ancestor in ancestors(mount, directory) {
         let line: Vec<String> = missing.iter().map(|name| format!("+{name}")).collect();
-        // All or nothing: one controller that is not delegated, or busy, refuses the line.
+        // The kernel enables all or nothing: one controller that is not delegated, or busy, refuses the line.
         if io::write(&ancestor, FOR_CHILDREN, &line.join(" ")).is_err() {
             for one in &line {
                 let _ = io::write(&ancestor, FOR_CHILDREN, one);
@@ -36,10 +36,30 @@ pub(super) fn enable_all(mount: &Path, directory: &Path) {
     }
 }
 
-/// Enables one controller for `directory`, as far as that is possible.
-pub(super) fn enable(mount: &Path, directory: &Path, controller: &str) {
-    for ancestor in ancestors(mount, directory) {
-        let _ = io::write(&ancestor, FOR_CHILDREN, &format!("+{controller}"));
+/// Enables one controller for `directory`, from the first cgroup on the way down whose child does not have it: those
+/// above may belong to somebody else. On failure says where.
+pub(super) fn enable(mount: &Path, directory: &Path, controller: &str) -> Result<(), Failure> {
+    let way = ancestors(mount, directory);
+    let children = way.iter().skip(1).map(PathBuf::as_path).chain([directory]);
+    for (parent, _) in way.iter().zip(children).filter(|(_, child)| !enabled(child, controller)) {
+        io::write(parent, FOR_CHILDREN, &format!("+{controller}"))
+            .doing(|| format!("enable it in {}/{FOR_CHILDREN}", parent.display()))?;
+    }
+    Ok(())
+}
+
+/// The reason for which the files of a controller are missing in `directory`.
+pub(super) fn why_not_enabled(mount: &Path, directory: &Path, controller: &str) -> String {
+    if !enabled(mount, controller) {
+        return format!(
+            "neither a v1 hierarchy nor cgroup2 at {} has the {controller} controller",
+            mount.display()
+        );
+    }
+    match enable(mount, directory, controller) {
+        Ok(()) => format!("the {controller} controller does not come up in {}", directory.display()),
+        // A cgroup with processes of its own can't give controllers to its children.
+        Err(failure) => format!("needs the {controller} controller: {failure}"),
     }
 }
 
@@ -79,7 +99,7 @@ pub(super) fn cpu(knobs: &Knobs<'_>, cpu: &LinuxCpu) -> Result<()> {
     let idle = cpu.idle();
     let shares = set(cpu.shares());
     // The kernel takes no weight for an idle group.
-    if idle == Some(0) && (shares.is_some() || knobs.has("cpu.idle")) {
+    if idle == Some(0) && knobs.has("cpu.idle") {
         knobs.set("cpu.idle", "cpu.idle", 0)?;
     }
     if let Some(shares) = shares {
@@ -176,6 +196,13 @@ fn swap_alone(knobs: &Knobs<'_>, limit: Option<i64>, swap: Option<i64>) -> Resul
 
 pub(super) fn block_io(knobs: &Knobs<'_>, io: &LinuxBlockIo) -> Result<()> {
     const BFQ: &str = "io.bfq.weight";
+    // Which files there are shows only once the controller is enabled.
+    if let (Some(mount), Some(dir)) = (knobs.mount, knobs.dir)
+        && !enabled(dir, knobs.controller)
+        && *io != LinuxBlockIo::default()
+    {
+        let _ = enable(mount, dir, knobs.controller);
+    }
     let bfq = knobs.has(BFQ);
     let weigh = |field: &str, device: &str, weight: u16| {
         if bfq {

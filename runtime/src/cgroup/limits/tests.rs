@@ -154,6 +154,26 @@ fn huge_pages_and_rdma_have_the_same_files_on_both() {
     refused(hugepages(&fake.knobs(true), &evil), "linux.resources.hugepageLimits[../x]");
 }
 
+/// A user's cgroups are below others, in which nothing may be written and nothing needs to be.
+#[test]
+fn controllers_are_enabled_only_where_they_are_not() {
+    let root = tempfile::tempdir().unwrap();
+    let leaf = root.path().join("slice/user/leaf");
+    std::fs::create_dir_all(&leaf).unwrap();
+    for (dir, available) in
+        [("", "memory pids"), ("slice", "memory pids"), ("slice/user", "pids"), ("slice/user/leaf", "")]
+    {
+        std::fs::write(root.path().join(dir).join("cgroup.controllers"), available).unwrap();
+        std::fs::write(root.path().join(dir).join("cgroup.subtree_control"), "").unwrap();
+    }
+    let written =
+        |dir: &str| std::fs::read_to_string(root.path().join(dir).join("cgroup.subtree_control")).unwrap();
+    v2::enable(root.path(), &leaf, "pids").unwrap();
+    assert_eq!(["", "slice", "slice/user"].map(written), ["", "", "+pids"]);
+    v2::enable(root.path(), &leaf, "memory").unwrap();
+    assert_eq!(["", "slice"].map(written), ["", "+memory"]);
+}
+
 /// What docker and podman send when nothing was asked for.
 #[test]
 fn what_asks_for_nothing_needs_no_controller() {
