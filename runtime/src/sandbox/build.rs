@@ -250,7 +250,9 @@ impl Site<'_> {
         if let Some(resources) = resources {
             self.state.cgroups.apply(resources)?;
         }
-        if self.options.rootless {
+        // Without cgroups by the caller's wish, its own cgroup says which devices there are. Engines write their denial of
+        // all devices into config.json even then, so that it can't be taken for a demand.
+        if self.options.rootless || self.options.no_cgroups {
             return Ok(());
         }
         let configured = resources.and_then(|r| r.devices().as_deref()).unwrap_or_default();
