@@ -86,8 +86,8 @@ impl Sets {
         Ok(set_keep_capabilities(true).doing(|| "keep the capabilities over setuid")?)
     }
 
-    /// Sets the permitted, effective and inheritable sets, and the ambient one. What can't be raised to ambient, being
-    /// not both permitted and inheritable, is left out with a warning, as in runc: engines ask for it that way.
+    /// Sets the permitted, effective and inheritable sets, and the ambient one. What can't be ambient, being not both
+    /// permitted and inheritable, is left out as in runc, and said only under `--debug`: buildah asks for it in every build.
     ///
     /// # Errors
     /// A capability that ckrun itself does not have can't be granted; names it and the field.
@@ -101,7 +101,14 @@ impl Sets {
         set_capabilities(None, sets).map_err(|e| self.refused(e))?;
 
         clear_ambient_capability_set().doing(|| "clear the ambient capabilities")?;
-        for one in self.ambient.iter() {
+        let possible = self.permitted & self.inheritable;
+        if !possible.contains(self.ambient) {
+            let rest = names(self.ambient - possible);
+            log::debug!(
+                "process.capabilities.ambient: {rest} can't be ambient without being permitted and inheritable"
+            );
+        }
+        for one in (self.ambient & possible).iter() {
             if let Err(e) = configure_capability_in_ambient_set(one, true) {
                 log::warn!("process.capabilities.ambient: can't raise {}: {e}", names(one));
             }
