@@ -1,1 +1,3 @@
+//! The harness of ckrun's end-to-end tests.
 
+pub mod clients;
