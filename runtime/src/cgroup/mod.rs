@@ -29,6 +29,7 @@ mod systemd;
 mod v1;
 mod v2;
 mod view;
+mod within;
 
 pub use devices::default_device_rules;
 pub use stats::Stats;

@@ -17,7 +17,7 @@ use ckrun_virt::proc::Stat;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
-use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Spec};
+use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::SystemTime;
 
@@ -234,6 +234,7 @@ impl Site<'_> {
         }
         self.limit()?;
         self.state.cgroups.join(pid, self.born_in_v2)?;
+        self.delegate()?;
         if let Some(wanted) = spec.lx().and_then(|l| l.intel_rdt().as_ref()) {
             let groups = Group::prepare(&self.state.id, wanted)?;
             // Remembered before anything else can fail, or nobody would remove them.
@@ -243,6 +244,21 @@ impl Site<'_> {
         netdev::move_in(spec, pid)?;
         self.entry.save(&self.state)?;
         channel.send(&Note::Joined)
+    }
+
+    /// A container that is its own in users and cgroups, and may write its cgroup mount, may divide its cgroup.
+    fn delegate(&self) -> Result<()> {
+        let spec = &self.bundle.spec;
+        let writable = |m: &Mount| !m.options().iter().flatten().any(|o| o == "ro");
+        let mounted = spec.mount_list().iter().any(|m| m.typ().as_deref() == Some("cgroup") && writable(m));
+        if !mounted || !self.namespaces.makes(Kind::User) || !self.namespaces.makes(Kind::Cgroup) {
+            return Ok(());
+        }
+        let map = spec.lx().and_then(|l| l.uid_mappings().as_deref()).unwrap_or_default();
+        match map.iter().find(|m| m.container_id() == 0) {
+            Some(root) => self.state.cgroups.delegate(root.host_id()),
+            None => Ok(()),
+        }
     }
 
     fn limit(&self) -> Result<()> {

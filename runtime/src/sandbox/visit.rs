@@ -9,6 +9,7 @@ use super::procfs::Proc;
 use super::root::Root;
 use super::seccomp::Filter;
 use super::{keyring, labels, oom, scheduling};
+use crate::cgroup::Cgroups;
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use crate::state::State;
@@ -40,8 +41,8 @@ pub struct Visit<'a> {
     pub console: Option<OwnedFd>,
     /// Descriptors of the caller that it keeps.
     pub inherited: Inherited,
-    /// A directory below the container's cgroup to run in.
-    pub sub_cgroup: Option<&'a str>,
+    /// Cgroups below the container's own to run in, see [`Cgroups::within`].
+    pub cgroups: &'a [String],
 }
 
 impl Visit<'_> {
@@ -51,21 +52,30 @@ impl Visit<'_> {
     pub fn start(mut self) -> Result<Process> {
         let seccomp = self.spec.lx().and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
         let (ours, theirs) = channel::pair()?;
-        let cgroup = self.state.cgroups.clone_target_beside(self.init.pid());
+        let cgroups = self.state.cgroups.within(self.cgroups)?;
         let doors = Doors::open(self.spec, self.init)?;
         let proc = Proc::open()?;
         doors.before_clone(self.init)?;
-        let console = self.console.take();
-        let clone = Clone3 { flags: 0, cgroup: cgroup.as_ref().map(AsFd::as_fd) };
+        let mut console = self.console.take();
         let parents_end = ours.as_fd().as_raw_fd();
-        let child = spawn(&clone, || {
+        let mut child_main = || {
             // Else we would not see ckrun's death.
             let _ = nix::unistd::close(parents_end);
-            let Err(e) = self.enter(&doors, &proc, &theirs, seccomp.as_ref(), console);
+            let Err(e) = self.enter(&doors, &proc, &theirs, seccomp.as_ref(), console.take());
             announce_failure(&theirs, &e)
-        })?;
+        };
+        let mut cgroup = cgroups.clone_target();
+        let born_in_v2 = cgroup.is_some();
+        let child = match spawn(&clone_into(&cgroup), &mut child_main) {
+            // A container that divides its cgroup, as a systemd in it does, leaves no place in the cgroup itself.
+            Err(Error::Sys(e)) if e.errno == Errno::EBUSY && self.cgroups.is_empty() => {
+                cgroup = cgroups.clone_target_beside(self.init.pid());
+                spawn(&clone_into(&cgroup), &mut child_main)
+            }
+            spawned => spawned,
+        }?;
         drop(theirs);
-        match self.serve(&ours, &child, cgroup.is_some()) {
+        match self.serve(&ours, &child, &cgroups, born_in_v2) {
             Ok(()) => Ok(child),
             Err(e) => {
                 let e = ours.last_words().unwrap_or(e);
@@ -76,8 +86,8 @@ impl Visit<'_> {
         }
     }
 
-    fn serve(&self, channel: &Channel, child: &Process, born_in_v2: bool) -> Result<()> {
-        self.state.cgroups.join(child.pid(), born_in_v2)?;
+    fn serve(&self, channel: &Channel, child: &Process, cgroups: &Cgroups, born_in_v2: bool) -> Result<()> {
+        cgroups.join(child.pid(), born_in_v2)?;
         channel.send(&Note::Joined)?;
         loop {
             match channel.receive()? {
@@ -134,6 +144,10 @@ impl Visit<'_> {
         prctl::set_pdeathsig(None).doing(|| "outlive ckrun")?;
         prepared.run(channel)
     }
+}
+
+fn clone_into(cgroup: &Option<OwnedFd>) -> Clone3<'_> {
+    Clone3 { flags: 0, cgroup: cgroup.as_ref().map(AsFd::as_fd) }
 }
 
 /// The namespaces of a container as seen from outside.

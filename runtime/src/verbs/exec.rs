@@ -66,9 +66,9 @@ pub struct Args {
     /// Exec in a paused container too: the command starts when it is resumed
     #[arg(long)]
     ignore_paused: bool,
-    /// Run in this directory below the container's cgroup (cgroup v2)
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<String>,
+    /// Run in this cgroup below the container's own (repeatable for v1's controllers)
+    #[arg(long, value_name = "[CONTROLLER:]PATH")]
+    cgroup: Vec<String>,
     /// Taken for compatibility
     #[arg(long, hide = true)]
     no_subreaper: bool,
@@ -122,7 +122,7 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
         process: &process,
         console,
         inherited,
-        sub_cgroup: args.cgroup.as_deref(),
+        cgroups: &args.cgroup,
     };
     let child = visit.start()?;
     if let Some(path) = &args.pid_file {

@@ -31,20 +31,17 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let signal = parse(&args.signal)?;
     let (entry, state, status) = look(context, &args.id)?;
-    let Some(init) = state.process() else {
-        // What the init left behind can be signalled still, if there is no pid namespace that died with it.
-        if args.all {
-            return state.cgroups.kill_all(signal);
-        }
-        return Err(Error::WrongState { verb: "kill", id: args.id.clone(), status: Status::Stopped });
-    };
     // Without a pid namespace of its own, the end of the init ends nobody else: to kill the container means all.
     let shares_pids = || entry.spec().map(|spec| spec.namespace(Kind::Pid).is_none());
-    if args.all || (signal == libc::SIGKILL && shares_pids()?) {
+    let all = args.all || (signal == libc::SIGKILL && shares_pids()?);
+    let init = state.process();
+    if all && !state.cgroups.is_empty() {
         state.cgroups.kill_all(signal)?;
-    }
-    if !args.all || state.cgroups.is_empty() {
+    } else if let Some(init) = &init {
         init.signal_number(signal)?;
+    }
+    if init.is_none() && !args.all {
+        return Err(Error::WrongState { verb: "kill", id: args.id.clone(), status: Status::Stopped });
     }
     // On cgroup v1 a frozen process does not even die of SIGKILL.
     if signal == libc::SIGKILL && status == Status::Paused {
