@@ -1,0 +1,38 @@
+# A line or two a target; `make help` lists them.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+CKRUN := target/$(HOST)/release/ckrun
+PREFIX ?= /usr/local
+
+.PHONY: help build run test bench lint install deps deps-test
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+build: deps ## the static binary, target/HOST/release/ckrun
+	cargo build --release --locked -p ckrun
+
+run: build oci-bundles/hello/rootfs ## an example bundle
+	$(CKRUN) run oci-bundles/hello/
+
+test: deps deps-test ## all tests, on the real kernel and with the real clients; needs root
+	cargo test --locked --workspace
+
+bench: build deps-test ## lifecycle times against the installed runc and crun
+	integration/bench/lifecycle $(CKRUN)
+
+lint: deps ## formatting and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+install: build ## the binary and the completions for bash, to PREFIX
+	install -D -m 0755 $(CKRUN) $(DESTDIR)$(PREFIX)/bin/ckrun
+	$(CKRUN) completions bash | install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ckrun
+
+deps: ## what building and `make run` need of Debian
+	@integration/install-packages integration/packages-build.txt
+
+deps-test: ## what the tests need of Debian
+	@integration/install-packages integration/packages.txt
+
+oci-bundles/hello/rootfs:
+	oci-bundles/make-rootfs $@
