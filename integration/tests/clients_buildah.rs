@@ -76,8 +76,8 @@ fn commands_run_in_a_working_container() {
     let words = ["run", "--isolation=oci", "--network=none", "-t", "working-container", "--", "sh", "-c"];
     let job = "test -t 0 && tty && stty size; exit 5";
     let (code, seen) = buildah.enclosure.terminal(buildah.words(&[&words[..], &[job]].concat())).ends();
-    assert_eq!(code, 5, "{seen}");
-    assert!(seen.contains("/dev/pts/0\r\n40 100\r\n"), "{seen}");
+    assert_eq!(code, 5, "{seen:?}");
+    assert!(seen.contains("/dev/pts/0\r\n40 100\r\n"), "{seen:?}");
 
     // What the commands have done is in the image.
     buildah.call(&["commit", "working-container", "made"]).ok();

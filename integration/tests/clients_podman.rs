@@ -175,8 +175,8 @@ fn exec_joins_the_container() {
     shell.awaits("# ");
     shell.types("stty size; tty; exit 5\n");
     let (code, seen) = shell.ends();
-    assert_eq!(code, 5, "{seen}");
-    assert!(seen.contains("40 100\r\n/dev/pts/"), "{seen}");
+    assert_eq!(code, 5, "{seen:?}");
+    assert!(seen.contains("40 100\r\n/dev/pts/"), "{seen:?}");
     podman.finish();
 }
 
@@ -194,7 +194,7 @@ fn a_terminal_is_a_terminal() {
     shell.awaits("# ");
     shell.types("exit 3\n");
     let (code, seen) = shell.ends();
-    assert_eq!(code, 3, "{seen}");
+    assert_eq!(code, 3, "{seen:?}");
 
     // The job hears of a window's new size, and of the keys that are signals.
     let job = "trap 'stty size' WINCH; trap 'exit 4' INT; echo up; while :; do sleep 1000 & wait $!; done";

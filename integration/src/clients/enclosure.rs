@@ -248,7 +248,9 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the daemon's log:\n{}", self.log());
+            let log = self.log();
+            let complaints: Vec<&str> = log.lines().filter(|line| !line.contains("level=info")).collect();
+            eprintln!("the daemon complained:\n{}", complaints.join("\n"));
         }
         let all = tree(self.process.id());
         for pid in &all {

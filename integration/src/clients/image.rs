@@ -43,7 +43,7 @@ pub fn rootfs_tar(dir: &Path) -> PathBuf {
     tar(&rootfs, &dir.join("rootfs.tar"))
 }
 
-/// Writes the OCI archive `dir/NAME.oci` of the root file system with the tag `NAME:latest`.
+/// Writes the OCI archive `dir/image.oci` of the root file system, which containerd imports under `name`.
 pub fn oci_archive(dir: &Path, name: &str) -> PathBuf {
     let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
@@ -73,12 +73,12 @@ pub fn oci_archive(dir: &Path, name: &str) -> PathBuf {
     );
     manifest["annotations"] = json!({
         "org.opencontainers.image.ref.name": "latest",
-        "io.containerd.image.name": format!("{name}:latest"),
+        "io.containerd.image.name": name,
     });
     let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    tar(&layout, &dir.join(format!("{name}.oci")))
+    tar(&layout, &dir.join("image.oci"))
 }
 
 /// Copies a file to the blobs under its digest; its descriptor.

@@ -1,0 +1,191 @@
+//! ckrun under containerd, with its shim runc.v2 and its client ctr.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use ckrun_integration::clients::{Daemon, Done, Enclosure, Terminal, ckrun, image, program};
+use std::fs;
+
+const IMAGE: &str = "docker.io/library/bb:latest";
+
+/// A containerd with a root of its own, and an image in it.
+struct Containerd {
+    ctr: Vec<String>,
+    _daemon: Daemon,
+    enclosure: Enclosure,
+}
+
+impl Containerd {
+    fn new() -> Self {
+        let enclosure = Enclosure::new();
+        let config = enclosure.path("config.toml");
+        let socket = enclosure.path("sock");
+        let content = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = {socket:?}\n",
+            enclosure.path("root"),
+            enclosure.path("state"),
+        );
+        fs::write(&config, content).unwrap();
+        let containerd = program("/usr/bin/containerd", "containerd");
+        let daemon = enclosure.daemon([&containerd, "--config", &config], "containerd successfully booted");
+        // The namespace is also the name of the cgroup that the containers are below.
+        let ctr = ["/usr/bin/ctr", "--address", &socket, "--namespace", enclosure.name()].map(String::from);
+        let containerd = Containerd { ctr: ctr.into(), _daemon: daemon, enclosure };
+        let archive = image::oci_archive(containerd.enclosure.dir(), IMAGE);
+        containerd.call(&["image", "import", archive.to_str().unwrap()]).ok();
+        containerd
+    }
+
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        self.ctr.iter().cloned().chain(words.iter().map(|word| (*word).to_owned())).collect()
+    }
+
+    #[track_caller]
+    fn call(&self, words: &[&str]) -> Done {
+        self.enclosure.call(self.words(words))
+    }
+
+    /// The words of `ctr run`.
+    fn run_words(&self, options: &[&str], id: &str, job: &[&str]) -> Vec<String> {
+        let ckrun = ckrun();
+        let runtime = ["--runtime=io.containerd.runc.v2", "--runc-binary", ckrun.to_str().unwrap()];
+        self.words(&[&["run"], options, &runtime[..], &[IMAGE, id], job].concat())
+    }
+
+    #[track_caller]
+    fn run(&self, options: &[&str], id: &str, job: &[&str]) -> Done {
+        self.enclosure.call(self.run_words(options, id, job))
+    }
+
+    #[track_caller]
+    fn exec(&self, id: &str, options: &[&str], job: &[&str]) -> Done {
+        self.call(&[&["task", "exec", "--exec-id", "second"], options, &[id], job].concat())
+    }
+
+    fn terminal(&self, words: Vec<String>) -> Terminal {
+        self.enclosure.terminal(words)
+    }
+
+    /// The state that containerd tells.
+    #[track_caller]
+    fn status(&self, id: &str) -> String {
+        let tasks = self.call(&["task", "ls"]).ok();
+        let task =
+            tasks.lines().find(|line| line.starts_with(id)).unwrap_or_else(|| panic!("no {id} in {tasks}"));
+        task.split_whitespace().nth(2).unwrap().into()
+    }
+
+    /// Ends a task and removes its container.
+    #[track_caller]
+    fn remove(&self, id: &str) {
+        self.call(&["task", "rm", "--force", id]).ok();
+        self.call(&["container", "rm", id]).ok();
+    }
+
+    #[track_caller]
+    fn finish(self) {
+        assert_eq!(self.call(&["task", "ls", "--quiet"]).ok(), "");
+        // The shim's default; the namespace's directory stays.
+        let root = format!("/run/containerd/runc/{}", self.enclosure.name());
+        self.enclosure.assert_clean(&root, &[]);
+    }
+}
+
+#[test]
+fn jobs_run_to_their_end() {
+    let containerd = Containerd::new();
+    containerd.run(&["--rm"], "one", &["true"]).exits(0);
+    let done = containerd.run(&["--rm"], "one", &["sh", "-c", "echo out; echo err >&2; exit 7"]).exits(7);
+    assert_eq!((done.out.as_str(), done.err.trim_end()), ("out\n", "err"));
+    let words = containerd.run_words(&["--rm"], "one", &["sh", "-c", "read line; echo got $line"]);
+    assert_eq!(containerd.enclosure.call_with(words, "a line\n").ok(), "got a line");
+
+    // containerd passes on what ckrun has written to its log.
+    containerd
+        .run(&["--rm"], "one", &["no-such-command"])
+        .fails()
+        .complains("executable file not found in $PATH");
+    containerd.run(&["--rm"], "one", &["/noexec"]).fails().complains("permission denied");
+    containerd.run(&["--rm", "--cwd=/noexec"], "one", &["true"]).fails().complains("/noexec");
+
+    let job =
+        ["sh", "-c", "grep -w Seccomp: /proc/self/status; readlink /proc/self/ns/net; ls /sys/class/net"];
+    let out = containerd.run(&["--rm", "--seccomp", "--net-host"], "one", &job).ok();
+    let host = containerd.enclosure.call(["readlink", "/proc/self/ns/net"]).ok();
+    assert!(out.starts_with(&format!("Seccomp:\t2\n{host}\n")), "{out}");
+    let job = ["sh", "-c", "cat /proc/self/uid_map | xargs; touch /x && stat -c %u /x"];
+    let maps = ["--rm", "--uidmap=0:100000:3000", "--gidmap=0:100000:3000"];
+    assert_eq!(containerd.run(&maps, "one", &job).ok(), "0 100000 3000\n0");
+    containerd
+        .run(&["--rm", "--read-only"], "one", &["touch", "/x"])
+        .fails()
+        .complains("Read-only file system");
+    let limits = ["--memory-limit=67108864", "--cpu-quota=50000", "--cpu-period=100000", "--env=A=b"];
+    containerd.run(&[&limits[..], &["--detach"]].concat(), "limited", &["sleep", "1000"]).ok();
+    let cgroup = format!("{}/limited", containerd.enclosure.cgroup());
+    let memory = containerd.enclosure.cgroup_file(&cgroup, "memory.max", "memory.limit_in_bytes");
+    assert_eq!(memory, (64 << 20).to_string());
+    assert_eq!(containerd.exec("limited", &[], &["sh", "-c", "echo $A"]).ok(), "b");
+    containerd.remove("limited");
+    containerd.finish();
+}
+
+#[test]
+fn a_task_obeys() {
+    let containerd = Containerd::new();
+    containerd.run(&["--detach"], "web", &["sleep", "1000"]).ok();
+    assert_eq!(containerd.status("web"), "RUNNING");
+    containerd.exec("web", &[], &["sh", "-c", "exit 9"]).exits(9);
+    containerd.exec("web", &[], &["no-such-command"]).fails().complains("executable file not found in $PATH");
+    assert_eq!(
+        containerd.exec("web", &["--user=1000:1000", "--cwd=/var"], &["sh", "-c", "id -u; pwd"]).ok(),
+        "1000\n/var"
+    );
+    assert_eq!(containerd.exec("web", &[], &["cat", "/proc/1/comm"]).ok(), "sleep");
+    // The header and the one process, by its host id.
+    let processes = containerd.call(&["task", "ps", "web"]).ok();
+    let pid = processes.lines().nth(1).and_then(|line| line.split_whitespace().next()).unwrap();
+    let comm = containerd.enclosure.call(["cat", &format!("/proc/{pid}/comm")]).ok();
+    assert_eq!((processes.lines().count(), comm.as_str()), (2, "sleep"), "{processes}");
+
+    containerd.call(&["task", "pause", "web"]).ok();
+    assert_eq!(containerd.status("web"), "PAUSED");
+    containerd.call(&["task", "pause", "web"]).fails();
+    containerd.exec("web", &[], &["true"]).fails();
+    containerd.call(&["task", "resume", "web"]).ok();
+    assert_eq!(containerd.status("web"), "RUNNING");
+
+    let shell = ["task", "exec", "--exec-id=shell", "--tty", "web", "sh"];
+    let mut shell = containerd.terminal(containerd.words(&shell));
+    shell.awaits("# ");
+    shell.types("stty size; tty; exit 5\n");
+    let (code, seen) = shell.ends();
+    assert_eq!(code, 5, "{seen:?}");
+    assert!(seen.contains("\n40 100\r") && seen.contains("\n/dev/pts/"), "{seen:?}");
+
+    containerd.call(&["container", "rm", "web"]).fails();
+    containerd.call(&["task", "kill", "--signal=KILL", "web"]).ok();
+    containerd.call(&["task", "rm", "web"]).exits(137);
+    containerd.call(&["container", "rm", "web"]).ok();
+
+    // A signal that the job handles, sent to the container whose end ctr waits for.
+    let job = "trap 'echo asked; exit 12' TERM; echo up; while :; do sleep 1000 & wait $!; done";
+    let mut web = containerd.terminal(containerd.run_words(&["--rm", "--tty"], "tty", &["sh", "-c", job]));
+    web.awaits("up\r");
+    containerd.call(&["task", "kill", "--signal=TERM", "tty"]).ok();
+    let (code, seen) = web.ends();
+    assert_eq!((code, seen.contains("asked")), (12, true), "{seen:?}");
+
+    // A paused one goes as well, and one whose id is taken is refused.
+    containerd.run(&["--detach"], "web", &["sleep", "1000"]).ok();
+    containerd.run(&["--detach"], "web", &["sleep", "1000"]).fails().complains("already exists");
+    containerd.call(&["task", "pause", "web"]).ok();
+    containerd.remove("web");
+
+    // In the host's pid namespace the children of the first process are killed with it (`kill --all`).
+    let job = ["sh", "-c", "sleep 1001 & sleep 1000"];
+    let host = "--with-ns=pid:/proc/1/ns/pid";
+    containerd.run(&["--detach", host], "host", &job).ok();
+    containerd.remove("host");
+    containerd.finish();
+}
