@@ -1,3 +1,19 @@
-//! The harness of ckrun's end-to-end tests.
+//! What the tests of whole ckrun stand on: bundles to run, ckrun to run them, and a look at what it leaves behind.
+//!
+//! - [`bundle`]: a container of a test's own, in a temporary directory;
+//! - [`run`]: ckrun as a child process, and what it said;
+//! - [`pipes`]: lines from pipes and the ends of processes, awaited;
+//! - [`terminal`]: pseudoterminals and descriptors sent over sockets;
+//! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
+//! - [`leftovers`]: what must not be there afterwards.
+//!
+//! Everything in here panics when something is wrong: that is how a test fails.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+pub mod bundle;
 pub mod clients;
+pub mod leftovers;
+pub mod pipes;
+pub mod run;
+pub mod terminal;
