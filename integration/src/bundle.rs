@@ -120,7 +120,12 @@ impl Container {
 
     /// ckrun with its `--root`, in the bundle's directory, and these words; `ID` among them becomes the id.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        self.command_of(&binary(), words)
+    }
+
+    /// As [`Container::command`], with another ckrun.
+    pub fn command_of(&self, program: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.arg("--root").arg(self.store()).current_dir(self.bundle());
         command.args(words.iter().map(|word| if *word == "ID" { self.id.as_str() } else { word }));
         command

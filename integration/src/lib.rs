@@ -4,6 +4,7 @@
 //! - [`run`]: ckrun as a child process, and what it said;
 //! - [`pipes`]: lines from pipes and the ends of processes, awaited;
 //! - [`terminal`]: pseudoterminals and descriptors sent over sockets;
+//! - [`agent`]: the other side of a seccomp listener;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
 //! - [`leftovers`]: what must not be there afterwards.
 //!
@@ -11,6 +12,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+pub mod agent;
 pub mod bundle;
 pub mod clients;
 pub mod leftovers;

@@ -1,0 +1,401 @@
+//! What a container must not be able to do to the host.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use ckrun_integration::agent::Agent;
+use ckrun_integration::bundle::Container;
+use ckrun_integration::run::{Ended, binary, finish, start};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A ckrun that may be destroyed.
+struct Victim {
+    path: PathBuf,
+    before: Vec<u8>,
+}
+
+impl Victim {
+    fn of(container: &Container) -> Victim {
+        let path = container.file("ckrun-victim");
+        fs::copy(binary(), &path).unwrap();
+        Victim { before: fs::read(&path).unwrap(), path }
+    }
+
+    fn is_unharmed(&self) {
+        assert!(fs::read(&self.path).unwrap() == self.before, "the binary has been written to");
+    }
+}
+
+fn all_capabilities(config: &mut Value) {
+    let mut names: Vec<String> = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "SYS_PTRACE", "SYS_ADMIN", "MKNOD"]
+        .iter()
+        .map(|name| format!("CAP_{name}"))
+        .collect();
+    names.sort();
+    for set in ["bounding", "effective", "permitted"] {
+        config["process"]["capabilities"][set] = json!(names);
+    }
+}
+
+/// The id that a process of the host has in its own pid namespace.
+fn inner_pid(pid: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("NSpid:")).unwrap();
+    line.split_whitespace().last().unwrap().to_owned()
+}
+
+/// The classic: an image whose program is ckrun itself is run, its executable is opened, and written to when it is
+/// busy no more.
+fn overwrite_through(entry: impl Fn(&Container)) {
+    // It tries to write while the program runs, and again after its end, through a descriptor that it keeps.
+    let attack = "echo up; read pid; exec 3</proc/$pid/exe && echo opened
+        (echo evil >> /proc/$pid/exe) 2>&1; read ended; (echo evil >> /proc/self/fd/3) 2>&1
+        (: > /proc/self/fd/3) 2>&1; chmod 777 /proc/self/fd/3 2>&1; echo done";
+    let container = Container::sh(attack).with(all_capabilities);
+    entry(&container);
+    let fifo = container.rootfs().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let victim = Victim::of(&container);
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up");
+    // Inside, it waits for a reader of its log: as long as the test wants.
+    let pid_file = container.file("pid");
+    let words = ["exec", "--detach", "--pid-file", pid_file.to_str().unwrap(), "ID", "/entry", "--log", "/fifo", "state", "x"];
+    finish(container.command_of(&victim.path, &words)).exits(0);
+    let pid = fs::read_to_string(&pid_file).unwrap();
+    live.say(&inner_pid(&pid));
+    assert_eq!(live.stdout.line(), "opened");
+    let first = live.stdout.line();
+    assert!(["Text file busy", "Read-only file system"].iter().any(|why| first.ends_with(why)), "{first}");
+    let end = ckrun_integration::pipes::pidfd(pid.parse().unwrap());
+    let mut said = String::new();
+    fs::File::open(&fifo).unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("error"), "it was ckrun that ran inside: {said:?}");
+    ckrun_integration::pipes::await_end(end);
+    live.say("ended");
+    for _ in 0..3 {
+        let refused = live.stdout.line();
+        assert!(refused.ends_with("Read-only file system"), "{refused}");
+    }
+    assert_eq!(live.stdout.line(), "done");
+    victim.is_unharmed();
+}
+
+#[test]
+fn the_binary_can_not_be_overwritten_through_a_link_to_it() {
+    overwrite_through(|container| symlink("/proc/self/exe", container.rootfs().join("entry")).unwrap());
+}
+
+#[test]
+fn the_binary_can_not_be_overwritten_through_a_script_of_it() {
+    // "#!/proc/self/exe" executes ckrun; its first argument is the path of the script, the rest as above.
+    let attack = "echo up; read pid; for i in 1 2 3; do (echo evil >> /proc/$pid/exe) 2>&1; done; echo done";
+    let container = Container::sh(attack).with(all_capabilities);
+    container.put("/entry", "#!/proc/self/exe --log=/fifo\n", 0o755);
+    let fifo = container.rootfs().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let victim = Victim::of(&container);
+    let ended = finish(container.command_of(&victim.path, &["run", "ID"]));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up");
+    let mut exec = start(container.command_of(&victim.path, &["exec", "ID", "/entry"]));
+    // It does not know the verb "/entry", and so it was ckrun.
+    exec.stdin = None;
+    assert_eq!(exec.wait().code, 3);
+    live.say("1");
+    for _ in 0..3 {
+        live.stdout.line();
+    }
+    victim.is_unharmed();
+}
+
+#[test]
+fn a_ckrun_that_enters_can_not_be_opened_or_written() {
+    // The filter stops every execve, that of ckrun's child in the container too: so it can be looked at as it is just
+    // before it becomes the job.
+    let attack = "echo up; while read pid; do (cat /proc/$pid/exe >/dev/null) 2>&1 && echo readable
+        (echo evil >> /proc/$pid/exe) 2>&1 && echo written; echo done; done";
+    for privileged in [false, true] {
+        let container = Container::sh(attack).with(|c| {
+            if privileged {
+                all_capabilities(c);
+            }
+        });
+        let socket = container.file("agent");
+        container.change(|c| {
+            c["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": socket,
+                "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_NOTIFY"}],
+            });
+        });
+        let agent = Agent::at(&socket);
+        let victim = Victim::of(&container);
+        let mut init = start(container.command_of(&victim.path, &["run", "ID"]));
+        let (inits, _) = agent.receive();
+        inits.allow(inits.next());
+        assert_eq!(init.stdout.line(), "up");
+        let exec = start(container.command_of(&victim.path, &["exec", "ID", "true"]));
+        let (theirs, _) = agent.receive();
+        let call = theirs.next();
+        init.say(&inner_pid(&call.pid.to_string()));
+        // The shell's cat is executed, too.
+        inits.allow(inits.next());
+        let said = init.stdout.until("done\n");
+        assert!(!said.contains("written"), "{said}");
+        let wanted = if privileged { &["Text file busy", "Read-only file system"][..] } else { &["Permission denied"] };
+        let refused = said.lines().rev().nth(1).unwrap_or_default();
+        assert!(wanted.iter().any(|why| refused.ends_with(why)), "{said}");
+        assert_eq!(said.contains("readable"), privileged, "{said}");
+        theirs.allow(call);
+        exec.wait().ok();
+        victim.is_unharmed();
+        container.ckrun(&["kill", "ID", "KILL"]).ok();
+        init.wait();
+    }
+}
+
+/// ckrun with descriptors of the host that its caller forgot to close: 7 is `/`, 9 a file of the host.
+fn careless(container: &Container, words: &[&str]) -> Command {
+    let mut command = container.command(words);
+    let (dir, file) = (fs::File::open("/").unwrap(), fs::File::open("/etc/passwd").unwrap());
+    // SAFETY: dup2 is async-signal-safe; the descriptors live in the closure.
+    unsafe {
+        command.pre_exec(move || {
+            for (from, to) in [(dir.as_raw_fd(), 7), (file.as_raw_fd(), 9), (dir.as_raw_fd(), 200)] {
+                libc::dup2(from, to);
+            }
+            Ok(())
+        })
+    };
+    command
+}
+
+#[test]
+fn no_descriptor_of_the_host_leaks_in() {
+    let list = "ls /proc/$$/fd | tr '\\n' ' '; echo";
+    let container = Container::sh(list);
+    assert_eq!(finish(careless(&container, &["run", "ID"])).ok(), "0 1 2 ");
+    container.no_trace();
+
+    let container = Container::sh("echo up; read end");
+    let mut live = container.create_by(careless(&container, &["create", "ID"]));
+    container.ckrun(&["start", "ID"]).ok();
+    assert_eq!(live.stdout.line(), "up");
+    let said = finish(careless(&container, &["exec", "ID", "sh", "-c", list])).ok();
+    assert_eq!(said, "0 1 2 ");
+    let of_the_job = fs::read_dir(format!("/proc/{}/fd", live.pid)).unwrap().count();
+    assert_eq!(of_the_job, 3);
+    // Nor does anything of the host stay mapped, or a working or root directory.
+    for link in ["cwd", "root"] {
+        assert_eq!(fs::read_link(format!("/proc/{}/{link}", live.pid)).unwrap(), Path::new("/"));
+    }
+}
+
+#[test]
+fn a_working_directory_of_the_host_is_refused() {
+    for number in [3, 4, 5, 6, 7, 8, 9, 10, 200] {
+        for cwd in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/.."), format!("/link{number}")] {
+            let container = Container::sh("pwd; ls");
+            symlink(format!("/proc/self/fd/{number}"), container.rootfs().join(format!("link{number}"))).unwrap();
+            container.change(|c| c["process"]["cwd"] = json!(cwd));
+            let ended = finish(careless(&container, &["run", "ID"]));
+            assert!(ended.code == 1 && ended.stdout.is_empty(), "{cwd}: {ended:?}");
+            container.no_trace();
+            if number != 7 {
+                break;
+            }
+        }
+    }
+    let container = Container::sh("echo up; read end");
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up");
+    for number in 3..12 {
+        let ended = finish(careless(&container, &["exec", "--cwd", &format!("/proc/self/fd/{number}"), "ID", "ls"]));
+        assert!(ended.code == 255 && ended.stdout.is_empty(), "{number}: {ended:?}");
+    }
+}
+
+fn refusal(ended: &Ended, words: &[&str]) {
+    ended.clone().fails(1, words);
+}
+
+/// A directory of the host that a container would like to get at.
+struct Canary(PathBuf);
+
+impl Canary {
+    fn of(container: &Container) -> Canary {
+        let dir = container.file("canary");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("precious"), "of the host").unwrap();
+        Canary(dir)
+    }
+
+    fn is_unharmed(&self) {
+        let names: Vec<_> = fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["precious"]);
+        assert_eq!(fs::read_to_string(self.0.join("precious")).unwrap(), "of the host");
+    }
+
+    /// The ways to it that a symlink in the rootfs can take.
+    fn ways(&self) -> [PathBuf; 3] {
+        let up = PathBuf::from("../".repeat(20)).join(self.0.strip_prefix("/").unwrap());
+        [self.0.clone(), up, Path::new("/proc/1/root").join(self.0.strip_prefix("/").unwrap())]
+    }
+}
+
+/// Runs `script` in a container whose rootfs has a symlink at `place` to somewhere in the canary's directory.
+fn with_link(place: &str, below: &str, script: &str, change: impl Fn(&mut Value), judge: impl Fn(&Ended)) {
+    for way in 0..3 {
+        let container = Container::sh(script).with(&change);
+        let canary = Canary::of(&container);
+        let link = container.rootfs().join(place);
+        let _ = fs::remove_dir(&link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(canary.ways()[way].join(below), link).unwrap();
+        judge(&container.run());
+        canary.is_unharmed();
+    }
+}
+
+#[test]
+fn proc_and_sys_are_not_mounted_over_symlinks() {
+    for place in ["proc", "sys"] {
+        with_link(place, "", "true", |_| (), |ended| refusal(ended, &["must not be a symlink"]));
+    }
+    // Nor where a symlink on the way would put them.
+    let deep = |c: &mut Value| c["mounts"][0]["destination"] = json!("/a/proc");
+    with_link("a", "", "true", deep, |ended| refusal(ended, &["must not be a symlink"]));
+}
+
+#[test]
+fn a_proc_that_is_something_else_is_noticed() {
+    // Another mount at /proc afterwards, so that the masks would protect nothing.
+    let container = Container::new().mount("/proc", "tmpfs", "tmpfs", &[]);
+    container.run().fails(1, &["/proc of the container is not a procfs"]);
+}
+
+#[test]
+fn dev_and_what_is_in_it_stay_inside() {
+    // A link by way of procfs is refused, any other leads to nothing inside.
+    let fine = |ended: &Ended| match ended.code {
+        0 => assert_eq!(ended.stderr, ""),
+        _ => refusal(ended, &["/dev", "too many symbolic links"]),
+    };
+    with_link("dev", "", "true", |_| (), fine);
+    let no_dev = |c: &mut Value| c["mounts"].as_array_mut().unwrap().retain(|m| m["type"] == "proc");
+    let writable = |c: &mut Value| {
+        no_dev(c);
+        c["linux"]["devices"] = json!([{"path": "/dev/sub/x", "type": "c", "major": 1, "minor": 3}]);
+    };
+    // Without a mount at /dev the nodes and links are made in the rootfs itself.
+    with_link("dev", "", "true", no_dev, |_| ());
+    with_link("dev/pts", "", "true", |_| (), fine);
+    with_link("dev/null", "precious", "true", no_dev, |_| ());
+    with_link("dev/ptmx", "precious", "true", no_dev, |_| ());
+    with_link("dev/fd", "precious", "true", no_dev, |_| ());
+    with_link("dev/sub", "", "true", writable, |_| ());
+    let terminal = |c: &mut Value| c["process"]["cwd"] = json!("/work/dir");
+    with_link("work", "", "pwd", terminal, |_| ());
+}
+
+#[test]
+fn the_console_is_not_mounted_outside() {
+    use std::os::unix::net::UnixListener;
+    for way in 0..3 {
+        let container = Container::sh("true").with(|c| {
+            c["process"]["terminal"] = json!(true);
+            let keep = ["proc", "devpts"];
+            c["mounts"].as_array_mut().unwrap().retain(|m| keep.contains(&m["type"].as_str().unwrap()));
+        });
+        let canary = Canary::of(&container);
+        symlink(canary.ways()[way].join("precious"), container.rootfs().join("dev/console")).unwrap();
+        let socket = container.file("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        container.ckrun(&["create", "--console-socket", socket.to_str().unwrap(), "ID"]);
+        canary.is_unharmed();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(container.id()), "{mounts}");
+    }
+}
+
+#[test]
+fn mounts_over_symlinks_stay_inside() {
+    let tmpfs = |c: &mut Value| {
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["mode=777"]}));
+        mounts.push(json!({"destination": "/data/deep/er", "type": "tmpfs", "source": "tmpfs"}));
+    };
+    with_link("data", "", "echo x > /data/new && ls /data/precious", tmpfs, |ended| {
+        assert!(ended.stdout.is_empty(), "{ended:?}");
+    });
+    with_link("data", "not/there/yet", "echo x > /data/new", tmpfs, |_| ());
+    let file = |c: &mut Value| {
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/etc/file", "type": "bind", "source": "/etc/hostname", "options": ["bind"]}));
+    };
+    with_link("etc/file", "precious", "cat /etc/file >/dev/null; echo x > /etc/file", file, |_| ());
+    with_link("etc/file", "new", "true", file, |_| ());
+    let copy_up = |c: &mut Value| {
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+    };
+    with_link("data", "", "cat /data/precious; cat /data/*", copy_up, |ended| {
+        assert!(!ended.stdout.contains("of the host"), "{ended:?}");
+    });
+}
+
+#[test]
+fn masks_and_read_only_paths_stay_inside() {
+    // A link by way of procfs is refused, any other leads to nothing inside.
+    let harmless = |ended: &Ended| match ended.code {
+        0 => assert_eq!(ended.stderr, ""),
+        _ => refusal(ended, &["linux.", "Paths: open /secret", "too many symbolic links"]),
+    };
+    for field in ["maskedPaths", "readonlyPaths"] {
+        let change = |c: &mut Value| c["linux"][field] = json!(["/secret"]);
+        with_link("secret", "precious", "true", change, harmless);
+        with_link("secret", "", "true", change, harmless);
+    }
+}
+
+#[test]
+fn a_filter_without_no_new_privs_works_for_any_user() {
+    let container = Container::sh("grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|Groups|Uid):' /proc/self/status | tr '\\t' ' '");
+    container.change(|c| {
+        c["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [5, 6]});
+        c["process"]["noNewPrivileges"] = json!(false);
+        c["process"]["capabilities"] = json!({"bounding": ["CAP_KILL"]});
+        // All that is needed after the filter is loaded, and by the job; setgroups and setresuid are denied.
+        c["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["setgroups", "setresuid", "setresgid", "chdir"], "action": "SCMP_ACT_KILL_PROCESS"}],
+        });
+    });
+    let said = container.run().ok();
+    let wanted = "Uid: 1000 1000 1000 1000\nGroups: 5 6 \nCapEff: 0000000000000000\nCapBnd: 0000000000000020\nNoNewPrivs: 0\nSeccomp: 2";
+    assert_eq!(said, wanted);
+    container.change(|c| c["process"]["noNewPrivileges"] = json!(true));
+    assert_eq!(container.run().ok(), wanted.replace("NoNewPrivs: 0", "NoNewPrivs: 1"));
+}
+
+#[test]
+fn groups_of_the_caller_do_not_stay() {
+    let container = Container::sh("id -G; id -u; id -g");
+    let mut command = container.command(&["run", "ID"]);
+    // SAFETY: setgroups is a plain system call.
+    unsafe {
+        command.pre_exec(|| match libc::setgroups(3, [7, 8, 9].as_ptr()) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+    assert_eq!(finish(command).ok(), "0\n0\n0");
+}
