@@ -8,6 +8,7 @@ use crate::sandbox::console;
 use crate::sandbox::job::Inherited;
 use crate::sandbox::visit::Visit;
 use crate::state::Status;
+use nix::sys::signal::Signal;
 use oci_spec::runtime::{Capability, Process, Spec};
 use std::path::PathBuf;
 
@@ -125,8 +126,12 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
         cgroups: &args.cgroup,
     };
     let child = visit.start()?;
-    if let Some(path) = &args.pid_file {
-        write_pid_file(path, child.pid().as_raw())?;
+    if let Some(path) = &args.pid_file
+        && let Err(e) = write_pid_file(path, child.pid().as_raw())
+    {
+        // Nobody would know of it.
+        child.signal(Signal::SIGKILL)?;
+        return Err(e);
     }
     foreground.map_or(Ok(0), |f| f.wait(&child))
 }
