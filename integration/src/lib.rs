@@ -6,6 +6,7 @@
 //! - [`terminal`]: pseudoterminals and descriptors sent over sockets;
 //! - [`agent`]: the other side of a seccomp listener;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
+//! - [`trace`]: ckrun killed at any of its system calls;
 //! - [`leftovers`]: what must not be there afterwards.
 //!
 //! Everything in here panics when something is wrong: that is how a test fails.
@@ -19,3 +20,4 @@ pub mod leftovers;
 pub mod pipes;
 pub mod run;
 pub mod terminal;
+pub mod trace;

@@ -131,7 +131,8 @@ fn a_cgroup_in_use_is_refused() {
 
 #[test]
 fn who_joins_a_cgroup_that_was_there_before_is_not_killed() {
-    for words in [&["delete", "--force", "ID"][..], &["kill", "--all", "ID", "KILL"], &["kill", "ID", "KILL"]] {
+    for words in [&["delete", "--force", "ID"][..], &["kill", "--all", "ID", "KILL"], &["kill", "ID", "KILL"]]
+    {
         let container = Container::sh("read end");
         let name = format!("before-{}", container.id().replace("ckrun-", ""));
         let cgroup = OwnCgroup::new(&name);
@@ -153,7 +154,11 @@ fn who_joins_a_cgroup_that_was_there_before_is_not_killed() {
 
 fn leftover_dirs(name: &str) -> Vec<PathBuf> {
     let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
-    hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|h| h.join(name)).filter(|p| p.exists()).collect()
+    hierarchies
+        .chain([PathBuf::from("/sys/fs/cgroup")])
+        .map(|h| h.join(name))
+        .filter(|p| p.exists())
+        .collect()
 }
 
 fn edit_state(container: &Container, change: impl FnOnce(&mut Value)) {

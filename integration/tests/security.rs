@@ -33,10 +33,11 @@ impl Victim {
 }
 
 fn all_capabilities(config: &mut Value) {
-    let mut names: Vec<String> = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "SYS_PTRACE", "SYS_ADMIN", "MKNOD"]
-        .iter()
-        .map(|name| format!("CAP_{name}"))
-        .collect();
+    let mut names: Vec<String> =
+        ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "SYS_PTRACE", "SYS_ADMIN", "MKNOD"]
+            .iter()
+            .map(|name| format!("CAP_{name}"))
+            .collect();
     names.sort();
     for set in ["bounding", "effective", "permitted"] {
         config["process"]["capabilities"][set] = json!(names);
@@ -66,7 +67,18 @@ fn overwrite_through(entry: impl Fn(&Container)) {
     assert_eq!(live.stdout.line(), "up");
     // Inside, it waits for a reader of its log: as long as the test wants.
     let pid_file = container.file("pid");
-    let words = ["exec", "--detach", "--pid-file", pid_file.to_str().unwrap(), "ID", "/entry", "--log", "/fifo", "state", "x"];
+    let words = [
+        "exec",
+        "--detach",
+        "--pid-file",
+        pid_file.to_str().unwrap(),
+        "ID",
+        "/entry",
+        "--log",
+        "/fifo",
+        "state",
+        "x",
+    ];
     finish(container.command_of(&victim.path, &words)).exits(0);
     let pid = fs::read_to_string(&pid_file).unwrap();
     live.say(&inner_pid(&pid));
@@ -150,7 +162,11 @@ fn a_ckrun_that_enters_can_not_be_opened_or_written() {
         inits.allow(inits.next());
         let said = init.stdout.until("done\n");
         assert!(!said.contains("written"), "{said}");
-        let wanted = if privileged { &["Text file busy", "Read-only file system"][..] } else { &["Permission denied"] };
+        let wanted = if privileged {
+            &["Text file busy", "Read-only file system"][..]
+        } else {
+            &["Permission denied"]
+        };
         let refused = said.lines().rev().nth(1).unwrap_or_default();
         assert!(wanted.iter().any(|why| refused.ends_with(why)), "{said}");
         assert_eq!(said.contains("readable"), privileged, "{said}");
@@ -202,9 +218,14 @@ fn no_descriptor_of_the_host_leaks_in() {
 #[test]
 fn a_working_directory_of_the_host_is_refused() {
     for number in [3, 4, 5, 6, 7, 8, 9, 10, 200] {
-        for cwd in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/.."), format!("/link{number}")] {
+        for cwd in [
+            format!("/proc/self/fd/{number}"),
+            format!("/proc/self/fd/{number}/.."),
+            format!("/link{number}"),
+        ] {
             let container = Container::sh("pwd; ls");
-            symlink(format!("/proc/self/fd/{number}"), container.rootfs().join(format!("link{number}"))).unwrap();
+            symlink(format!("/proc/self/fd/{number}"), container.rootfs().join(format!("link{number}")))
+                .unwrap();
             container.change(|c| c["process"]["cwd"] = json!(cwd));
             let ended = finish(careless(&container, &["run", "ID"]));
             assert!(ended.code == 1 && ended.stdout.is_empty(), "{cwd}: {ended:?}");
@@ -218,7 +239,8 @@ fn a_working_directory_of_the_host_is_refused() {
     let mut live = container.up();
     assert_eq!(live.stdout.line(), "up");
     for number in 3..12 {
-        let ended = finish(careless(&container, &["exec", "--cwd", &format!("/proc/self/fd/{number}"), "ID", "ls"]));
+        let ended =
+            finish(careless(&container, &["exec", "--cwd", &format!("/proc/self/fd/{number}"), "ID", "ls"]));
         assert!(ended.code == 255 && ended.stdout.is_empty(), "{number}: {ended:?}");
     }
 }
@@ -330,7 +352,9 @@ fn the_console_is_not_mounted_outside() {
 fn mounts_over_symlinks_stay_inside() {
     let tmpfs = |c: &mut Value| {
         let mounts = c["mounts"].as_array_mut().unwrap();
-        mounts.push(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["mode=777"]}));
+        mounts.push(
+            json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["mode=777"]}),
+        );
         mounts.push(json!({"destination": "/data/deep/er", "type": "tmpfs", "source": "tmpfs"}));
     };
     with_link("data", "", "echo x > /data/new && ls /data/precious", tmpfs, |ended| {
@@ -345,7 +369,9 @@ fn mounts_over_symlinks_stay_inside() {
     with_link("etc/file", "new", "true", file, |_| ());
     let copy_up = |c: &mut Value| {
         let mounts = c["mounts"].as_array_mut().unwrap();
-        mounts.push(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+        mounts.push(
+            json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+        );
     };
     with_link("data", "", "cat /data/precious; cat /data/*", copy_up, |ended| {
         assert!(!ended.stdout.contains("of the host"), "{ended:?}");
@@ -368,7 +394,9 @@ fn masks_and_read_only_paths_stay_inside() {
 
 #[test]
 fn a_filter_without_no_new_privs_works_for_any_user() {
-    let container = Container::sh("grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|Groups|Uid):' /proc/self/status | tr '\\t' ' '");
+    let container = Container::sh(
+        "grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|Groups|Uid):' /proc/self/status | tr '\\t' ' '",
+    );
     container.change(|c| {
         c["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [5, 6]});
         c["process"]["noNewPrivileges"] = json!(false);
