@@ -15,7 +15,8 @@ run: build oci-bundles/hello/rootfs ## an example bundle
 	$(CKRUN) run oci-bundles/hello/
 
 test: deps deps-test ## all tests, on the real kernel and with the real clients; needs root
-	cargo test --locked --workspace
+	cargo build --locked -p ckrun
+	cargo test --locked --workspace --no-fail-fast
 
 bench: build deps-test ## lifecycle times against the installed runc and crun
 	integration/bench/lifecycle $(CKRUN)

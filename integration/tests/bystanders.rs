@@ -24,7 +24,7 @@ impl Bystander {
     }
 
     /// It lives and is neither stopped nor frozen: it still dies of a signal that it can act upon itself.
-    fn is_unharmed(mut self) {
+    fn proves_unharmed(mut self) {
         assert_eq!(self.0.try_wait().unwrap(), None);
         // SAFETY: a signal for a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(self.pid(), libc::SIGTERM) }, 0);
@@ -111,7 +111,7 @@ fn its_own_cgroup_and_those_above_are_refused() {
     // Below its own it may.
     container.change(at(&format!("/{}/{}", names.join("/"), container.id())));
     from_inside(&["run", "ID"]).ok();
-    bystander.is_unharmed();
+    bystander.proves_unharmed();
     drop((inner, above));
 }
 
@@ -125,7 +125,7 @@ fn a_cgroup_in_use_is_refused() {
     container.change(at(&format!("/{name}")));
     container.run().fails(1, &["linux.cgroupsPath", "processes in cgroup", &name]);
     container.ckrun(&["delete", "--force", "ID"]).ok();
-    bystander.is_unharmed();
+    bystander.proves_unharmed();
     drop(cgroup);
 }
 
@@ -144,7 +144,7 @@ fn who_joins_a_cgroup_that_was_there_before_is_not_killed() {
         container.ckrun(words);
         container.ckrun(&["delete", "--force", "ID"]).ok();
         assert!(cgroup.0.exists(), "what was there before stays");
-        bystander.is_unharmed();
+        bystander.proves_unharmed();
         for dir in leftover_dirs(&name) {
             assert_eq!(dir, cgroup.0);
         }
@@ -183,7 +183,7 @@ fn a_reused_process_id_is_not_taken_for_the_container() {
     container.ckrun(&["exec", "ID", "true"]).fails(255, &["not running"]);
     container.ckrun(&["pause", "ID"]).fails(1, &["not running"]);
     container.ckrun(&["delete", "--force", "ID"]).ok();
-    bystander.is_unharmed();
+    bystander.proves_unharmed();
 }
 
 #[test]
@@ -206,5 +206,5 @@ fn a_job_in_the_hosts_pid_namespace_is_all_that_dies() {
     assert_eq!(live.stdout.line(), "up");
     container.ckrun(&["delete", "--force", "ID"]).ok();
     live.await_end();
-    bystander.is_unharmed();
+    bystander.proves_unharmed();
 }

@@ -159,7 +159,6 @@ fn fields_that_need_each_other() {
         move |c: &mut Value| c["linux"]["namespaces"].as_array_mut().unwrap().retain(|ns| ns["type"] != kind)
     };
     with(without("uts"), &["hostname", "uts"]);
-    with(without("mount"), &["mounts", "mount namespace"]);
     with(|c| c["process"]["cwd"] = json!("relative"), &["process.cwd", "relative"]);
     with(
         |c| c["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1, "size": 1}]),
