@@ -24,7 +24,7 @@ impl Command {
     ///
     /// # Errors
     /// Worded like Go's os/exec, since clients make exit codes of it: `executable file not found in $PATH`, `no such
-    /// file or directory`, `permission denied`, `is a directory`.
+    /// file or directory`, `permission denied`.
     pub fn find(process: &Process, more_env: &[String]) -> Result<Command> {
         let args = process.args().as_deref().unwrap_or_default();
         let name = args.first().ok_or_else(|| Error::config("process.args", "is empty"))?;
@@ -83,6 +83,10 @@ fn string(s: &str) -> Result<CString> {
 fn check(name: &str) -> Result<PathBuf> {
     match runnable(Path::new(name)) {
         Ok(()) => Ok(name.into()),
+        // execve(2) says EACCES, and Docker 20.10 gives 126 only for its text.
+        Err((_, Errno::EISDIR)) => {
+            Err(Error::Exec { command: name.into(), why: "permission denied: is a directory".into() })
+        }
         Err((call, errno)) => {
             let call = if call.is_empty() { String::new() } else { format!("{call} {name}: ") };
             Err(Error::Exec { command: name.into(), why: format!("{call}{}", text(errno)) })
