@@ -164,9 +164,12 @@ fn a_task_obeys() {
     assert!(seen.contains("\n40 100\r") && seen.contains("\n/dev/pts/"), "{seen:?}");
 
     containerd.call(&["container", "rm", "web"]).fails();
-    containerd.call(&["task", "kill", "--signal=KILL", "web"]).ok();
-    containerd.call(&["task", "rm", "web"]).exits(137);
-    containerd.call(&["container", "rm", "web"]).ok();
+    containerd.remove("web");
+    let words = containerd.run_words(&["--rm", "--tty"], "tty", &["sh", "-c", "echo up; exec sleep 1000"]);
+    let mut job = containerd.terminal(words);
+    job.awaits("up\r");
+    containerd.call(&["task", "kill", "--signal=KILL", "tty"]).ok();
+    assert_eq!(job.ends().0, 137);
 
     // A signal that the job handles, sent to the container whose end ctr waits for.
     let job = "trap 'echo asked; exit 12' TERM; echo up; while :; do sleep 1000 & wait $!; done";
