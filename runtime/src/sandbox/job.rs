@@ -155,6 +155,16 @@ pub fn reset_signals() -> Result<()> {
         // SAFETY: the default action runs no code of ours.
         unsafe { sigaction(signal, &default) }.doing(|| format!("reset {signal}"))?;
     }
+    // The C library keeps the first two real-time signals to itself, so the kernel is asked: a zeroed kernel sigaction
+    // (no more than four words on any architecture) is the default action.
+    let zeroes = [0_u64; 4];
+    for number in 32..=64 {
+        // SAFETY: the kernel only reads the structure, and the default action runs no code of ours.
+        let answer = unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, number, zeroes.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>())
+        };
+        Errno::result(answer).doing(|| format!("reset signal {number}"))?;
+    }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).doing(|| "unblock all signals")?;
     Ok(())
 }
