@@ -17,6 +17,7 @@ use crate::cgroup::Cgroups;
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use ckrun_virt::Doing;
+use ckrun_virt::error::text;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
@@ -121,12 +122,12 @@ impl Init<'_> {
 
     fn name_host(&self) -> Result<()> {
         if let Some(name) = self.spec.hostname() {
-            sethostname(name).map_err(|e| Error::config("hostname", e.desc()))?;
+            sethostname(name).map_err(|e| Error::config("hostname", text(e)))?;
         }
         if let Some(name) = self.spec.domainname() {
             // SAFETY: the pointer and the length are those of one string, which lives through the call.
             let answer = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
-            Errno::result(answer).map_err(|e| Error::config("domainname", e.desc()))?;
+            Errno::result(answer).map_err(|e| Error::config("domainname", text(e)))?;
         }
         Ok(())
     }
