@@ -188,7 +188,9 @@ impl Site<'_> {
         (ours, channel): (&Channel, Channel),
     ) -> Result<Pid> {
         let spec = &self.bundle.spec;
-        let own_userns = self.namespaces.has(Kind::User);
+        // Only the host's root can clone a tree of the host's mount namespace; anybody else's init does it in its own,
+        // where it reaches what its maker reaches.
+        let own_userns = self.namespaces.has(Kind::User) && geteuid().is_root();
         let early = mounts::open_early(spec, wanted, own_userns)?;
         let proc = Proc::open()?;
         let hook_state = self.state.for_hooks(Status::Creating);
