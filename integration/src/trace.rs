@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 /// Runs a command and kills it by SIGKILL when it has entered or left `count` system calls (so an even number is the end
 /// of one, an odd number the beginning); children that it makes are left alone. Returns how many there were, and whether
 /// that was its end.
+#[expect(clippy::zombie_processes, reason = "waitpid(2) is called for each stop and the end")]
 pub fn kill_at(mut command: Command, count: usize) -> (usize, bool) {
     // SAFETY: PTRACE_TRACEME is a plain system call.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };

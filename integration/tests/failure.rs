@@ -84,7 +84,7 @@ fn a_command_that_can_not_be_run() {
     with(args(&["nothing"]), &["exec: \"nothing\": executable file not found in $PATH"]);
     with(args(&["/bin/nothing"]), &["exec: \"/bin/nothing\": stat /bin/nothing: no such file or directory"]);
     with(args(&["/etc/passwd"]), &["exec: \"/etc/passwd\": permission denied"]);
-    with(args(&["/etc"]), &["exec: \"/etc\": is a directory"]);
+    with(args(&["/etc"]), &["exec: \"/etc\": permission denied: is a directory"]);
     with(args(&["/etc/passwd/x"]), &["/etc/passwd/x", "not a directory"]);
     with(args(&[]), &["process.args", "empty"]);
     with(args(&["true", "a\u{0}b"]), &["process", "zero byte"]);

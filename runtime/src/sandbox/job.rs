@@ -161,7 +161,13 @@ pub fn reset_signals() -> Result<()> {
     for number in 32..=64 {
         // SAFETY: the kernel only reads the structure, and the default action runs no code of ours.
         let answer = unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, number, zeroes.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>())
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                number,
+                zeroes.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
         };
         Errno::result(answer).doing(|| format!("reset signal {number}"))?;
     }
