@@ -61,6 +61,8 @@ pub fn build(
     let wanted = mounts::plan(&bundle.spec, &bundle.dir)?;
     let seccomp = bundle.spec.lx().and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
 
+    log::debug!("checked the bundle {}", bundle.dir.display());
+
     let entry = store.claim(id)?;
     let request = Request {
         id,
@@ -168,7 +170,9 @@ impl Site<'_> {
         // From here on `delete --force` can clear up after a crash of ours: it knows the cgroups that we may make.
         self.entry.save_spec(&self.bundle.json)?;
         self.entry.save(&self.state)?;
+        log::debug!("claimed the id {}", self.state.id);
         self.state.cgroups.create()?;
+        log::debug!("made the cgroups");
         let listener = match start {
             Start::OnDemand => Some(knock::listen(&self.entry)?),
             Start::AtOnce => None,
@@ -220,6 +224,7 @@ impl Site<'_> {
             init.run()
         })?;
         let pid = process.pid();
+        log::debug!("cloned the init, process {pid}");
         let started = Stat::of(pid).map_or(0, |s| s.started);
         self.state.init = Some(InitProcess { pid: pid.as_raw(), started });
         self.init = Some(process);
@@ -235,8 +240,10 @@ impl Site<'_> {
             channel.send(&Note::Mapped)?;
         }
         self.limit()?;
+        log::debug!("set the limits");
         self.state.cgroups.join(pid, self.born_in_v2)?;
         self.delegate()?;
+        log::debug!("moved the init into its cgroups");
         if let Some(wanted) = spec.lx().and_then(|l| l.intel_rdt().as_ref()) {
             let groups = Group::prepare(&self.state.id, wanted)?;
             // Remembered before anything else can fail, or nobody would remove them.

@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Removes what a container that has ended, or never came to be, leaves on the host, and forgets it.
 pub fn forget(entry: Entry, state: &State) -> Result<()> {
     state.cgroups.remove()?;
+    log::debug!("removed the cgroups");
     state.rdt.as_ref().map_or(Ok(()), Group::remove)?;
     if let Ok(spec) = entry.spec() {
         hooks::run_leniently(&spec, "poststop", || state.for_hooks(Status::Stopped));

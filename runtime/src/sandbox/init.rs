@@ -80,6 +80,7 @@ impl Init<'_> {
             oom::set(process, self.options.rootless, self.proc)?;
         }
         self.enter_namespaces()?;
+        log::debug!("init: in its namespaces");
         setsid().doing(|| "start a session")?;
         umask(Mode::empty());
         if !self.options.no_new_keyring {
@@ -97,6 +98,7 @@ impl Init<'_> {
             hooks::run(self.spec, "createContainer", || self.hook_state.to_owned())?;
             pivot::change_root(&self.rootfs)?;
         }
+        log::debug!("init: in its root");
         self.join_cgroups()?;
         self.become_job()
     }
@@ -147,10 +149,12 @@ impl Init<'_> {
             }
             mounts.make(index, wanted)?;
         }
+        log::debug!("init: mounted");
         if devices::furnished(self.spec) {
             devices::make(&root, self.spec, self.namespaces.has(Kind::User))?;
         }
         make_cwd(&root, self.spec)?;
+        log::debug!("init: furnished");
         let console = self.open_console(&root)?;
         self.run_hooks_before_pivot()?;
         for wanted in self.mounts.iter().filter(|m| m.late_read_only()) {
@@ -216,6 +220,7 @@ impl Init<'_> {
             more_env: &more_env,
         };
         let mut prepared = job.prepare()?;
+        log::debug!("init: is the job but for the exec");
         prepared.introduce(&self.channel)?;
         self.wait_for_start()?;
         hooks::run_in_job(self.spec, process, || self.hook_state.to_owned())?;

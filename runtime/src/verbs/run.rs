@@ -49,8 +49,10 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
     }
     hooks::run_leniently(&bundle.spec, "poststart", || built.state.for_hooks(Status::Running));
     let Some(foreground) = foreground else { return Ok(0) };
+    log::debug!("the job runs");
     let mut built = built.unlock();
     let status = foreground.wait(&built.init)?;
+    log::debug!("the job has ended with {status}");
     // Somebody may have deleted it in the meantime.
     if !args.keep && built.entry.lock().is_ok() {
         destroy::forget(built.entry, &built.state)?;
