@@ -1,6 +1,6 @@
 //! ckrun as buildah's runtime.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::clients::{Done, Enclosure, ckrun, image, program};
 use std::fs;

@@ -1,8 +1,8 @@
 //! One call of a program: its arguments, and what came of it.
 
 use super::PATIENCE;
+use crate::pipes::try_pidfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -86,16 +86,10 @@ pub fn wait(child: &mut Child) -> Option<i32> {
 
 /// Waits until the process has ended, as a zombie too. Whether it did so in time.
 pub fn ended(pid: u32) -> bool {
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     // Without a process of this id it has ended.
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
-    readable(pidfd.as_fd())
-}
-
-/// Waits until there is something to read, or the end. Whether it came in time.
-pub fn readable(fd: std::os::fd::BorrowedFd) -> bool {
+    let Some(pidfd) = try_pidfd(pid.cast_signed()) else { return true };
     let timeout = PollTimeout::try_from(PATIENCE).unwrap();
-    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout).is_ok_and(|n| n > 0)
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout).is_ok_and(|n| n > 0)
 }
 
 fn content(mut file: File) -> String {

@@ -6,6 +6,8 @@
 
 use super::call::{self, Done};
 use super::{PATIENCE, Terminal};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -254,10 +256,7 @@ impl Drop for Daemon {
         }
         let all = tree(self.process.id());
         for pid in &all {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(i32::try_from(*pid).unwrap()),
-                nix::sys::signal::Signal::SIGTERM,
-            );
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
         }
         let _ = call::wait(&mut self.process);
     }
