@@ -158,7 +158,7 @@ fn a_container_obeys() {
     let (code, seen) = shell.ends();
     assert_eq!(code, 5, "{seen:?}");
     assert!(seen.contains("/dev/pts/"), "{seen:?}");
-    assert!(docker.call(&["top", "web"]).ok().contains("sleep 1"));
+    assert!(docker.call(&["top", "web"]).ok().contains("sh -c trap"));
 
     docker.call(&["pause", "web"]).ok();
     assert_eq!(docker.inspect("web", "{{.State.Status}}"), "paused");
