@@ -87,7 +87,7 @@ pub enum CgroupManager {
 /// The answer to `--rootless`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Rootless {
-    /// When ckrun is not run by root.
+    /// When ckrun is not run by the host's root.
     Auto,
     /// Yes.
     True,
@@ -99,7 +99,7 @@ impl Global {
     /// Whether ckrun has to do without the host's root.
     pub fn is_rootless(&self) -> bool {
         match self.rootless {
-            Rootless::Auto => !nix::unistd::geteuid().is_root(),
+            Rootless::Auto => !crate::user::is_host_root(),
             Rootless::True => true,
             Rootless::False => false,
         }

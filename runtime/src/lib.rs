@@ -19,4 +19,5 @@ pub mod foreground;
 pub mod report;
 pub mod sandbox;
 pub mod state;
+pub mod user;
 pub mod verbs;

@@ -13,10 +13,11 @@ use crate::cgroup::Cgroups;
 use crate::config::read_json;
 use crate::error::{Error, Result};
 use crate::sandbox::intel_rdt::Group;
+use crate::user::is_host_root;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::{Doing, Process};
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use oci_spec::runtime::{ContainerState, Spec, State as OciState};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -148,9 +149,9 @@ pub struct Entry {
 }
 
 impl Store {
-    /// The store at `root` or, by default, /run/ckrun; for a user who is not root, below their XDG_RUNTIME_DIR.
+    /// The store at `root` or, by default, /run/ckrun; for a user who is not the host's root, below their XDG_RUNTIME_DIR.
     pub fn new(root: Option<PathBuf>) -> Store {
-        let own = || std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !geteuid().is_root()).map(PathBuf::from);
+        let own = || std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !is_host_root()).map(PathBuf::from);
         Store { dir: root.unwrap_or_else(|| own().unwrap_or_else(|| "/run".into()).join("ckrun")) }
     }
 
