@@ -5,6 +5,8 @@
 use ckrun_integration::clients::{Done, Enclosure, Terminal, ckrun, image, program};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 
 /// A podman with a storage of its own, and an image `bb` in it.
 struct Podman {
@@ -15,24 +17,7 @@ struct Podman {
 impl Podman {
     fn new() -> Self {
         let mut enclosure = Enclosure::new();
-        let conf = enclosure.path("containers.conf");
-        // An engine that may not raise limits (CAP_SYS_RESOURCE) can only lower them: these are below all defaults.
-        let content = format!(
-            r#"[containers]
-            default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
-            cgroupns = "private"
-            [engine]
-            cgroup_manager = "cgroupfs"
-            events_logger = "file"
-            runtime = "ckrun"
-            runtime_supports_json = ["ckrun"]
-            runtime_supports_nocgroup = ["ckrun"]
-            [engine.runtimes]
-            ckrun = ["{}"]
-            "#,
-            ckrun().display()
-        );
-        fs::write(&conf, content).unwrap();
+        let conf = configuration(&enclosure, &ckrun());
         enclosure.set_env("CONTAINERS_CONF", &conf);
         let base = [
             program("/usr/bin/podman", "podman"),
@@ -96,6 +81,29 @@ impl Podman {
         let kept: Vec<&str> = pods.lines().chain(["conmon"]).collect();
         self.enclosure.assert_clean("/run/ckrun", &kept);
     }
+}
+
+/// Writes a containers.conf(5) that knows one runtime.
+fn configuration(enclosure: &Enclosure, runtime: &Path) -> String {
+    // An engine that may not raise limits (CAP_SYS_RESOURCE) can only lower them: these are below all defaults.
+    let content = format!(
+        r#"[containers]
+        default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+        cgroupns = "private"
+        [engine]
+        cgroup_manager = "cgroupfs"
+        events_logger = "file"
+        runtime = "ckrun"
+        runtime_supports_json = ["ckrun"]
+        runtime_supports_nocgroup = ["ckrun"]
+        [engine.runtimes]
+        ckrun = ["{}"]
+        "#,
+        runtime.display()
+    );
+    let path = enclosure.path("containers.conf");
+    fs::write(&path, content).unwrap();
+    path
 }
 
 #[test]
@@ -546,4 +554,64 @@ fn containers_meet_on_a_bridge() {
     let job = format!("until nc {address} 80 </dev/null; do :; done");
     assert_eq!(podman.call(&["run", "--rm", "--network=podman", "bb", "sh", "-c", &job]).ok(), "hello");
     podman.finish();
+}
+
+/// podman of an ordinary user starts the runtime as root of a user namespace, without a right to any cgroup.
+#[test]
+fn an_ordinary_user_can_run_containers() {
+    let mut enclosure = Enclosure::new();
+    program("/usr/bin/newuidmap", "uidmap");
+    let (user, id) = ("ordinary", 4242);
+    for (file, line) in [
+        ("/etc/passwd", format!("{user}:x:{id}:{id}::{}:/bin/sh", enclosure.path("home"))),
+        ("/etc/group", format!("{user}:x:{id}:")),
+        ("/etc/subuid", format!("{user}:500000:65536")),
+        ("/etc/subgid", format!("{user}:500000:65536")),
+    ] {
+        let own = enclosure.path(&file.replace('/', "_"));
+        let known = fs::read_to_string(file).unwrap_or_default();
+        fs::write(&own, format!("{known}{line}\n")).unwrap();
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o644)).unwrap();
+        enclosure.call(["mount", "--bind", &own, file]).ok();
+    }
+    // What the user must be able to reach, and what must be the user's own.
+    let runtime = enclosure.dir().join("ckrun");
+    fs::copy(ckrun(), &runtime).unwrap();
+    let conf = configuration(&enclosure, &runtime);
+    let tar = image::rootfs_tar(enclosure.dir());
+    fs::set_permissions(enclosure.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (home, run) = (enclosure.path("home"), enclosure.path("xdg"));
+    for dir in [&home, &run] {
+        fs::create_dir(dir).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+        chown(dir, Some(id), Some(id)).unwrap();
+    }
+    for (name, value) in [("CONTAINERS_CONF", &conf), ("HOME", &home), ("XDG_RUNTIME_DIR", &run)] {
+        enclosure.set_env(name, value);
+    }
+    let podman = |words: &str| {
+        let become_user =
+            format!("cd {home}; exec setpriv --reuid={id} --regid={id} --init-groups /usr/bin/podman");
+        let places =
+            format!("--root={home}/root --runroot={run}/run --tmpdir={run}/tmp --storage-driver=overlay");
+        enclosure.call(["sh", "-c", &format!("{become_user} {places} {words}")])
+    };
+    podman(&format!("import {} bb", tar.display())).ok();
+    let out =
+        podman("run --rm --network=none bb sh -c 'id -u; xargs < /proc/self/uid_map; exit 7'").exits(7).out;
+    assert_eq!(out, format!("0\n0 {id} 1 1 500000 65536\n"));
+    podman("run --rm --network=none bb no-such-command").exits(127);
+    podman("run --rm --network=none --cap-add=mknod bb mknod /x c 1 3")
+        .fails()
+        .complains("Operation not permitted");
+    assert_eq!(podman("run --rm --network=none -t bb tty").ok(), "/dev/pts/0");
+    podman("run -d --name=web --network=none bb sleep 1000").ok();
+    podman("exec web sh -c 'exit 9'").exits(9);
+    assert_eq!(podman("exec --user=guest web id -un").ok(), "guest");
+    podman("stop --time=0 web").ok();
+    assert_eq!(podman("inspect --format='{{.State.ExitCode}}' web").ok(), "137");
+    podman("rm web").ok();
+    // This ends the process that keeps the user namespace alive.
+    podman("system migrate").ok();
+    enclosure.assert_clean(&format!("{run}/ckrun"), &[]);
 }

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 /// Mount propagation is shared, as systemd makes it on hosts. The shell is the pid namespace's init: as long as it waits
 /// for the sleeping child it reaps orphans.
-const INIT: &str = "mount --make-rshared / && mount -t tmpfs run /run && mount -t tmpfs -o mode=1777 shm /dev/shm && \
+const INIT: &str = "mount --make-rshared / && mount -t tmpfs -o mode=755 run /run && mount -t tmpfs -o mode=1777 shm /dev/shm && \
                     ip link set lo up || exit; sleep infinity & echo ready; wait";
 
 /// The namespaces, a directory and the name of a cgroup.
