@@ -57,7 +57,6 @@ impl Foreground {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(code),
                 Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
                 Ok(_) => {}
-                // A caller that ignores SIGCHLD has its children reaped by the kernel: the status is lost.
                 Err(e) => return Err(Failure::new("wait for the job", e).into()),
             }
         }

@@ -6,6 +6,7 @@ use ckrun::report::Report;
 use ckrun::sandbox::shield;
 use ckrun::verbs;
 use clap::Parser;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use std::process::ExitCode;
 
 /// runc's answer to a verb it does not know.
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
         eprintln!("error: {e}");
         return ExitCode::FAILURE;
     }
+    keep_children();
     let cli = match Cli::try_parse_from(normalise(std::env::args_os())) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -30,6 +32,13 @@ fn main() -> ExitCode {
         }
         Err(e) => fail(&report, &e, failure),
     }
+}
+
+/// A caller that ignores SIGCHLD hands that on through the exec (execve(2)): the kernel would reap our children before
+/// we could ask how they ended.
+fn keep_children() {
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
 fn fail(report: &Report, e: &Error, code: u8) -> ExitCode {
