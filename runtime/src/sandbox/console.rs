@@ -37,7 +37,8 @@ pub struct Console {
 }
 
 impl Console {
-    /// Opens one at the container's devpts, with the size that the configuration asks for.
+    /// Opens one at the container's devpts, with the size that the configuration asks for or else that of the caller's
+    /// terminal.
     ///
     /// # Errors
     /// `ENOENT` when the configuration mounts no devpts at /dev/pts.
@@ -66,17 +67,16 @@ impl Console {
         let slave = ioctl(slave, "open the terminal's slave")?;
         // SAFETY: the kernel has just made this descriptor for us alone.
         let slave = unsafe { OwnedFd::from_raw_fd(slave) };
-        if let Some(size) = process.console_size() {
-            let clip = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
-            set_size(
-                master.as_fd(),
-                Winsize {
-                    ws_row: clip(size.height()),
-                    ws_col: clip(size.width()),
-                    ws_xpixel: 0,
-                    ws_ypixel: 0,
-                },
-            )?;
+        let clip = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+        let configured = process.console_size().as_ref().map(|size| Winsize {
+            ws_row: clip(size.height()),
+            ws_col: clip(size.width()),
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        });
+        // The standard input is still the caller's. The job must not see another size first: it may ask only once.
+        if let Some(size) = configured.or_else(|| size_of(std::io::stdin().as_fd())) {
+            set_size(master.as_fd(), size)?;
         }
         Ok(Console { master, slave })
     }
