@@ -57,7 +57,7 @@ fn a_bind_mount_shows_a_directory_or_a_file_of_the_host() {
 fn missing_destinations_are_made() {
     let container = Container::sh("stat -c '%F %a' /a /a/b /a/b/c; cat /x/y")
         .mount("/a/b/c", "tmpfs", "tmpfs", &["mode=700"])
-        .mount("/x/y", "bind", "/etc/hostname", &["bind"]);
+        .mount("/x/y", "bind", "config.json", &["bind", "ro"]);
     let said = container.run().ok();
     assert!(said.starts_with("directory 755\ndirectory 755\ndirectory 700\n"), "{said}");
     assert!(container.rootfs().join("x/y").is_file());
