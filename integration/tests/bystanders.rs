@@ -24,7 +24,7 @@ impl Bystander {
     }
 
     /// It lives and is neither stopped nor frozen: it still dies of a signal that it can act upon itself.
-    fn proves_unharmed(mut self) {
+    fn survives(mut self) {
         assert_eq!(self.0.try_wait().unwrap(), None);
         // SAFETY: a signal for a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(self.pid(), libc::SIGTERM) }, 0);
@@ -70,7 +70,10 @@ impl Drop for OwnCgroup {
         for pid in fs::read_to_string(self.procs()).unwrap_or_default().lines() {
             let _ = fs::write(Self::mount().join("cgroup.procs"), pid);
         }
-        let _ = fs::remove_dir(&self.0);
+        // A container below it got the same place in the other hierarchies, whose upper directories stay.
+        for dir in everywhere(self.0.strip_prefix(Self::mount()).unwrap()) {
+            let _ = fs::remove_dir(dir);
+        }
     }
 }
 
@@ -111,7 +114,7 @@ fn its_own_cgroup_and_those_above_are_refused() {
     // Below its own it may.
     container.change(at(&format!("/{}/{}", names.join("/"), container.id())));
     from_inside(&["run", "ID"]).ok();
-    bystander.proves_unharmed();
+    bystander.survives();
     drop((inner, above));
 }
 
@@ -125,7 +128,7 @@ fn a_cgroup_in_use_is_refused() {
     container.change(at(&format!("/{name}")));
     container.run().fails(1, &["linux.cgroupsPath", "processes in cgroup", &name]);
     container.ckrun(&["delete", "--force", "ID"]).ok();
-    bystander.proves_unharmed();
+    bystander.survives();
     drop(cgroup);
 }
 
@@ -144,21 +147,19 @@ fn who_joins_a_cgroup_that_was_there_before_is_not_killed() {
         container.ckrun(words);
         container.ckrun(&["delete", "--force", "ID"]).ok();
         assert!(cgroup.0.exists(), "what was there before stays");
-        bystander.proves_unharmed();
-        for dir in leftover_dirs(&name) {
+        bystander.survives();
+        for dir in everywhere(&name) {
             assert_eq!(dir, cgroup.0);
         }
         drop(cgroup);
     }
 }
 
-fn leftover_dirs(name: &str) -> Vec<PathBuf> {
+/// The cgroups of this name in all hierarchies.
+fn everywhere(name: impl AsRef<Path>) -> Vec<PathBuf> {
     let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
-    hierarchies
-        .chain([PathBuf::from("/sys/fs/cgroup")])
-        .map(|h| h.join(name))
-        .filter(|p| p.exists())
-        .collect()
+    let all = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|h| h.join(&name));
+    all.filter(|path| path.join("cgroup.procs").exists()).collect()
 }
 
 fn edit_state(container: &Container, change: impl FnOnce(&mut Value)) {
@@ -183,7 +184,7 @@ fn a_reused_process_id_is_not_taken_for_the_container() {
     container.ckrun(&["exec", "ID", "true"]).fails(255, &["not running"]);
     container.ckrun(&["pause", "ID"]).fails(1, &["not running"]);
     container.ckrun(&["delete", "--force", "ID"]).ok();
-    bystander.proves_unharmed();
+    bystander.survives();
 }
 
 #[test]
@@ -206,5 +207,5 @@ fn a_job_in_the_hosts_pid_namespace_is_all_that_dies() {
     assert_eq!(live.stdout.line(), "up");
     container.ckrun(&["delete", "--force", "ID"]).ok();
     live.await_end();
-    bystander.proves_unharmed();
+    bystander.survives();
 }
