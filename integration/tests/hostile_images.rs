@@ -54,7 +54,13 @@ fn with_link(place: &str, below: &str, script: &str, change: impl Fn(&mut Value)
 #[test]
 fn proc_and_sys_are_not_mounted_over_symlinks() {
     for place in ["proc", "sys"] {
-        with_link(place, "", "true", |_| (), |ended| refusal(ended, &["must be mounted on ordinary directory"]));
+        with_link(
+            place,
+            "",
+            "true",
+            |_| (),
+            |ended| refusal(ended, &["must be mounted on ordinary directory"]),
+        );
     }
     // Nor where a symlink on the way would put them.
     let deep = |c: &mut Value| c["mounts"][0]["destination"] = json!("/a/proc");

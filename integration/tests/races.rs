@@ -135,7 +135,10 @@ fn a_caller_that_ignores_its_children_hears_the_status() {
 
 #[test]
 fn closed_standard_streams_are_no_obstacle() {
-    let container = Container::sh("ls /proc/$$/fd | wc -l > /out/count").mount("/out", "tmpfs", "tmpfs", &[]);
+    // Asked by the shell itself, without a pipe or a directory of its own that would count too.
+    let count =
+        "n=0; for fd in $(seq 0 30); do [ -e /proc/$$/fd/$fd ] && n=$((n+1)); done; echo $n > /out/count";
+    let container = Container::sh(count).mount("/out", "tmpfs", "tmpfs", &[]);
     let out = container.file("out");
     fs::create_dir(&out).unwrap();
     container.change(|c| {

@@ -119,15 +119,24 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 fn read_capped(path: &Path) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).map_err(|e| Error::file(path, &e))?.len();
-    if size > MAX_JSON {
-        return Err(Error::Json { path: path.into(), why: format!("is larger than {} MiB", MAX_JSON >> 20) });
+    let found = std::fs::metadata(path).map_err(|e| Error::file(path, &e))?;
+    let refuse = |why: String| Err(Error::Json { path: path.into(), why });
+    if !found.is_file() && !found.is_dir() {
+        // A FIFO would make us wait for a writer, a device might never end.
+        return refuse("is not a regular file".into());
+    }
+    if found.len() > MAX_JSON {
+        return refuse(format!("is larger than {} MiB", MAX_JSON >> 20));
     }
     std::fs::read(path).map_err(|e| Error::file(path, &e))
 }
 
 /// Parses JSON of the runtime-spec that came from `origin`.
 pub fn parse_json<T: DeserializeOwned>(origin: &Path, text: &[u8]) -> Result<T> {
+    // Serde would take an array for an object whose fields it lists in order.
+    if text.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b != b'{') {
+        return Err(Error::Json { path: origin.into(), why: "is not a JSON object".into() });
+    }
     serde_json::from_slice(text)
         .or_else(|_| lenient(text))
         .map_err(|why| Error::Json { path: origin.into(), why })

@@ -179,8 +179,12 @@ impl Site<'_> {
         };
         let (channel, theirs) = channel::pair()?;
         let pid = self.clone_init(wanted, console, listener, (&channel, theirs))?;
-        let served = self.serve(&channel, pid).and_then(|()| self.watch(&channel, start));
+        let served = self.serve(&channel, pid, start).and_then(|()| self.watch(&channel, start));
         served.map_err(|e| channel.last_words().unwrap_or(e))?;
+        if start == Start::OnDemand {
+            self.entry.save(&self.state)?;
+            channel.send(&Note::Continue)?;
+        }
         self.init.take().ok_or(Error::InitEnded { during: "its making", how: "without a trace".into() })
     }
 
@@ -233,7 +237,7 @@ impl Site<'_> {
     }
 
     /// What the init can't do for itself, since it takes the host's rights or the host's view.
-    fn serve(&mut self, channel: &Channel, pid: Pid) -> Result<()> {
+    fn serve(&mut self, channel: &Channel, pid: Pid, start: Start) -> Result<()> {
         let spec = &self.bundle.spec;
         if self.namespaces.makes(Kind::User) {
             idmap::write(spec, pid)?;
@@ -251,7 +255,11 @@ impl Site<'_> {
             groups.join(pid)?;
         }
         netdev::move_in(spec, pid)?;
-        self.entry.save(&self.state)?;
+        // A state with an init in it says that the container is created or runs. Before that a crash of ours ends the
+        // init, so that nobody needs its id.
+        if start == Start::AtOnce {
+            self.entry.save(&self.state)?;
+        }
         channel.send(&Note::Joined)
     }
 

@@ -86,18 +86,26 @@ impl Sets {
         Ok(set_keep_capabilities(true).doing(|| "keep the capabilities over setuid")?)
     }
 
-    /// Sets the permitted, effective and inheritable sets, and the ambient one. What can't be ambient, being not both
-    /// permitted and inheritable, is left out as in runc, and said only under `--debug`: buildah asks for it in every build.
+    /// Sets everything: [`Sets::begin`] and [`Sets::finish`].
     ///
     /// # Errors
     /// A capability that ckrun itself does not have can't be granted; names it and the field.
     pub fn apply(&self) -> Result<()> {
+        self.begin()?;
+        self.finish()
+    }
+
+    /// Sets the inheritable and the ambient set, and makes all that is permitted effective again, which a change of user
+    /// ended. What can't be ambient, being not both permitted and inheritable, is left out as in runc, and said only under
+    /// `--debug`: buildah asks for it in every build.
+    ///
+    /// # Errors
+    /// As [`Sets::apply`].
+    pub fn begin(&self) -> Result<()> {
         set_keep_capabilities(false).doing(|| "stop keeping capabilities")?;
-        let sets = CapabilitySets {
-            effective: self.effective,
-            permitted: self.permitted,
-            inheritable: self.inheritable,
-        };
+        let mut sets = capabilities(None).doing(|| "read the capabilities")?;
+        sets.effective = sets.permitted;
+        sets.inheritable = self.inheritable;
         set_capabilities(None, sets).map_err(|e| self.refused(e))?;
 
         clear_ambient_capability_set().doing(|| "clear the ambient capabilities")?;
@@ -114,6 +122,20 @@ impl Sets {
             }
         }
         Ok(())
+    }
+
+    /// Gives up what is not to be permitted or effective. It is one system call, capset(2), since a filter may deny all
+    /// others by then; what leaves the permitted set leaves the ambient one with it.
+    ///
+    /// # Errors
+    /// As [`Sets::apply`].
+    pub fn finish(&self) -> Result<()> {
+        let sets = CapabilitySets {
+            effective: self.effective,
+            permitted: self.permitted,
+            inheritable: self.inheritable,
+        };
+        set_capabilities(None, sets).map_err(|e| self.refused(e))
     }
 
     /// Finds out why capset(2) said no.

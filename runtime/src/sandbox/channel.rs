@@ -22,9 +22,9 @@ pub enum Note {
     Joined,
     /// Init: all mounts stand, the old root is still there. The answer is `Continue`.
     Mounted,
-    /// Parent: go on.
+    /// Parent: go on. To `Ready`: the state is written, and ckrun is about to leave.
     Continue,
-    /// Init: everything is done but the start of the job.
+    /// Init: everything is done but the start of the job. The answer is `Continue`.
     Ready,
     /// Init: the seccomp listener is open under this number; it is held until `Continue`.
     Listener(i32),

@@ -232,6 +232,8 @@ impl Init<'_> {
         prctl::set_pdeathsig(None).doing(|| "outlive ckrun")?;
         let Some(listener) = self.start.take() else { return Ok(()) };
         self.channel.send(&Note::Ready)?;
+        // Once ckrun has remembered us it may go; if it goes before, nobody would know of us.
+        self.channel.expect(&Note::Continue)?;
         let caller = loop {
             match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
                 Err(Errno::EINTR) => {}

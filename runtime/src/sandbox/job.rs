@@ -17,7 +17,6 @@ use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use nix::unistd::{chdir, getcwd};
 use oci_spec::runtime::{Process, Spec};
-use rustix::thread::{capabilities, set_capabilities};
 use std::convert::Infallible;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -71,7 +70,8 @@ impl<'a> Job<'a> {
             sets.apply()?;
             None
         } else {
-            raise_permitted()?;
+            // Loading the filter will need CAP_SYS_ADMIN.
+            sets.begin()?;
             Some(sets)
         };
         if nnp {
@@ -93,7 +93,7 @@ impl Prepared<'_> {
         if !self.confined {
             self.confine(channel)?;
         }
-        self.capabilities.map_or(Ok(()), |sets| sets.apply())?;
+        self.capabilities.map_or(Ok(()), |sets| sets.finish())?;
         self.command.exec()
     }
 
@@ -108,14 +108,6 @@ impl Prepared<'_> {
         channel.send(&Note::Listener(listener.as_raw_fd()))?;
         channel.expect(&Note::Continue)
     }
-}
-
-/// A change of user empties the effective set (capabilities(7)); loading a filter will need CAP_SYS_ADMIN in it.
-fn raise_permitted() -> Result<()> {
-    let mut sets = capabilities(None).doing(|| "read the capabilities")?;
-    sets.effective = sets.permitted;
-    set_capabilities(None, sets).doing(|| "raise the permitted capabilities")?;
-    Ok(())
 }
 
 /// chdir(2) as the job's user, into a directory that is really inside the container: a descriptor of the host that had

@@ -29,6 +29,20 @@ pub fn flag(kind: Kind) -> CloneFlags {
     }
 }
 
+/// The name of a kind in config.json; oci-spec's own text is that of /proc/PID/ns.
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Mount => "mount",
+        Kind::Cgroup => "cgroup",
+        Kind::Uts => "uts",
+        Kind::Ipc => "ipc",
+        Kind::User => "user",
+        Kind::Pid => "pid",
+        Kind::Network => "network",
+        Kind::Time => "time",
+    }
+}
+
 /// The namespaces of one container.
 #[derive(Debug)]
 pub struct Namespaces {
@@ -49,7 +63,7 @@ impl Namespaces {
         for ns in spec.namespaces() {
             let flag = flag(ns.typ());
             if seen.contains(flag) {
-                return Err(Error::config("linux.namespaces", format!("{} is given twice", ns.typ())));
+                return Err(Error::config("linux.namespaces", format!("{} is given twice", name(ns.typ()))));
             }
             seen |= flag;
             match ns.path() {
@@ -137,7 +151,7 @@ impl Namespaces {
         for kind in order {
             if let Some((flag, fd)) = self.join.iter().find(|(f, _)| *f == flag(*kind)) {
                 setns(fd.as_fd(), *flag)
-                    .doing(|| format!("join the {kind} namespace of linux.namespaces"))?;
+                    .doing(|| format!("join the {} namespace of linux.namespaces", name(*kind)))?;
             }
         }
         Ok(())

@@ -27,11 +27,11 @@ const GRACE: Duration = Duration::from_millis(100);
 
 /// Carries it out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let mut entry = match context.store.find(&args.id) {
+    let locked = context.store.find(&args.id).and_then(|mut entry| entry.lock().map(|()| entry));
+    let entry = match locked {
         Err(Error::NoSuchContainer(_)) if args.force => return Ok(()),
         found => found?,
     };
-    entry.lock()?;
     let Some(state) = entry.load()? else {
         // Its maker was killed before it made anything but the directory.
         return if args.force { entry.remove() } else { Err(Error::NoSuchContainer(args.id.clone())) };
