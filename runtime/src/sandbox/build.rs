@@ -60,25 +60,9 @@ pub fn build(
     let namespaces = Namespaces::of(&bundle.spec)?;
     let wanted = mounts::plan(&bundle.spec, &bundle.dir)?;
     let seccomp = bundle.spec.lx().and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
-
     log::debug!("checked the bundle {}", bundle.dir.display());
 
     let entry = store.claim(id)?;
-    let request = Request {
-        id,
-        path: bundle.spec.lx().and_then(|l| l.cgroups_path().as_deref()),
-        systemd: options.systemd_cgroup,
-        rootless: options.rootless,
-        annotations: bundle.spec.annotations().as_ref(),
-    };
-    let planned = if options.no_cgroups { Ok(Cgroups::default()) } else { Cgroups::plan(&request) };
-    let cgroups = match planned {
-        Ok(cgroups) => cgroups,
-        Err(e) => {
-            entry.remove()?;
-            return Err(e);
-        }
-    };
     let state = State {
         id: id.into(),
         bundle: bundle.dir.clone(),
@@ -87,7 +71,7 @@ pub fn build(
         annotations: bundle.spec.annotations().clone(),
         owner: geteuid().as_raw(),
         init: None,
-        cgroups,
+        cgroups: Cgroups::default(),
         rdt: None,
         own_keyring: !options.no_new_keyring,
         rootless: options.rootless,
@@ -167,6 +151,7 @@ struct Site<'a> {
 
 impl Site<'_> {
     fn raise(&mut self, wanted: &[Wanted<'_>], console: Option<OwnedFd>, start: Start) -> Result<Process> {
+        self.state.cgroups = self.plan_cgroups()?;
         // From here on `delete --force` can clear up after a crash of ours: it knows the cgroups that we may make.
         self.entry.save_spec(&self.bundle.json)?;
         self.entry.save(&self.state)?;
@@ -186,6 +171,20 @@ impl Site<'_> {
             channel.send(&Note::Continue)?;
         }
         self.init.take().ok_or(Error::InitEnded { during: "its making", how: "without a trace".into() })
+    }
+
+    fn plan_cgroups(&self) -> Result<Cgroups> {
+        if self.options.no_cgroups {
+            return Ok(Cgroups::default());
+        }
+        let spec = &self.bundle.spec;
+        Cgroups::plan(&Request {
+            id: &self.state.id,
+            path: spec.lx().and_then(|l| l.cgroups_path().as_deref()),
+            systemd: self.options.systemd_cgroup,
+            rootless: self.options.rootless,
+            annotations: spec.annotations().as_ref(),
+        })
     }
 
     fn clone_init(
