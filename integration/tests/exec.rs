@@ -67,7 +67,8 @@ fn options_change_what_the_container_gives() {
     // What is in config.json: CAP_KILL (5), CAP_NET_BIND_SERVICE (10), CAP_AUDIT_WRITE (29).
     assert_eq!(status(&[], "CapEff"), "CapEff: 0000000020000420");
     assert_eq!(status(&["--cap", "CAP_CHOWN"], "CapEff"), "CapEff: 0000000020000421");
-    assert_eq!(status(&["--cap", "CAP_CHOWN", "--user", "5"], "CapAmb"), "CapAmb: 0000000000000001");
+    assert_eq!(status(&["--cap", "CAP_CHOWN"], "CapInh"), "CapInh: 0000000000000000");
+    assert_eq!(status(&["--cap", "CAP_CHOWN", "--user", "5"], "CapBnd"), "CapBnd: 0000000020000421");
     container.ckrun(&["exec", "--cap", "CAP_FLY", "ID", "true"]).fails(255, &["CAP_FLY"]);
     container.ckrun(&["exec", "--user", "me", "ID", "true"]).fails(255, &["--user me", "number"]);
 }

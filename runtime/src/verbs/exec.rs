@@ -9,7 +9,7 @@ use crate::sandbox::job::Inherited;
 use crate::sandbox::visit::Visit;
 use crate::state::Status;
 use nix::sys::signal::Signal;
-use oci_spec::runtime::{Capability, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 use std::path::PathBuf;
 
 /// Run a command in a running container
@@ -180,9 +180,13 @@ fn process_of(args: &Args, spec: &Spec) -> Result<Process> {
     Ok(process)
 }
 
-/// An added capability takes effect for any user: it goes into the ambient set too.
+/// Like runc, into all sets but the inheritable one: a program that the command executes later must not get it from
+/// there. It is ambient only if the configuration makes it inheritable.
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
-    let mut sets = process.capabilities().clone().unwrap_or_default();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut sets = process.capabilities().clone().unwrap_or_else(no_capabilities);
     for name in names {
         let capability: Capability = serde_json::from_value(name.as_str().into())
             .map_err(|_| Error::Usage(format!("--cap {name}: is not a capability")))?;
@@ -194,11 +198,15 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
         sets.set_bounding(add(sets.bounding()));
         sets.set_effective(add(sets.effective()));
         sets.set_permitted(add(sets.permitted()));
-        sets.set_inheritable(add(sets.inheritable()));
         sets.set_ambient(add(sets.ambient()));
     }
-    if !names.is_empty() {
-        process.set_capabilities(Some(sets));
-    }
+    process.set_capabilities(Some(sets));
     Ok(())
+}
+
+/// oci-spec's default is not empty.
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(None).set_effective(None).set_permitted(None).set_inheritable(None).set_ambient(None);
+    none
 }
