@@ -1,12 +1,14 @@
 //! ckrun as a child process of a test.
 
 use crate::pipes::{Lines, any_ready, await_end, pidfd};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
@@ -65,6 +67,17 @@ impl Ended {
         }
         self
     }
+}
+
+/// Lets a command run on another host, as far as its mounts go: `change` is made in a mount namespace of the command's own.
+pub fn elsewhere(command: &mut Command, change: impl Fn() -> nix::Result<()> + Send + Sync + 'static) {
+    let enter = move || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
+        Ok(change()?)
+    };
+    // SAFETY: after the fork there is one thread, and mount(2) and unshare(2) take no lock of the process.
+    unsafe { command.pre_exec(enter) };
 }
 
 /// Runs a command to its end. What it says goes to files and not to pipes, since a container that it leaves behind keeps

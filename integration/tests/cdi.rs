@@ -3,13 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::Container;
-use ckrun_integration::run::{Ended, finish};
+use ckrun_integration::run::{Ended, elsewhere, finish};
 use ckrun_integration::terminal::{listen_to, terminal};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 
 /// Runs ckrun where /var/run/cdi (a directory of /run) holds only `description`.
@@ -18,14 +16,7 @@ fn where_described(container: &Container, description: &Value, words: &[&str]) -
     fs::create_dir_all(run.join("cdi")).unwrap();
     fs::write(run.join("cdi/emulator.json"), description.to_string()).unwrap();
     let mut command = container.command(words);
-    // SAFETY: the calls make no use of what a lock could guard; the child has one thread.
-    unsafe {
-        command.pre_exec(move || {
-            unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
-            Ok(mount(Some(&run), "/run", None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
-        })
-    };
+    elsewhere(&mut command, move || mount(Some(&run), "/run", None::<&str>, MsFlags::MS_BIND, None::<&str>));
     finish(command)
 }
 
