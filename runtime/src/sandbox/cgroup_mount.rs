@@ -57,6 +57,7 @@ fn per_hierarchy(
 /// The directory that holds the hierarchies; writable until they are in.
 fn tmpfs(wanted: &Wanted<'_>) -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(|| "fsopen tmpfs")?;
+    fsconfig_set_string(&context, "source", "tmpfs").doing(|| "name a tmpfs")?;
     fsconfig_set_string(&context, "mode", "755").doing(|| "set the mode of a tmpfs")?;
     fsconfig_create(&context).doing(|| "make a tmpfs")?;
     let flags = wanted.options.attributes.set & !libc::MOUNT_ATTR_RDONLY;
@@ -92,6 +93,8 @@ fn one(
 /// for a v1 hierarchy that the container's root may not mount), and a bind must do.
 fn fresh(fs: &str, options: &str, attributes: u64) -> Option<OwnedFd> {
     let context = fsopen(fs, FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+    // What /proc/mounts shows first; without it programs would read "none".
+    fsconfig_set_string(&context, "source", fs).ok()?;
     for option in options.split(',').filter(|o| !o.is_empty()) {
         match option.split_once('=') {
             Some((key, value)) => fsconfig_set_string(&context, key, value).ok()?,

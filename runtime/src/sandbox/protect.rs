@@ -10,7 +10,9 @@ use libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RD
 use nix::errno::Errno;
 use oci_spec::runtime::Spec;
 use rustix::fs::{PROC_SUPER_MAGIC, fstatfs};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -95,6 +97,7 @@ impl Cover {
             Some(made) => made,
             None => {
                 let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).doing(|| "fsopen tmpfs")?;
+                fsconfig_set_string(&context, "source", "tmpfs").doing(|| "name an empty tmpfs")?;
                 fsconfig_create(&context).doing(|| "make an empty tmpfs")?;
                 let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
                     | MountAttrFlags::MOUNT_ATTR_NOSUID
