@@ -1,10 +1,12 @@
 //! The command line: runc's, since that is what podman, containerd, Docker and Slurm call.
 
-use crate::verbs;
-use clap::{Parser, Subcommand, ValueEnum};
+use crate::error::Result;
+use crate::global::Global;
+use crate::state::Store;
+use crate::verbs::{self, Context};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
 
 /// Run OCI containers whose jobs can be moved between hosts and hardware emulators
 ///
@@ -34,83 +36,6 @@ pub struct Cli {
     pub verb: Verb,
 }
 
-/// Options that every verb takes, before or after its name.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Global options")]
-pub struct Global {
-    /// Directory of the containers' state [default: /run/ckrun, for ordinary users $XDG_RUNTIME_DIR/ckrun]
-    #[arg(long, global = true, value_name = "DIR")]
-    pub root: Option<PathBuf>,
-    /// Write errors and warnings to this file (errors go to stderr too)
-    #[arg(long, global = true, value_name = "FILE")]
-    pub log: Option<PathBuf>,
-    /// Form of the lines in the log
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// Say what is being done, and how long it took
-    #[arg(long, global = true)]
-    pub debug: bool,
-    /// Let systemd make the cgroups; linux.cgroupsPath is then "slice:prefix:name"
-    #[arg(long, global = true)]
-    pub systemd_cgroup: bool,
-    /// Who manages cgroups
-    #[arg(long, global = true, value_enum, value_name = "MANAGER")]
-    pub cgroup_manager: Option<CgroupManager>,
-    /// Ignore denied cgroup access and the like: true, false, or auto (when not root); before the verb
-    #[arg(long, value_name = "BOOL", default_value = "auto", hide_default_value = true)]
-    pub rootless: Rootless,
-    /// Taken for compatibility; ckrun needs no criu
-    #[arg(long, global = true, value_name = "PATH", hide = true)]
-    pub criu: Option<PathBuf>,
-}
-
-/// The form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line, as runc's clients parse it.
-    Json,
-}
-
-/// Who makes cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CgroupManager {
-    /// ckrun, in the cgroup file system.
-    Cgroupfs,
-    /// systemd.
-    Systemd,
-    /// Nobody: the container stays in the caller's cgroups.
-    Disabled,
-}
-
-/// The answer to `--rootless`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Rootless {
-    /// When ckrun is not run by the host's root.
-    Auto,
-    /// Yes.
-    True,
-    /// No.
-    False,
-}
-
-impl Global {
-    /// Whether ckrun has to do without the host's root.
-    pub fn is_rootless(&self) -> bool {
-        match self.rootless {
-            Rootless::Auto => !crate::user::is_host_root(),
-            Rootless::True => true,
-            Rootless::False => false,
-        }
-    }
-
-    /// Whether systemd makes the cgroups.
-    pub fn systemd(&self) -> bool {
-        self.systemd_cgroup || self.cgroup_manager == Some(CgroupManager::Systemd)
-    }
-}
-
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -130,6 +55,33 @@ pub enum Verb {
     Spec(verbs::spec::Args),
     Features(verbs::features::Args),
     Completions(verbs::completions::Args),
+}
+
+impl Cli {
+    /// Carries it out. The answer is ckrun's exit status.
+    pub fn run(self) -> Result<i32> {
+        let store = Store::new(self.global.root.clone());
+        let context = Context { global: self.global, store };
+        let done = |result: Result<()>| result.map(|()| 0);
+        match self.verb {
+            Verb::Run(args) => verbs::run::run(args, &context),
+            Verb::Create(args) => done(verbs::create::run(args, &context)),
+            Verb::Start(args) => done(verbs::start::run(&args, &context)),
+            Verb::State(args) => done(verbs::state::run(&args, &context)),
+            Verb::Kill(args) => done(verbs::kill::run(&args, &context)),
+            Verb::Delete(args) => done(verbs::delete::run(&args, &context)),
+            Verb::Exec(args) => verbs::exec::run(args, &context),
+            Verb::List(args) => done(verbs::list::run(&args, &context)),
+            Verb::Ps(args) => verbs::ps::run(&args, &context),
+            Verb::Pause(args) => done(verbs::pause::run(&args, &context)),
+            Verb::Resume(args) => done(verbs::resume::run(&args, &context)),
+            Verb::Update(args) => done(verbs::update::run(&args, &context)),
+            Verb::Events(args) => done(verbs::events::run(&args, &context)),
+            Verb::Spec(args) => done(verbs::spec::run(&args)),
+            Verb::Features(args) => done(verbs::features::run(&args)),
+            Verb::Completions(args) => done(verbs::completions::run(&args, Cli::command())),
+        }
+    }
 }
 
 /// The first line is "NAME version X", the second "commit: Y": `docker info` parses both.
@@ -201,7 +153,6 @@ const SINGLE_DASH: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn words(line: &str) -> Vec<OsString> {
         line.split(' ').map(OsString::from).collect()

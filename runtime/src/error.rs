@@ -28,7 +28,7 @@ pub enum Error {
     /// The container is in a state in which the verb makes no sense. For kill, containerd and podman take
     /// "container not running" as "it is gone already".
     #[error("cannot {verb} container {id:?}: {}", state_text(.status))]
-    WrongState { verb: &'static str, id: String, status: crate::state::Status },
+    WrongState { verb: &'static str, id: String, status: crate::status::Status },
 
     #[error("container {id:?} is busy: another ckrun is at work on it")]
     Busy { id: String },
@@ -80,9 +80,9 @@ impl Error {
     }
 }
 
-fn state_text(status: &crate::state::Status) -> String {
+fn state_text(status: &crate::status::Status) -> String {
     match status {
-        crate::state::Status::Stopped => "container not running".into(),
+        crate::status::Status::Stopped => "container not running".into(),
         other => format!("container is {other}"),
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! The library is what the thin `main.rs` calls. Its rooms:
 //!
-//! - [`cli`]: the command line; [`verbs`]: one file for each verb of it; [`report`]: how an error or a log line is said;
+//! - [`cli`]: the command line, [`global`]: its options for every verb; [`verbs`]: one file for each verb of it; [`report`]: how an error or a log line is said;
 //! - [`config`]: a bundle's config.json; [`cdi`]: what device specs of vendors add to it;
 //! - [`state`]: what ckrun remembers of a container between two verbs;
+//! - [`status`]: where a container is in its life;
 //! - [`sandbox`]: namespaces, mounts, devices, identity: everything between a clone and the job's first instruction;
 //! - [`foreground`]: ckrun while it waits for a job: signals, the terminal, the end;
 //! - [`cgroup`]: limits, accounting, freezing, on cgroup v1 and v2;
@@ -16,8 +17,10 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod foreground;
+pub mod global;
 pub mod report;
 pub mod sandbox;
 pub mod state;
+pub mod status;
 pub mod user;
 pub mod verbs;

@@ -4,7 +4,6 @@ use ckrun::cli::{Cli, Verb, normalise};
 use ckrun::error::Error;
 use ckrun::report::Report;
 use ckrun::sandbox::shield;
-use ckrun::verbs;
 use clap::Parser;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::process::ExitCode;
@@ -25,7 +24,7 @@ fn main() -> ExitCode {
     let report = Report::start(&cli.global);
     // A failed exec must not look like the exit status of the command: runc answers 255.
     let failure = if matches!(cli.verb, Verb::Exec(_)) { 255 } else { 1 };
-    match verbs::run(cli) {
+    match cli.run() {
         Ok(code) => {
             report.finish();
             ExitCode::from(u8::try_from(code).unwrap_or(failure))

@@ -4,8 +4,8 @@
 //! of client: containerd takes the `msg` of the last object whose `level` is "error"; podman parses the whole file as one
 //! object. So when a verb fails, its error is all that the file gets, and warnings are written only when it succeeds.
 
-use crate::cli::{Global, LogFormat};
 use crate::error::Error;
+use crate::global::{Global, LogFormat};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;

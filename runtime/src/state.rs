@@ -13,12 +13,13 @@ use crate::cgroup::Cgroups;
 use crate::config::read_json;
 use crate::error::{Error, Result};
 use crate::sandbox::intel_rdt::Group;
+use crate::status::Status;
 use crate::user::is_host_root;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::{Doing, Process};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
-use oci_spec::runtime::{ContainerState, Spec, State as OciState};
+use oci_spec::runtime::{Spec, State as OciState};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -27,34 +28,6 @@ use std::path::{Path, PathBuf};
 
 /// The runtime-spec that ckrun carries out.
 pub const OCI_VERSION: &str = "1.3.0";
-
-/// Where a container is in its life, in the runtime-spec's words (and runc's "paused").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// `ckrun create` or `ckrun run` is at work on it.
-    Creating,
-    /// The sandbox stands and its init waits for `ckrun start`.
-    Created,
-    /// The job runs.
-    Running,
-    /// The job is frozen.
-    Paused,
-    /// The init has ended.
-    Stopped,
-}
-
-impl std::fmt::Display for Status {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Status::Creating => "creating",
-            Status::Created => "created",
-            Status::Running => "running",
-            Status::Paused => "paused",
-            Status::Stopped => "stopped",
-        })
-    }
-}
 
 /// The init process, named so that a reused id is not taken for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,18 +91,6 @@ impl State {
     /// The same as JSON, for hooks.
     pub fn for_hooks(&self, status: Status) -> String {
         serde_json::to_string(&self.for_agents(status)).unwrap_or_default()
-    }
-}
-
-impl From<Status> for ContainerState {
-    /// The runtime-spec has no word for a pause: a paused job is a running one.
-    fn from(status: Status) -> Self {
-        match status {
-            Status::Creating => ContainerState::Creating,
-            Status::Created => ContainerState::Created,
-            Status::Running | Status::Paused => ContainerState::Running,
-            Status::Stopped => ContainerState::Stopped,
-        }
     }
 }
 

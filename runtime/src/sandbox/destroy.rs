@@ -3,7 +3,8 @@
 use super::hooks;
 use super::intel_rdt::Group;
 use crate::error::Result;
-use crate::state::{Entry, State, Status};
+use crate::state::{Entry, State};
+use crate::status::Status;
 use ckrun_virt::{Doing, Process};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;

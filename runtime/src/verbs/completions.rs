@@ -1,8 +1,6 @@
 //! `ckrun completions`: what makes a shell complete ckrun's words.
 
-use crate::cli::Cli;
 use crate::error::Result;
-use clap::CommandFactory;
 use clap_complete::Shell;
 
 /// Print completions for a shell
@@ -14,8 +12,8 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Carries it out.
-pub fn run(args: &Args) -> Result<()> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "ckrun", &mut std::io::stdout());
+/// Carries it out for the command line that `command` defines.
+pub fn run(args: &Args, mut command: clap::Command) -> Result<()> {
+    clap_complete::generate(args.shell, &mut command, "ckrun", &mut std::io::stdout());
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::error::{Error, Result};
 use crate::sandbox::destroy;
-use crate::state::Status;
+use crate::status::Status;
 use std::time::Duration;
 
 /// Delete a container that has stopped or was never started

@@ -2,7 +2,8 @@
 
 use super::{Context, look, print_line, require};
 use crate::error::{Error, Result};
-use crate::state::{State, Status};
+use crate::state::State;
+use crate::status::Status;
 use ckrun_virt::{Doing, Process};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;

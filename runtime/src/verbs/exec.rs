@@ -7,7 +7,7 @@ use crate::foreground::Foreground;
 use crate::sandbox::console;
 use crate::sandbox::job::Inherited;
 use crate::sandbox::visit::Visit;
-use crate::state::Status;
+use crate::status::Status;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 use super::{Context, look};
 use crate::config::Ask;
 use crate::error::{Error, Result};
-use crate::state::Status;
+use crate::status::Status;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 use std::str::FromStr;

@@ -19,9 +19,10 @@ pub mod start;
 pub mod state;
 pub mod update;
 
-use crate::cli::{Cli, Global, Verb};
 use crate::error::{Error, Result};
-use crate::state::{Entry, State, Status, Store};
+use crate::global::Global;
+use crate::state::{Entry, State, Store};
+use crate::status::Status;
 use std::path::Path;
 
 /// What every verb is given.
@@ -31,31 +32,6 @@ pub struct Context {
     pub global: Global,
     /// The containers.
     pub store: Store,
-}
-
-/// Carries out a command line.
-pub fn run(cli: Cli) -> Result<i32> {
-    let store = Store::new(cli.global.root.clone());
-    let context = Context { global: cli.global, store };
-    let done = |result: Result<()>| result.map(|()| 0);
-    match cli.verb {
-        Verb::Run(args) => run::run(args, &context),
-        Verb::Create(args) => done(create::run(args, &context)),
-        Verb::Start(args) => done(start::run(&args, &context)),
-        Verb::State(args) => done(state::run(&args, &context)),
-        Verb::Kill(args) => done(kill::run(&args, &context)),
-        Verb::Delete(args) => done(delete::run(&args, &context)),
-        Verb::Exec(args) => exec::run(args, &context),
-        Verb::List(args) => done(list::run(&args, &context)),
-        Verb::Ps(args) => ps::run(&args, &context),
-        Verb::Pause(args) => done(pause::run(&args, &context)),
-        Verb::Resume(args) => done(resume::run(&args, &context)),
-        Verb::Update(args) => done(update::run(&args, &context)),
-        Verb::Events(args) => done(events::run(&args, &context)),
-        Verb::Spec(args) => done(spec::run(&args)),
-        Verb::Features(args) => done(features::run(&args)),
-        Verb::Completions(args) => done(completions::run(&args)),
-    }
 }
 
 /// A container that a verb will change: found, locked, and with its state read under the lock.

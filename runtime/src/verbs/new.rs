@@ -59,7 +59,7 @@ impl NewArgs {
             no_new_keyring: self.no_new_keyring,
             inherited: Inherited::find(self.preserve_fds, true),
             systemd_cgroup: context.global.systemd(),
-            no_cgroups: context.global.cgroup_manager == Some(crate::cli::CgroupManager::Disabled),
+            no_cgroups: context.global.cgroup_manager == Some(crate::global::CgroupManager::Disabled),
             rootless: context.global.is_rootless(),
         }
     }

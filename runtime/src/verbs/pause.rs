@@ -2,7 +2,7 @@
 
 use super::{Context, lock, require};
 use crate::error::Result;
-use crate::state::Status;
+use crate::status::Status;
 
 /// Freeze a container: its processes get no processor time until `ckrun resume`
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use super::{Context, lock, require};
 use crate::error::Result;
-use crate::state::Status;
+use crate::status::Status;
 
 /// Let a frozen container run again
 #[derive(Debug, clap::Args)]

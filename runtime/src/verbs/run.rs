@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::foreground::Foreground;
 use crate::sandbox::build::{Start, build};
 use crate::sandbox::{console, destroy, hooks};
-use crate::state::Status;
+use crate::status::Status;
 
 /// Run a bundle: create, start, wait for its end, delete
 ///

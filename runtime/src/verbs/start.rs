@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::build::answer_listener;
 use crate::sandbox::channel::Note;
 use crate::sandbox::{hooks, knock};
-use crate::state::Status;
+use crate::status::Status;
 
 /// Start the job of a created container
 #[derive(Debug, clap::Args)]

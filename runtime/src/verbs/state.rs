@@ -2,7 +2,8 @@
 
 use super::{Context, look, print_json};
 use crate::error::Result;
-use crate::state::{OCI_VERSION, State, Status};
+use crate::state::{OCI_VERSION, State};
+use crate::status::Status;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::Path;

@@ -3,7 +3,7 @@
 use super::{Context, lock, require};
 use crate::config::{parse_json, read_json};
 use crate::error::{Error, Result};
-use crate::state::Status;
+use crate::status::Status;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 use std::io::Read;
