@@ -3,11 +3,11 @@
 use super::channel::{self, Channel, Note};
 use super::init::Init;
 use super::intel_rdt::Group;
-use super::mounts::Wanted;
 use super::namespaces::Namespaces;
 use super::procfs::Proc;
 use super::seccomp::{self, Filter};
-use super::{Options, destroy, hooks, idmap, knock, mounts, netdev, validate};
+use super::wanted::Wanted;
+use super::{Options, destroy, hooks, idmap, knock, mounts, netdev, validate, wanted};
 use crate::cgroup::{Cgroups, Request, default_device_rules};
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
@@ -59,7 +59,7 @@ pub fn build(
     validate::check(bundle)?;
     let rootfs = bundle.rootfs()?;
     let namespaces = Namespaces::of(&bundle.spec)?;
-    let wanted = mounts::plan(&bundle.spec, &bundle.dir)?;
+    let wanted = wanted::plan(&bundle.spec, &bundle.dir)?;
     let seccomp = bundle.spec.lx().and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
     log::debug!("checked the bundle {}", bundle.dir.display());
 

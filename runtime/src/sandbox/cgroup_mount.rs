@@ -1,13 +1,14 @@
 //! The `cgroup` mount of config.json: the container's own cgroups, and nothing of its neighbours'.
 
-use super::mounts::{Mounts, Wanted, attach_fd, clone_path};
-use super::root::Links;
-use crate::cgroup::{View, ViewMount};
+use super::root::{Links, Root};
+use super::tree::{attach_fd, clone_path};
+use super::wanted::{Wanted, attach};
+use crate::cgroup::{Cgroups, View, ViewMount};
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use ckrun_virt::Doing;
 use ckrun_virt::sys::{MountAttr, mount_setattr};
-use oci_spec::runtime::LinuxNamespaceType as Kind;
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use rustix::fs::{Mode, mkdirat, openat, symlinkat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
@@ -17,28 +18,29 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Makes it, in the shape that the host's cgroups have.
-pub fn make(mounts: &Mounts<'_>, wanted: &Wanted<'_>) -> Result<()> {
-    match mounts.cgroups.view() {
+pub fn make(root: &Root, spec: &Spec, cgroups: &Cgroups, wanted: &Wanted<'_>) -> Result<()> {
+    match cgroups.view() {
         View::Unified(directory) => {
-            let tree = one(mounts, wanted, "cgroup2", "", &directory)?;
-            mounts.attach(wanted, tree)
+            let tree = one(spec, wanted, "cgroup2", "", &directory)?;
+            attach(root, wanted, &tree)
         }
-        View::PerHierarchy { mounts: parts, links } => per_hierarchy(mounts, wanted, &parts, &links),
+        View::PerHierarchy { mounts: parts, links } => per_hierarchy(root, spec, wanted, &parts, &links),
     }
 }
 
 fn per_hierarchy(
-    mounts: &Mounts<'_>,
+    root: &Root,
+    spec: &Spec,
     wanted: &Wanted<'_>,
     parts: &[ViewMount],
     links: &[(String, String)],
 ) -> Result<()> {
-    mounts.attach(wanted, tmpfs(wanted)?)?;
+    attach(root, wanted, &tmpfs(wanted)?)?;
     // What was attached is on top of the destination now.
-    let top = mounts.root.open(&wanted.destination, Links::Follow)?;
+    let top = root.open(&wanted.destination, Links::Follow)?;
     let doing = |name: &str| format!("{}: make {name}", wanted.field);
     for part in parts {
-        let tree = one(mounts, wanted, part.fs_type, &part.options, &part.directory)?;
+        let tree = one(spec, wanted, part.fs_type, &part.options, &part.directory)?;
         mkdirat(&top, &part.name, Mode::from_raw_mode(0o755)).doing(|| doing(&part.name))?;
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
         let place = openat(&top, &part.name, flags, Mode::empty()).doing(|| doing(&part.name))?;
@@ -68,15 +70,9 @@ fn tmpfs(wanted: &Wanted<'_>) -> Result<OwnedFd> {
 
 /// One hierarchy. In a cgroup namespace of its own the container gets a fresh mount, whose root is its own cgroup;
 /// else the directory of the host, bound.
-fn one(
-    mounts: &Mounts<'_>,
-    wanted: &Wanted<'_>,
-    fs: &str,
-    options: &str,
-    directory: &Path,
-) -> Result<OwnedFd> {
+fn one(spec: &Spec, wanted: &Wanted<'_>, fs: &str, options: &str, directory: &Path) -> Result<OwnedFd> {
     let attributes = wanted.options.attributes;
-    let own_namespace = mounts.spec.namespace(Kind::Cgroup).is_some();
+    let own_namespace = spec.namespace(Kind::Cgroup).is_some();
     if own_namespace && let Some(fresh) = fresh(fs, options, attributes.set) {
         return Ok(fresh);
     }

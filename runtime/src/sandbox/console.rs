@@ -1,8 +1,8 @@
 //! The container's terminal: a pseudoterminal of the container's own devpts. The client gets the master, the job the
 //! slave, which is also the container's /dev/console.
 
-use super::mounts::{attach_fd, clone_fd};
 use super::root::{Links, Root};
+use super::tree::{attach_fd, clone_fd};
 use crate::error::Result;
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;

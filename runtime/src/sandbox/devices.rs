@@ -1,7 +1,7 @@
 //! The device nodes and links of /dev.
 
-use super::mounts::{attach_fd, clone_path};
 use super::root::{Root, clean};
+use super::tree::{attach_fd, clone_path};
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use ckrun_virt::{Doing, Failure};

@@ -1,6 +1,6 @@
 //! Id-mapped mounts: the owners of files are shown through the mapping of a user namespace (mount_setattr(2)).
 
-use super::mounts::Wanted;
+use super::wanted::Wanted;
 use super::{channel, idmap, namespaces};
 use crate::config::Ask;
 use crate::error::{Error, Result};

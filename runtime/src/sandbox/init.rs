@@ -7,11 +7,12 @@
 use super::channel::{Channel, Note};
 use super::console::Console;
 use super::job::{Job, reset_signals};
-use super::mounts::{Mounts, Wanted};
+use super::mounts::Mounts;
 use super::namespaces::Namespaces;
 use super::procfs::Proc;
 use super::root::{Root, clean};
 use super::seccomp::Filter;
+use super::wanted::Wanted;
 use super::{Options, devices, hooks, keyring, labels, netdev, oom, pivot, protect, sysctl};
 use crate::cgroup::Cgroups;
 use crate::config::Ask;

@@ -14,6 +14,7 @@ pub mod console;
 mod copy_up;
 pub mod destroy;
 mod devices;
+mod filesystem;
 pub mod hooks;
 pub mod identity;
 mod idmap;
@@ -40,8 +41,10 @@ pub mod shield;
 pub mod sysctl;
 #[cfg(test)]
 mod testing;
+mod tree;
 mod validate;
 pub mod visit;
+mod wanted;
 
 /// The wishes of the command line for a new container.
 #[derive(Debug, Clone, Default)]

@@ -1,7 +1,7 @@
 //! The way into the container's root: propagation, the rootfs as a mount, and the change of `/`.
 
-use super::mounts::{attach_fd, clone_path};
 use super::root::Root;
+use super::tree::{attach_fd, clone_path};
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use ckrun_virt::Doing;

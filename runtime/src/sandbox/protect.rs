@@ -1,7 +1,7 @@
 //! What the container may not see or not write: masked paths, read-only paths, the read-only root.
 
-use super::mounts::{attach_fd, clone_fd, clone_path, is_dir};
 use super::root::{Links, Root};
+use super::tree::{attach_fd, clone_fd, clone_path, is_dir};
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use ckrun_virt::sys::{MountAttr, mount_setattr};

@@ -6,7 +6,7 @@
 //! written, whatever rights the opener has, and since the mount is in no namespace nobody can remount it. That costs one
 //! exec of a static binary. A binary that is on a read-only file system already is left as it is.
 
-use super::mounts::clone_path;
+use super::tree::clone_path;
 use crate::error::Result;
 use ckrun_virt::sys::{MountAttr, mount_setattr};
 use ckrun_virt::{Doing, Failure};
