@@ -1,9 +1,13 @@
 //! Notes the commit that is built, for `ckrun --version`.
 
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=../.git/HEAD");
+    // It grows with every commit and checkout, unlike HEAD, which names the branch.
+    if Path::new("../.git/logs/HEAD").exists() {
+        println!("cargo::rerun-if-changed=../.git/logs/HEAD");
+    }
     let git = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
     let commit =
         git.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
