@@ -93,8 +93,10 @@ impl Foreground {
                 // Ours: a hook has ended, and what Go programs use among themselves.
                 libc::SIGCHLD | libc::SIGURG | libc::SIGPIPE => {}
                 libc::SIGWINCH if relay.is_some() => relay.map_or(Ok(()), Relay::resize)?,
+                // A job that has just ended needs no signal, and one of a user whom we may not signal must still be
+                // waited for.
                 number => match process.signal_number(number) {
-                    Err(crate_error) if crate_error.errno != Errno::ESRCH => return Err(crate_error.into()),
+                    Err(e) if e.errno != Errno::ESRCH => log::warn!("{e}"),
                     _ => {}
                 },
             }

@@ -201,7 +201,6 @@ impl Site<'_> {
         let own_userns = self.namespaces.has(Kind::User) && geteuid().is_root();
         let early = mounts::open_early(spec, wanted, own_userns)?;
         let proc = Proc::open()?;
-        let hook_state = self.state.for_hooks(Status::Creating);
         let init = Init {
             spec,
             id: &self.state.id,
@@ -214,7 +213,7 @@ impl Site<'_> {
             console,
             start,
             options: self.options,
-            hook_state: &hook_state,
+            state: &self.state,
             proc: &proc,
             channel,
             joined: false,

@@ -17,6 +17,8 @@ use super::{Options, devices, hooks, keyring, labels, netdev, oom, pivot, protec
 use crate::cgroup::Cgroups;
 use crate::config::Ask;
 use crate::error::{Error, Result};
+use crate::state::{InitProcess, State};
+use crate::status::Status;
 use ckrun_virt::Doing;
 use ckrun_virt::error::text;
 use nix::errno::Errno;
@@ -56,8 +58,8 @@ pub struct Init<'a> {
     pub start: Option<OwnedFd>,
     /// The command line's wishes.
     pub options: &'a Options,
-    /// The state for hooks, as JSON.
-    pub hook_state: &'a str,
+    /// What is known of the container.
+    pub state: &'a State,
     /// The host's procfs.
     pub proc: &'a Proc,
     /// Our end of the channel to ckrun.
@@ -96,7 +98,7 @@ impl Init<'_> {
         if self.namespaces.has(Kind::Mount) {
             self.furnish()?;
         } else {
-            hooks::run(self.spec, "createContainer", || self.hook_state.to_owned())?;
+            self.run_create_container()?;
             pivot::change_root(&self.rootfs)?;
         }
         log::debug!("init: in its root");
@@ -188,7 +190,21 @@ impl Init<'_> {
             self.join_cgroups()?;
             self.channel.expect(&Note::Continue)?;
         }
-        hooks::run(self.spec, "createContainer", || self.hook_state.to_owned())
+        self.run_create_container()
+    }
+
+    fn run_create_container(&self) -> Result<()> {
+        if self.spec.hook_list("createContainer").is_empty() {
+            return Ok(());
+        }
+        let state = self.hook_state(Status::Creating)?;
+        hooks::run(self.spec, "createContainer", || state)
+    }
+
+    /// The state for hooks. ckrun could not know our id when it prepared it.
+    fn hook_state(&self, status: Status) -> Result<String> {
+        let init = InitProcess { pid: self.proc.own_pid()?, started: 0 };
+        Ok(State { init: Some(init), ..self.state.clone() }.for_hooks(status))
     }
 
     /// Waits until ckrun has put us into our cgroups; only then may a cgroup namespace be made, whose root is where its
@@ -224,7 +240,10 @@ impl Init<'_> {
         log::debug!("init: is the job but for the exec");
         prepared.introduce(&self.channel)?;
         self.wait_for_start()?;
-        hooks::run_in_job(self.spec, process, || self.hook_state.to_owned())?;
+        if !self.spec.hook_list("startContainer").is_empty() {
+            let state = self.hook_state(Status::Created)?;
+            hooks::run_in_job(self.spec, process, || state)?;
+        }
         prepared.run(&self.channel)
     }
 

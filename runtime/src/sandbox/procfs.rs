@@ -6,7 +6,7 @@
 
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2, readlinkat};
 use std::os::fd::OwnedFd;
 
 /// A directory that is certainly the root of a procfs. `self` in it is always the process that asks, also when it was
@@ -29,6 +29,17 @@ impl Proc {
             return Err(Failure::new("use /proc, which is no procfs", Errno::ENOTSUP));
         }
         Ok(Proc { root })
+    }
+
+    /// The id of this process in the pid namespace that this procfs shows. It is the host's, if the procfs was opened
+    /// there, even when getpid(2) answers 1.
+    ///
+    /// # Errors
+    /// `ENOENT`: this process is in no namespace that this procfs shows.
+    pub fn own_pid(&self) -> Result<i32, Failure> {
+        let pid = readlinkat(&self.root, c"self", Vec::new()).doing(|| "read /proc/self")?;
+        let number = pid.to_str().ok().and_then(|pid| pid.parse().ok());
+        number.ok_or_else(|| Failure::new("read /proc/self", Errno::EINVAL))
     }
 
     /// Writes `text` to a file, in one write(2) as its meaning requires. `path` is relative: `self/oom_score_adj`.
