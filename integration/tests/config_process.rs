@@ -58,9 +58,9 @@ fn the_command_is_searched_in_the_path() {
 #[test]
 fn the_working_directory_is_made_when_missing() {
     let container = Container::sh("pwd; stat -c '%a %u' .").with(|c| {
-        c["process"]["cwd"] = json!("/work/deep/er");
+        c["process"]["cwd"] = json!("/srv/deep/er");
     });
-    assert_eq!(container.run().ok(), "/work/deep/er\n755 0");
+    assert_eq!(container.run().ok(), "/srv/deep/er\n755 0");
     container.put("/file", "", 0o644);
     container.change(|c| c["process"]["cwd"] = json!("/file"));
     container.run().fails(1, &["process.cwd", "not a directory"]);

@@ -94,7 +94,7 @@ fn dev_and_what_is_in_it_stay_inside() {
     with_link("dev/ptmx", "precious", "true", no_dev, |_| ());
     with_link("dev/fd", "precious", "true", no_dev, |_| ());
     with_link("dev/sub", "", "true", writable, |_| ());
-    let terminal = |c: &mut Value| c["process"]["cwd"] = json!("/work/dir");
+    let terminal = |c: &mut Value| c["process"]["cwd"] = json!("/srv/dir");
     with_link("work", "", "pwd", terminal, |_| ());
 }
 
