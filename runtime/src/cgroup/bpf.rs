@@ -248,8 +248,7 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> Result<libc::c_long, Err
     // SAFETY: attributes is a #[repr(C)] prefix of union bpf_attr without padding bytes (the structures above), and its
     // size is passed, beyond which the kernel takes zeroes. The pointers in it are those of buffers that the callers
     // keep alive through the call.
-    let ret =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
     Errno::result(ret)
 }
 

@@ -1,7 +1,7 @@
 //! As much of D-Bus as it takes to talk to systemd: method calls, and one signal.
 //!
-//! The libraries at hand don't fit a container runtime: they start threads, link a C library, or can't authenticate
-//! from a user namespace, where rootless engines live.
+//! The libraries at hand don't fit a container runtime: they bring an asynchronous stack, link a C library, or wait for
+//! ever for a bus that has hung up.
 
 mod wire;
 
