@@ -1,5 +1,6 @@
 //! A system call that failed, with what it was for.
 
+use crate::resource::Blocker;
 use nix::errno::Errno;
 
 /// What was being done, to what, and the kernel's answer.
@@ -56,6 +57,42 @@ impl<T> Doing<T> for std::io::Result<T> {
     fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T, Failure> {
         self.map_err(|e| Failure::new(what(), e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
     }
+}
+
+/// Why a checkpoint or a restart did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error(transparent)]
+    Call(#[from] Failure),
+    /// Something that has to do with one process of the job failed.
+    #[error("process {pid} ({comm}): {failure}")]
+    Process {
+        /// Its id in the job.
+        pid: i32,
+        /// Its command name.
+        comm: String,
+        /// What failed.
+        failure: Failure,
+    },
+    /// The job has what no image can hold.
+    #[error("{}", blocked(.0))]
+    Blocked(Vec<Blocker>),
+    /// A file of the image is not what it should be, or does not fit to the rest.
+    #[error("image: {0}")]
+    Damaged(String),
+    /// This host lacks what the job needs.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+fn blocked(blockers: &[Blocker]) -> String {
+    let mut text = String::from("the job can't be checkpointed:");
+    for blocker in blockers {
+        text.push_str(if blockers.len() == 1 { " " } else { "\n  " });
+        text.push_str(&blocker.to_string());
+    }
+    text
 }
 
 #[cfg(test)]

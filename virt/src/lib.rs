@@ -6,12 +6,17 @@
 //! - [`sys`]: system calls that neither libc, nix nor rustix wraps, each wrapped once;
 //! - [`proc`]: what ckrun reads of `/proc`;
 //! - [`process`]: a process that can't be mistaken for another one;
+//! - [`program`]: system calls that a stopped task is to make itself;
+//! - [`resource`]: what the rooms of the kinds of state have in common;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
 pub mod error;
 pub mod proc;
 pub mod process;
+pub mod program;
+pub mod resource;
+pub mod status;
 pub mod sys;
 
-pub use error::{Doing, Failure};
+pub use error::{Doing, Error, Failure};
 pub use process::Process;

@@ -3,6 +3,7 @@
 mod clone;
 mod mount;
 mod pidfd;
+pub mod ptrace;
 
 pub use clone::{Clone3, Cloned};
 pub use mount::{MountAttr, mount_setattr};
