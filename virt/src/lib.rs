@@ -16,7 +16,12 @@ pub mod process;
 pub mod program;
 pub mod resource;
 pub mod status;
+mod stub;
 pub mod sys;
+pub mod tracee;
+pub mod vdso;
+pub mod visit;
+pub mod worker;
 
 pub use error::{Doing, Error, Failure};
 pub use process::Process;

@@ -24,6 +24,7 @@ const NOT_REACHED: i64 = i64::MIN;
 pub struct Program {
     calls: Vec<Planned>,
     data: Vec<u8>,
+    links: Vec<(usize, usize)>,
 }
 
 #[derive(Debug, Clone)]
@@ -135,6 +136,16 @@ impl Program {
         Place { offset, len }
     }
 
+    /// Stores `bytes` at `byte` of place `at`.
+    pub fn fill(&mut self, at: Place, byte: usize, bytes: &[u8]) {
+        self.data[at.offset + byte..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Stores the address of `to` at `byte` of place `at`: for structures that hold pointers.
+    pub fn link(&mut self, at: Place, byte: usize, to: Place) {
+        self.links.push((at.offset + byte, to.offset));
+    }
+
     /// Adds call number `nr`. Its failure ends the run and reads `WHAT: reason`.
     pub fn call(&mut self, what: impl Into<Cow<'static, str>>, nr: libc::c_long, args: &[Arg]) -> Call {
         self.add(what.into(), nr, args, true)
@@ -187,6 +198,10 @@ impl Program {
             bytes.extend(NOT_REACHED.to_ne_bytes());
         }
         bytes.extend(&self.data);
+        for (at, to) in &self.links {
+            let address = base + (data + to) as u64;
+            bytes[data + at..][..size_of::<u64>()].copy_from_slice(&address.to_ne_bytes());
+        }
         bytes
     }
 

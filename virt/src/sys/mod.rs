@@ -1,10 +1,12 @@
 //! System calls that neither libc, nix nor rustix wraps, each wrapped once.
 
+mod affinity;
 mod clone;
 mod mount;
 mod pidfd;
 pub mod ptrace;
 
+pub use affinity::{affinity, pin, set_affinity};
 pub use clone::{Clone3, Cloned};
 pub use mount::{MountAttr, mount_setattr};
 pub use pidfd::pidfd_send_signal;

@@ -1,0 +1,129 @@
+//! One traced thread: stopped, looked at, driven, let go.
+
+use crate::sys::ptrace::{self, Change, Registers};
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+/// A thread that this thread of ckrun traces. It stops only when it is told to; when ckrun ends, the kernel lets it go on.
+#[derive(Debug, Clone)]
+pub struct Tracee {
+    pid: Pid,
+    /// The registers with which it was stopped, and is to go on.
+    pub regs: Registers,
+    /// Its blocked signals at that time.
+    pub mask: u64,
+    /// The signal by which its group is stopped (job control), if it is.
+    pub group_stop: Option<libc::c_int>,
+}
+
+impl Tracee {
+    /// Begins to trace `pid` and asks it to stop; [`Tracee::arrive`] waits until it has. It is not stopped by a signal, so
+    /// it can't tell.
+    ///
+    /// # Errors
+    /// `ESRCH` (it has ended), `EPERM` (it has another tracer, or is a zombie).
+    pub fn catch(pid: Pid, options: libc::c_int) -> Result<(), Errno> {
+        ptrace::seize(pid, options | libc::PTRACE_O_TRACESYSGOOD)?;
+        ptrace::interrupt(pid)
+    }
+
+    /// Waits for the stop that was asked for. None when the thread has ended instead.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn arrive(pid: Pid) -> Result<Option<Tracee>, Failure> {
+        let Some(signal) = wait_for_stop(pid)? else { return Ok(None) };
+        Tracee::stopped(pid, signal).map(Some)
+    }
+
+    /// Takes over a thread that has reported an event stop with `signal`.
+    pub(crate) fn stopped(pid: Pid, signal: libc::c_int) -> Result<Tracee, Failure> {
+        Ok(Tracee {
+            pid,
+            regs: ptrace::registers(pid).doing(|| format!("read the registers of thread {pid}"))?,
+            mask: ptrace::signal_mask(pid).doing(|| format!("read the signal mask of thread {pid}"))?,
+            group_stop: (signal != libc::SIGTRAP).then_some(signal),
+        })
+    }
+
+    /// Its id in ckrun's pid namespace.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Brings it from wherever the tracer has stopped it into an event stop, the only kind of stop from which the kernel
+    /// restarts an interrupted call. No instruction of the thread runs: the request is seen on the way to user mode.
+    pub(crate) fn settle(&self) -> Result<(), Failure> {
+        let what = || format!("bring thread {} to a stop", self.pid);
+        ptrace::interrupt(self.pid).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)?;
+        wait_for_stop(self.pid)?.map(drop).ok_or_else(|| Failure::new(what(), Errno::ESRCH))
+    }
+
+    /// Runs the thread with `regs` until it reports a trap, and returns the registers then.
+    pub(crate) fn run_to_trap(&self, regs: &Registers) -> Result<Registers, Failure> {
+        let what = || format!("run calls in thread {}", self.pid);
+        ptrace::set_registers(self.pid, regs).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)?;
+        loop {
+            match ptrace::wait(self.pid, 0).doing(what)? {
+                Some((_, Change::Signal(libc::SIGTRAP))) => break,
+                // Job control can stop a thread at any time; its report is of no interest now.
+                Some((_, Change::Stopped(_))) => ptrace::resume(self.pid, 0).doing(what)?,
+                Some((_, Change::Signal(signal))) => {
+                    log::debug!("thread {} got signal {signal} in the stub", self.pid);
+                    return Err(Failure::new(what(), Errno::EFAULT));
+                }
+                _ => return Err(Failure::new(what(), Errno::ESRCH)),
+            }
+        }
+        ptrace::registers(self.pid).doing(what)
+    }
+
+    /// Makes the one system call that the code at `regs.rip` leads to, and stops right after it. The answer is its
+    /// result.
+    pub(crate) fn run_to_syscall(&self, regs: &Registers) -> Result<i64, Failure> {
+        let what = || format!("make a call in thread {}", self.pid);
+        ptrace::set_registers(self.pid, regs).doing(what)?;
+        // One stop at the entry, one at the exit.
+        for _ in 0..2 {
+            ptrace::resume_to_syscall(self.pid).doing(what)?;
+            loop {
+                match ptrace::wait(self.pid, 0).doing(what)? {
+                    Some((_, Change::Syscall)) => break,
+                    Some((_, Change::Stopped(_))) => ptrace::resume_to_syscall(self.pid).doing(what)?,
+                    _ => return Err(Failure::new(what(), Errno::ESRCH)),
+                }
+            }
+        }
+        Ok(ptrace::registers(self.pid).doing(what)?.rax.cast_signed())
+    }
+
+    /// Lets the thread go on with the registers and the mask that it had. It must be in an event stop.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has been killed.
+    pub fn release(self) -> Result<(), Failure> {
+        let what = || format!("let thread {} go on", self.pid);
+        ptrace::set_registers(self.pid, &self.regs).doing(what)?;
+        ptrace::set_signal_mask(self.pid, self.mask).doing(what)?;
+        ptrace::detach(self.pid).doing(what)
+    }
+}
+
+/// Waits for an event stop; the answer is its signal, or None when the thread has ended. A signal that is about to be
+/// delivered goes its way first: the kernel builds the frame, and the stop comes before the handler's first instruction.
+fn wait_for_stop(pid: Pid) -> Result<Option<libc::c_int>, Failure> {
+    let what = || format!("wait for thread {pid} to stop");
+    loop {
+        match ptrace::wait(pid, 0) {
+            Ok(Some((_, Change::Stopped(signal)))) => return Ok(Some(signal)),
+            Ok(Some((_, Change::Signal(signal)))) => ptrace::resume(pid, signal).doing(what)?,
+            Ok(Some((_, Change::Event(_) | Change::Syscall))) => ptrace::resume(pid, 0).doing(what)?,
+            Ok(Some((_, Change::Ended(_)))) | Err(Errno::ECHILD) => return Ok(None),
+            Ok(None) => {}
+            Err(errno) => return Err(Failure::new(what(), errno)),
+        }
+    }
+}
