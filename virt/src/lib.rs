@@ -15,6 +15,7 @@ pub mod proc;
 pub mod process;
 pub mod program;
 pub mod resource;
+pub mod seize;
 pub mod status;
 mod stub;
 pub mod sys;

@@ -11,6 +11,10 @@ pub struct Stat {
     pub parent: Pid,
     /// Clock ticks from boot to the start of the process (field 22): with the pid it names one process for good.
     pub started: u64,
+    /// What its parent is told of its end by: a signal's number, 0 for none (field 38).
+    pub exit_signal: i32,
+    /// The wait status of a zombie; of a stopped process the stop that its parent has not asked for yet (field 52).
+    pub exit_code: i32,
 }
 
 impl Stat {
@@ -27,7 +31,10 @@ impl Stat {
         let parent = Pid::from_raw(fields.next()?.parse().ok()?);
         // The state is field 3 and the parent 4, so field 22 is the 18th after it.
         let started = fields.nth(17)?.trim_end().parse().ok()?;
-        Some(Stat { state, parent, started })
+        // Older kernels have fewer fields.
+        let exit_signal = fields.nth(15).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0);
+        let exit_code = fields.nth(13).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0);
+        Some(Stat { state, parent, started, exit_signal, exit_code })
     }
 
     /// A zombie has ended and only waits for its parent.
@@ -43,11 +50,14 @@ mod tests {
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
         let line = b"42 (a) R 1 (x)) S 7 42 42 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 9911 1 2\n";
-        assert_eq!(Stat::parse(line), Some(Stat { state: 'S', parent: Pid::from_raw(7), started: 9911 }));
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!((stat.state, stat.parent, stat.started), ('S', Pid::from_raw(7), 9911));
     }
 
     #[test]
     fn this_process_lives() {
-        assert!(!Stat::of(Pid::this()).unwrap().ended());
+        let stat = Stat::of(Pid::this()).unwrap();
+        assert!(!stat.ended());
+        assert_eq!(stat.exit_signal, libc::SIGCHLD);
     }
 }

@@ -1,0 +1,283 @@
+//! Stopping a whole job, and letting it go on.
+//!
+//! Every thread is seized with ptrace and interrupted. Nothing but ptrace holds them: when ckrun dies, by whatever signal,
+//! the kernel detaches them all and they go on. A freezer would leave the job frozen.
+
+use crate::proc::Stat;
+use crate::resource::Stopped;
+use crate::status::Status;
+use crate::sys::ptrace;
+use crate::tracee::Tracee;
+use crate::{Doing, Error, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long ckrun tries to bring all threads to a stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A parent waits in vfork(2) until its child has let go of its memory, and can't be stopped before. After this time the
+/// children of those who have not stopped are let go for a moment.
+const VFORK: Duration = Duration::from_millis(20);
+
+/// A stopped job, parents before their children.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Its processes.
+    pub processes: Vec<Process>,
+    since: Instant,
+}
+
+/// A stopped process, or one that has ended and was not reaped yet.
+#[derive(Debug)]
+pub struct Process {
+    /// What is known of its leader.
+    pub stopped: Stopped,
+    /// Its id in the job.
+    pub pid: i32,
+    /// Its parent's id in the job, 0 for the first process.
+    pub parent: i32,
+    /// When and how it started and ended, if it has.
+    pub stat: Stat,
+    /// Its threads, the leader first; none if it has ended.
+    pub threads: Vec<Thread>,
+}
+
+/// A stopped thread.
+#[derive(Debug)]
+pub struct Thread {
+    /// What ptrace holds.
+    pub tracee: Tracee,
+    /// What is known of it.
+    pub stopped: Stopped,
+}
+
+impl Process {
+    /// The leader, unless the process has ended.
+    pub fn leader(&self) -> Option<&Thread> {
+        self.threads.first()
+    }
+
+    /// Adds who it was to a failure.
+    pub fn blame(&self, failure: Failure) -> Error {
+        Error::Process { pid: self.pid, comm: self.stopped.comm(), failure }
+    }
+}
+
+impl Frozen {
+    /// Stops every thread of the processes that descend from `init`, itself included.
+    ///
+    /// # Errors
+    /// `EBUSY` when a thread does not stop (it hangs in the kernel), `EPERM` when somebody else traces it, `ESRCH` when
+    /// the job has ended.
+    pub fn stop(init: Pid) -> Result<Frozen, Error> {
+        let since = Instant::now();
+        let mut held = Held::default();
+        // A thread that was not stopped yet may have made others, so it is over when a look finds nothing new.
+        loop {
+            let mut fresh = Vec::new();
+            for pid in descendants(init) {
+                for tid in threads(pid) {
+                    if !held.stopped.contains_key(&tid) && !held.ended.contains(&tid) && held.catch(tid)? {
+                        fresh.push(tid);
+                    }
+                }
+            }
+            if fresh.is_empty() {
+                break;
+            }
+            held.arrive(fresh, since + PATIENCE)?;
+        }
+        let processes = held.sort(init)?;
+        Ok(Frozen { processes, since })
+    }
+
+    /// How long it has been stopped.
+    pub fn frozen_for(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// All threads of all processes.
+    pub fn threads(&self) -> impl Iterator<Item = &Thread> {
+        self.processes.iter().flat_map(|process| &process.threads)
+    }
+
+    /// Lets the job go on.
+    pub fn release(mut self) {
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
+        for thread in self.processes.drain(..).flat_map(|process| process.threads) {
+            // It may have been killed; then there is nobody to release.
+            if let Err(e) = thread.tracee.release() {
+                log::debug!("{e}");
+            }
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// Threads on their way into [`Frozen`].
+#[derive(Default)]
+struct Held {
+    stopped: BTreeMap<Pid, Tracee>,
+    ended: BTreeSet<Pid>,
+}
+
+impl Held {
+    /// Asks a thread to stop; false when it has ended.
+    fn catch(&mut self, tid: Pid) -> Result<bool, Error> {
+        match Tracee::catch(tid, 0) {
+            Ok(()) => Ok(true),
+            Err(Errno::ESRCH) => Ok(false),
+            // ptrace can't tell a zombie from a thread that it may not trace.
+            Err(Errno::EPERM) if Stat::of(tid).is_none_or(|stat| stat.ended()) => {
+                self.ended.insert(tid);
+                Ok(false)
+            }
+            Err(errno) => {
+                let tracer = if errno == Errno::EPERM { " (is it being debugged?)" } else { "" };
+                Err(Failure::new(format!("trace thread {tid}{tracer}"), errno).into())
+            }
+        }
+    }
+
+    /// Waits until all of `pending` have stopped.
+    fn arrive(&mut self, mut pending: Vec<Pid>, deadline: Instant) -> Result<(), Failure> {
+        let mut last = Instant::now();
+        let mut nap = Duration::from_micros(5);
+        while !pending.is_empty() {
+            let before = pending.len();
+            let mut waiting = Vec::new();
+            for tid in pending {
+                if !self.look_at(tid)? {
+                    waiting.push(tid);
+                }
+            }
+            pending = waiting;
+            if pending.len() < before {
+                (last, nap) = (Instant::now(), Duration::from_micros(5));
+                continue;
+            }
+            let Some(first) = pending.first() else { break };
+            if Instant::now() > deadline {
+                return Err(Failure::new(format!("stop thread {first}"), Errno::EBUSY));
+            }
+            if last.elapsed() > VFORK {
+                self.let_children_go(&pending);
+                last = Instant::now();
+            }
+            // Doubling from a few microseconds: ptrace has no event to wait for that tells of one thread among many
+            // without taking the reports of the others.
+            std::thread::sleep(nap);
+            nap = (nap * 2).min(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Takes the stop of `tid` if it has come; true also when it has ended.
+    fn look_at(&mut self, tid: Pid) -> Result<bool, Failure> {
+        let what = || format!("stop thread {tid}");
+        match ptrace::wait(tid, libc::WNOHANG) {
+            Ok(None) => Ok(false),
+            Ok(Some((_, ptrace::Change::Stopped(signal)))) => {
+                self.stopped.insert(tid, Tracee::stopped(tid, signal)?);
+                Ok(true)
+            }
+            Ok(Some((_, ptrace::Change::Signal(signal)))) => {
+                ptrace::resume(tid, signal).doing(what).map(|()| false)
+            }
+            Ok(Some((_, ptrace::Change::Ended(_)))) | Err(Errno::ECHILD) => Ok(true),
+            Ok(Some(_)) => ptrace::resume(tid, 0).doing(what).map(|()| false),
+            Err(errno) => Err(Failure::new(what(), errno)),
+        }
+    }
+
+    fn let_children_go(&mut self, parents: &[Pid]) {
+        let parents: BTreeSet<Pid> = parents.iter().copied().collect();
+        let children: Vec<Pid> = self
+            .stopped
+            .keys()
+            .copied()
+            .filter(|tid| Stat::of(*tid).is_some_and(|stat| parents.contains(&stat.parent)))
+            .collect();
+        for child in children {
+            if let Some(tracee) = self.stopped.remove(&child) {
+                log::debug!("thread {child} may hold up its parent: it goes on for a moment");
+                let _ = tracee.release();
+            }
+        }
+    }
+
+    /// Puts the threads into their processes, and those into the order of the tree.
+    fn sort(mut self, init: Pid) -> Result<Vec<Process>, Error> {
+        let mut processes: Vec<Process> = Vec::new();
+        let mut ids: BTreeMap<Pid, i32> = BTreeMap::new();
+        for host in descendants(init) {
+            let Some(stat) = Stat::of(host) else { continue };
+            let stopped = look(host, 0)?;
+            let pid = stopped.tid;
+            let parent = ids.get(&stat.parent).copied().unwrap_or(0);
+            ids.insert(host, pid);
+            let mut process =
+                Process { stopped: Stopped { pid, ..stopped }, pid, parent, stat, threads: Vec::new() };
+            for tid in threads(host) {
+                if let Some(tracee) = self.stopped.remove(&tid) {
+                    process.threads.push(Thread { tracee, stopped: look(tid, pid)? });
+                }
+            }
+            processes.push(process);
+        }
+        if processes.first().is_none_or(|first| first.threads.is_empty()) {
+            return Err(Failure::new("stop the job: it has ended", Errno::ESRCH).into());
+        }
+        Ok(processes)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for tracee in std::mem::take(&mut self.stopped).into_values() {
+            let _ = tracee.release();
+        }
+    }
+}
+
+fn look(host: Pid, pid: i32) -> Result<Stopped, Failure> {
+    let path = format!("/proc/{host}/status");
+    let status = Status::parse(&std::fs::read(&path).doing(|| format!("read {path}"))?);
+    Ok(Stopped { host, tid: status.ns_pid.last().copied().unwrap_or(0), pid, status })
+}
+
+/// `init` and all that descend from it, parents first, as ckrun sees their ids.
+pub fn descendants(init: Pid) -> Vec<Pid> {
+    let mut found = vec![init];
+    let mut next = 0;
+    while let Some(&pid) = found.get(next) {
+        next += 1;
+        for tid in threads(pid) {
+            // A child belongs to the thread that made it.
+            let children =
+                std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+            found.extend(
+                children.split_ascii_whitespace().filter_map(|id| Some(Pid::from_raw(id.parse().ok()?))),
+            );
+        }
+    }
+    found
+}
+
+/// The threads of a process, its leader first.
+pub fn threads(pid: Pid) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut tids: Vec<Pid> = ids.map(Pid::from_raw).collect();
+    tids.sort_by_key(|&tid| (tid != pid, tid));
+    tids
+}
