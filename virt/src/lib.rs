@@ -20,6 +20,7 @@ pub mod status;
 mod stub;
 pub mod sys;
 pub mod tracee;
+pub mod tree;
 pub mod vdso;
 pub mod visit;
 pub mod worker;
