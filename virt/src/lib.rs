@@ -8,9 +8,15 @@
 //! - [`process`]: a process that can't be mistaken for another one;
 //! - [`program`]: system calls that a stopped task is to make itself;
 //! - [`resource`]: what the rooms of the kinds of state have in common;
+//! - [`events`]: the moments of a checkpoint and a restart at which others have something to do;
+//! - [`clocks`]: a job's clocks go on where they were;
+//! - [`fault`]: points at which a test can make ckrun die;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
+pub mod clocks;
 pub mod error;
+pub mod events;
+pub mod fault;
 pub mod proc;
 pub mod process;
 pub mod program;

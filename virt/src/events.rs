@@ -1,0 +1,52 @@
+//! The moments of a checkpoint and of a restart at which others have something to do: the caller, and later plugins.
+
+use crate::Error;
+use std::path::Path;
+
+/// Called by the stories at their places; nothing happens by default. An error before the commit of an image ends the
+/// checkpoint and leaves the job running; one before `running` ends the restart and leaves nothing.
+#[allow(unused_variables, reason = "the default of every moment is to do nothing")]
+pub trait Events {
+    /// The job runs. Last moment to finish what is under way with the outside, or to say no.
+    fn presuspend(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Every task of the job is seized and asked to stop, but none has been waited for: a frozen cgroup must be thawed
+    /// now, since on cgroup v1 a frozen task does not reach its stop, and on cgroup2 it runs nothing for us.
+    fn seized(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The job stands still; `dir` is the image that is being written.
+    fn precheckpoint(&mut self, dir: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The image is complete, the job still stands still.
+    fn committed(&mut self, dir: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The job is about to go on where it is, after a checkpoint or after a failed one. Every task is still stopped: who
+    /// found the job frozen freezes it again now.
+    fn resume(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The restored job exists but does not run.
+    fn restart(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The restored job is about to run.
+    fn running(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The job has been killed after its checkpoint.
+    fn exit(&mut self) {}
+
+    /// So many bytes of memory have been written or read.
+    fn progress(&mut self, done: u64, total: u64) {}
+}

@@ -1,0 +1,102 @@
+//! Points at which a test can make ckrun die, or fail.
+//!
+//! `CKRUN_FAULT=checkpoint:capture` kills ckrun when it comes to that point, as `kill -9` would. With
+//! `fail@checkpoint:capture` the step fails instead, as if the kernel had refused a call. Without the variable a point
+//! costs one comparison. Who can set ckrun's environment can kill it anyway, so that this gives nobody a power; still it
+//! is not listened to where the environment comes from somebody with less rights (AT_SECURE, getauxval(3)).
+
+use crate::Failure;
+use nix::errno::Errno;
+use std::sync::OnceLock;
+
+/// Every point, in the order in which a checkpoint and a restart come to them.
+pub const POINTS: &[&str] = &[
+    "checkpoint:look",
+    "checkpoint:seize",
+    "checkpoint:capture",
+    "checkpoint:memory",
+    "checkpoint:write",
+    "checkpoint:commit",
+    "checkpoint:committed",
+    "checkpoint:resume",
+    "checkpoint:kill",
+    "checkpoint:destroy",
+    "restore:check",
+    "restore:claim",
+    "restore:sandbox",
+    "restore:seize",
+    "restore:tree",
+    "restore:files",
+    "restore:memory",
+    "restore:threads",
+    "restore:state",
+    "restore:registers",
+    "restore:release",
+    "restore:save",
+    "restore:done",
+];
+
+#[derive(Debug, PartialEq, Eq)]
+struct Fault {
+    point: String,
+    kill: bool,
+}
+
+/// A step begins here.
+///
+/// # Errors
+/// `EIO`, when a test asked for it.
+pub fn point(name: &'static str) -> Result<(), Failure> {
+    static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
+    debug_assert!(POINTS.contains(&name), "{name} is not in the list");
+    match FAULT.get_or_init(|| parse(&asked()?)) {
+        Some(fault) if fault.point == name => strike(fault),
+        _ => Ok(()),
+    }
+}
+
+fn strike(fault: &Fault) -> Result<(), Failure> {
+    if fault.kill {
+        // SAFETY: a signal to ourselves.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+    Err(Failure::new(format!("go on at {}, where a test wants a failure", fault.point), Errno::EIO))
+}
+
+fn asked() -> Option<String> {
+    // SAFETY: only reads what the kernel gave us at our exec.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    if secure { None } else { std::env::var("CKRUN_FAULT").ok() }
+}
+
+fn parse(text: &str) -> Option<Fault> {
+    let (kill, point) = match text.strip_prefix("fail@") {
+        Some(point) => (false, point),
+        None => (true, text),
+    };
+    (!point.is_empty()).then(|| Fault { point: point.into(), kill })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_variable_nothing_happens() {
+        // The variable is not set while tests run.
+        for name in POINTS {
+            point(name).unwrap();
+        }
+    }
+
+    #[test]
+    fn two_ways_to_go() {
+        let fault = |kill| Some(Fault { point: "restore:files".into(), kill });
+        assert_eq!(parse("restore:files"), fault(true));
+        assert_eq!(parse("fail@restore:files"), fault(false));
+        assert_eq!(parse(""), None);
+        let said = strike(&fault(false).unwrap()).unwrap_err();
+        assert_eq!(said.errno, Errno::EIO);
+        assert!(said.what.contains("restore:files"), "{said}");
+    }
+}
