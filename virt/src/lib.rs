@@ -13,6 +13,7 @@
 //! - [`fault`]: points at which a test can make ckrun die;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
+pub mod checkpoint;
 pub mod clocks;
 pub mod error;
 pub mod events;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod program;
 pub mod resource;
 pub mod seize;
+pub mod restore;
 pub mod status;
 mod stub;
 pub mod sys;
