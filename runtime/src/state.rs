@@ -23,6 +23,7 @@ use oci_spec::runtime::{Spec, State as OciState};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -116,7 +117,8 @@ impl Store {
         Store { dir: root.unwrap_or_else(|| own().unwrap_or_else(|| "/run".into()).join("ckrun")) }
     }
 
-    /// Takes an id: makes its directory and holds its lock.
+    /// Takes an id: makes its directory and holds its lock. A directory in which nothing was written yet, and which nobody
+    /// holds, was left by a ckrun that was killed at this very point: it is taken over.
     ///
     /// # Errors
     /// [`Error::IdTaken`]; the store can't be written.
@@ -129,11 +131,16 @@ impl Store {
             .map_err(|e| Error::file(&self.dir, &e))?;
         let mut entry = Entry { id: id.into(), dir: self.dir.join(id), lock: None };
         match DirBuilder::new().mode(0o700).create(&entry.dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(Error::IdTaken(id.into())),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                if !entry.abandoned() || entry.busy() {
+                    return Err(Error::IdTaken(id.into()));
+                }
+            }
             made => made.map_err(|e| Error::file(&entry.dir, &e))?,
         }
         entry.lock()?;
-        Ok(entry)
+        // Somebody else may have been faster since: whoever was is the owner.
+        if entry.abandoned() { Ok(entry) } else { Err(Error::IdTaken(id.into())) }
     }
 
     /// Finds an existing container.
@@ -184,6 +191,16 @@ impl Entry {
         let locked = Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e);
         self.lock = Some(locked.doing(|| format!("lock {}", self.dir.display()))?);
         Ok(())
+    }
+
+    /// The lock, for a process that is to hold it together with this one.
+    pub fn held(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(|lock| lock.as_fd())
+    }
+
+    /// Whether the directory is there and nothing was written to it.
+    fn abandoned(&self) -> bool {
+        std::fs::read_dir(&self.dir).is_ok_and(|mut listing| listing.next().is_none())
     }
 
     /// Gives the lock back.
@@ -290,6 +307,20 @@ mod tests {
         entry.remove().unwrap();
         assert!(matches!(store.find("a"), Err(Error::NoSuchContainer(_))));
         store.claim("a").unwrap();
+    }
+
+    #[test]
+    fn an_id_that_was_hardly_taken_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Some(dir.path().into()));
+        // Its maker holds it, and has written nothing yet.
+        let entry = store.claim("a").unwrap();
+        assert!(matches!(store.claim("a"), Err(Error::IdTaken(_))));
+        drop(entry);
+        let entry = store.claim("a").unwrap();
+        entry.save_spec(b"{}").unwrap();
+        drop(entry);
+        assert!(matches!(store.claim("a"), Err(Error::IdTaken(_))));
     }
 
     #[test]

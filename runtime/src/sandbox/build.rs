@@ -1,6 +1,7 @@
 //! ckrun's half of the building of a sandbox: the story of `create` and `run` (and of a restart).
 
 use super::channel::{self, Channel, Note};
+use super::guardian::Guardian;
 use super::init::Init;
 use super::intel_rdt::Group;
 use super::namespaces::Namespaces;
@@ -14,21 +15,34 @@ use crate::error::{Error, Result};
 use crate::state::{Entry, InitProcess, OCI_VERSION, State, Store};
 use crate::status::Status;
 use ckrun_virt::Process;
+use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
 /// When the job starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
     /// As soon as the sandbox stands (`run`).
     AtOnce,
     /// When `ckrun start` says so (`create`).
     OnDemand,
+    /// It does not start: it is put into the sandbox as it was (`restore`).
+    Restart(Restart<'a>),
+}
+
+/// What the sandbox of a job that is restored needs of its image.
+#[derive(Debug, Clone, Copy)]
+pub struct Restart<'a> {
+    /// The image's directory.
+    pub image: BorrowedFd<'a>,
+    /// The clocks that it needs, if not the host's.
+    pub clocks: Option<Offsets>,
 }
 
 /// A sandbox with its init in it.
@@ -40,12 +54,23 @@ pub struct Built {
     pub state: State,
     /// The init, our child.
     pub init: Process,
+    /// What only a sandbox for a restart has.
+    pub parked: Option<Parked>,
+}
+
+/// An init that waits to be made the first process of a restored job.
+#[derive(Debug)]
+pub struct Parked {
+    /// The way in for descriptors.
+    pub hatch: OwnedFd,
+    /// Who clears up if ckrun is killed.
+    pub guardian: Guardian,
 }
 
 /// Builds the sandbox for `bundle` under the name `id`.
 ///
-/// On success the init runs the job ([`Start::AtOnce`]) or waits for `ckrun start`. On failure no process, mount,
-/// cgroup or state is left behind.
+/// On success the init runs the job ([`Start::AtOnce`]), waits for `ckrun start`, or is [`Parked`]; in the last case the
+/// state does not tell of it before [`Built::restored`]. On failure no process, mount, cgroup or state is left behind.
 ///
 /// `console` is where the master of the container's terminal goes, if it is to have one.
 pub fn build(
@@ -53,17 +78,26 @@ pub fn build(
     id: &str,
     bundle: &Bundle,
     options: &Options,
-    start: Start,
+    start: Start<'_>,
     console: Option<OwnedFd>,
 ) -> Result<Built> {
     validate::check(bundle)?;
     let rootfs = bundle.rootfs()?;
-    let namespaces = Namespaces::of(&bundle.spec)?;
+    let mut namespaces = Namespaces::of(&bundle.spec)?;
+    if let Start::Restart(Restart { clocks: Some(offsets), .. }) = start {
+        namespaces.continue_clocks(offsets)?;
+    }
     let wanted = wanted::plan(&bundle.spec, &bundle.dir)?;
-    let seccomp = bundle.spec.lx().and_then(|l| l.seccomp().as_ref()).map(Filter::compile).transpose()?;
+    // Restored tasks have the filters that they had.
+    let profile = bundle.spec.lx().and_then(|l| l.seccomp().as_ref()).filter(|_| start.runs_a_command());
+    let seccomp = profile.map(Filter::compile).transpose()?;
     log::debug!("checked the bundle {}", bundle.dir.display());
 
     let entry = store.claim(id)?;
+    let guardian = match start {
+        Start::Restart(_) => Some(guard(store, &entry)?),
+        _ => None,
+    };
     let state = State {
         id: id.into(),
         bundle: bundle.dir.clone(),
@@ -77,9 +111,10 @@ pub fn build(
         own_keyring: !options.no_new_keyring,
         rootless: options.rootless,
     };
-    let mut site = Site { bundle, options, namespaces, seccomp, entry, state, init: None, born_in_v2: false };
+    let mut site =
+        Site { bundle, options, namespaces, seccomp, entry, state, init: None, born_in_v2: false, guardian };
     match site.raise(&wanted, console, start) {
-        Ok(init) => Ok(Built { entry: site.entry, state: site.state, init }),
+        Ok((init, parked)) => Ok(Built { entry: site.entry, state: site.state, init, parked }),
         Err(e) => {
             clear(site.entry, &site.state, site.init.as_ref());
             Err(e)
@@ -87,11 +122,36 @@ pub fn build(
     }
 }
 
+impl Start<'_> {
+    /// The init ends in an exec of the configuration's command.
+    fn runs_a_command(&self) -> bool {
+        !matches!(self, Start::Restart(_))
+    }
+}
+
+/// Nothing may be left of a restart that ckrun did not survive.
+fn guard(store: &Store, entry: &Entry) -> Result<Guardian> {
+    let posted = Guardian::post(entry.held(), |init| {
+        // Nobody is left whom a failure could be told.
+        let _ = destroy::unmake(store, &entry.id, init);
+    });
+    // So far there is only an empty directory.
+    posted.inspect_err(|_| drop(std::fs::remove_dir(entry.dir())))
+}
+
 impl Built {
     /// Lets others at the container; for a caller that will wait for it.
     pub fn unlock(mut self) -> Built {
         self.entry.unlock();
         self
+    }
+
+    /// The parked init has become the job: from now on the state tells of it, and it needs no ckrun any more.
+    ///
+    /// # Errors
+    /// The state can't be written.
+    pub fn restored(&mut self) -> Result<()> {
+        self.entry.save(&self.state)
     }
 
     /// Takes it all back: something after the building has failed.
@@ -131,10 +191,23 @@ fn clear(entry: Entry, state: &State, init: Option<&Process>) {
         if let Err(e) = init.signal(Signal::SIGKILL) {
             log::debug!("{e}");
         }
-        let _ = waitpid(init.pid(), None);
+        await_end(init);
     }
     if let Err(e) = destroy::forget(entry, state) {
         log::warn!("{e}");
+    }
+}
+
+/// Waits for the end of a killed init. What we trace of its descendants, after a failed restart, is waited for too, since
+/// the kernel ends a pid namespace's init only after all others in it have been (zap_pid_ns_processes).
+fn await_end(init: &Process) {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::__WALL)) {
+            Err(Errno::EINTR) => {}
+            Err(_) => return,
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) if pid == init.pid() => return,
+            Ok(_) => {}
+        }
     }
 }
 
@@ -148,10 +221,16 @@ struct Site<'a> {
     state: State,
     init: Option<Process>,
     born_in_v2: bool,
+    guardian: Option<Guardian>,
 }
 
 impl Site<'_> {
-    fn raise(&mut self, wanted: &[Wanted<'_>], console: Option<OwnedFd>, start: Start) -> Result<Process> {
+    fn raise(
+        &mut self,
+        wanted: &[Wanted<'_>],
+        console: Option<OwnedFd>,
+        start: Start<'_>,
+    ) -> Result<(Process, Option<Parked>)> {
         self.state.cgroups = self.plan_cgroups()?;
         // From here on `delete --force` can clear up after a crash of ours: it knows the cgroups that we may make.
         self.entry.save_spec(&self.bundle.json)?;
@@ -161,17 +240,19 @@ impl Site<'_> {
         log::debug!("made the cgroups");
         let listener = match start {
             Start::OnDemand => Some(knock::listen(&self.entry)?),
-            Start::AtOnce => None,
+            Start::AtOnce | Start::Restart(_) => None,
         };
         let (channel, theirs) = channel::pair()?;
-        let pid = self.clone_init(wanted, console, listener, (&channel, theirs))?;
+        let pid = self.clone_init(wanted, console, start, listener, (&channel, theirs))?;
         let served = self.serve(&channel, pid, start).and_then(|()| self.watch(&channel, start));
         served.map_err(|e| channel.last_words().unwrap_or(e))?;
-        if start == Start::OnDemand {
+        if matches!(start, Start::OnDemand) {
             self.entry.save(&self.state)?;
             channel.send(&Note::Continue)?;
         }
-        self.init.take().ok_or(Error::InitEnded { during: "its making", how: "without a trace".into() })
+        let parked = self.guardian.take().map(|guardian| Parked { hatch: channel.into(), guardian });
+        let lost = Error::InitEnded { during: "its making", how: "without a trace".into() };
+        Ok((self.init.take().ok_or(lost)?, parked))
     }
 
     fn plan_cgroups(&self) -> Result<Cgroups> {
@@ -192,7 +273,8 @@ impl Site<'_> {
         &mut self,
         wanted: &[Wanted<'_>],
         console: Option<OwnedFd>,
-        start: Option<OwnedFd>,
+        start: Start<'_>,
+        listener: Option<OwnedFd>,
         (ours, channel): (&Channel, Channel),
     ) -> Result<Pid> {
         let spec = &self.bundle.spec;
@@ -211,7 +293,11 @@ impl Site<'_> {
             cgroups: &self.state.cgroups,
             seccomp: self.seccomp.as_ref(),
             console,
-            start,
+            start: listener,
+            image: match start {
+                Start::Restart(restart) => Some(restart.image),
+                _ => None,
+            },
             options: self.options,
             state: &self.state,
             proc: &proc,
@@ -229,14 +315,16 @@ impl Site<'_> {
         let pid = process.pid();
         log::debug!("cloned the init, process {pid}");
         let started = Stat::of(pid).map_or(0, |s| s.started);
-        self.state.init = Some(InitProcess { pid: pid.as_raw(), started });
+        let init = InitProcess { pid: pid.as_raw(), started };
+        self.state.init = Some(init);
         self.init = Some(process);
+        self.guardian.as_ref().map_or(Ok(()), |guardian| guardian.tell(init))?;
         self.born_in_v2 = born_in_v2;
         Ok(pid)
     }
 
     /// What the init can't do for itself, since it takes the host's rights or the host's view.
-    fn serve(&mut self, channel: &Channel, pid: Pid, start: Start) -> Result<()> {
+    fn serve(&mut self, channel: &Channel, pid: Pid, start: Start<'_>) -> Result<()> {
         let spec = &self.bundle.spec;
         if self.namespaces.makes(Kind::User) {
             idmap::write(spec, pid)?;
@@ -256,7 +344,7 @@ impl Site<'_> {
         netdev::move_in(spec, pid)?;
         // A state with an init in it says that the container is created or runs. Before that a crash of ours ends the
         // init, so that nobody needs its id.
-        if start == Start::AtOnce {
+        if matches!(start, Start::AtOnce) {
             self.entry.save(&self.state)?;
         }
         channel.send(&Note::Joined)
@@ -292,7 +380,7 @@ impl Site<'_> {
     }
 
     /// Answers the init until it needs nothing more.
-    fn watch(&mut self, channel: &Channel, start: Start) -> Result<()> {
+    fn watch(&mut self, channel: &Channel, start: Start<'_>) -> Result<()> {
         loop {
             match channel.receive()? {
                 Some(Note::Mounted) => {
@@ -312,7 +400,7 @@ impl Site<'_> {
                 Some(Note::Ready) => return Ok(()),
                 Some(Note::Failed(why)) => return Err(Error::Init(why)),
                 // The exec has closed the other end: the job runs.
-                None if start == Start::AtOnce => return Ok(()),
+                None if matches!(start, Start::AtOnce) => return Ok(()),
                 None => return Err(Error::InitEnded { during: "create", how: self.how_it_ended() }),
                 Some(other) => return Err(Error::Init(format!("the init said {other:?} out of turn"))),
             }

@@ -24,7 +24,7 @@ pub enum Note {
     Mounted,
     /// Parent: go on. To `Ready`: the state is written, and ckrun is about to leave.
     Continue,
-    /// Init: everything is done but the start of the job. The answer is `Continue`.
+    /// Init: everything is done but the start of the job. The answer is `Continue`; to a parked init there is none.
     Ready,
     /// Init: the seccomp listener is open under this number; it is held until `Continue`.
     Listener(i32),
@@ -129,6 +129,13 @@ impl From<OwnedFd> for Channel {
     /// Takes a connected SOCK_SEQPACKET socket as one end.
     fn from(fd: OwnedFd) -> Self {
         Channel(fd)
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    /// Gives the socket away, for what comes after the notes.
+    fn from(channel: Channel) -> OwnedFd {
+        channel.0
     }
 }
 

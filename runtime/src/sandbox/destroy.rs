@@ -3,7 +3,7 @@
 use super::hooks;
 use super::intel_rdt::Group;
 use crate::error::Result;
-use crate::state::{Entry, State};
+use crate::state::{Entry, InitProcess, State, Store};
 use crate::status::Status;
 use ckrun_virt::{Doing, Process};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,6 +23,16 @@ pub fn forget(entry: Entry, state: &State) -> Result<()> {
         hooks::run_leniently(&spec, "poststop", || state.for_hooks(Status::Stopped));
     }
     entry.remove()
+}
+
+/// Removes what is there of a container whose making was cut short, all of it unfinished. `init` is its init, if there is
+/// one that the state does not tell of yet.
+pub fn unmake(store: &Store, id: &str, init: Option<InitProcess>) -> Result<()> {
+    let entry = store.find(id)?;
+    let Some(mut state) = entry.load()? else { return entry.remove() };
+    state.init = state.init.or(init);
+    kill(&state)?;
+    forget(entry, &state)
 }
 
 /// Kills the init and waits until it is gone. In a pid namespace of its own everything else dies with it

@@ -8,12 +8,12 @@ use super::channel::{Channel, Note};
 use super::console::Console;
 use super::job::{Job, reset_signals};
 use super::mounts::Mounts;
-use super::namespaces::Namespaces;
+use super::namespaces::{Namespaces, spawn};
 use super::procfs::Proc;
 use super::root::{Root, clean};
 use super::seccomp::Filter;
 use super::wanted::Wanted;
-use super::{Options, devices, hooks, keyring, labels, netdev, oom, pivot, protect, sysctl};
+use super::{Options, devices, hooks, identity, keyring, labels, netdev, oom, park, pivot, protect, sysctl};
 use crate::cgroup::Cgroups;
 use crate::config::Ask;
 use crate::error::{Error, Result};
@@ -21,16 +21,19 @@ use crate::state::{InitProcess, State};
 use crate::status::Status;
 use ckrun_virt::Doing;
 use ckrun_virt::error::text;
+use ckrun_virt::restore;
+use ckrun_virt::sys::Clone3;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid, sethostname, setresgid, setresuid, setsid};
-use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 use std::convert::Infallible;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// All that the init needs; ckrun prepares it before the clone.
@@ -56,6 +59,8 @@ pub struct Init<'a> {
     pub console: Option<OwnedFd>,
     /// The socket on which `ckrun start` will knock; without one, the job starts at once.
     pub start: Option<OwnedFd>,
+    /// The image, when the job is not to be started but to be restored.
+    pub image: Option<BorrowedFd<'a>>,
     /// The command line's wishes.
     pub options: &'a Options,
     /// What is known of the container.
@@ -68,7 +73,7 @@ pub struct Init<'a> {
     pub joined: bool,
 }
 
-impl Init<'_> {
+impl<'a> Init<'a> {
     /// Becomes the job, or tells ckrun why not. The answer is the exit status of the failed process.
     pub fn run(mut self) -> i32 {
         let Err(e) = self.build();
@@ -103,7 +108,10 @@ impl Init<'_> {
         }
         log::debug!("init: in its root");
         self.join_cgroups()?;
-        self.become_job()
+        match self.image {
+            Some(image) => self.await_restore(image),
+            None => self.become_job(),
+        }
     }
 
     fn enter_namespaces(&mut self) -> Result<()> {
@@ -111,7 +119,7 @@ impl Init<'_> {
             self.channel.expect(&Note::Mapped)?;
         }
         // While we still are the owner of our /proc/self, which the next change of ids ends.
-        self.namespaces.make_time(self.spec)?;
+        self.namespaces.make_time()?;
         if self.namespaces.has(Kind::User) {
             // The ids of the new user namespace's root; files made from now on are its.
             let (root, wheel) = (Uid::from_raw(0), Gid::from_raw(0));
@@ -221,6 +229,20 @@ impl Init<'_> {
         Ok(())
     }
 
+    fn job<'b>(&self, process: &'b Process, more_env: &'b [String]) -> Job<'b>
+    where
+        'a: 'b,
+    {
+        Job {
+            spec: self.spec,
+            process,
+            proc: self.proc,
+            seccomp: self.seccomp,
+            keep_fds: &self.options.inherited.fds,
+            more_env,
+        }
+    }
+
     fn become_job(&mut self) -> Result<Infallible> {
         let Some(process) = self.spec.process() else {
             // The runtime-spec lets a container be created, though not started, without a process.
@@ -228,15 +250,7 @@ impl Init<'_> {
             return Err(Error::config("process", "is missing: there is nothing to start"));
         };
         let more_env = self.options.inherited.env();
-        let job = Job {
-            spec: self.spec,
-            process,
-            proc: self.proc,
-            seccomp: self.seccomp,
-            keep_fds: &self.options.inherited.fds,
-            more_env: &more_env,
-        };
-        let mut prepared = job.prepare()?;
+        let mut prepared = self.job(process, &more_env).prepare()?;
         log::debug!("init: is the job but for the exec");
         prepared.introduce(&self.channel)?;
         self.wait_for_start()?;
@@ -245,6 +259,40 @@ impl Init<'_> {
             hooks::run_in_job(self.spec, process, || state)?;
         }
         prepared.run(&self.channel)
+    }
+
+    /// The other end of this story: the job's own first process takes over from here. Who it is, what it may do and what
+    /// confines it is in the image.
+    fn await_restore(&mut self, image: BorrowedFd<'_>) -> Result<Infallible> {
+        restore::inside(image)?;
+        if let Some(process) = self.spec.process() {
+            identity::own_streams(process.user())?;
+            self.run_start_container(process)?;
+        }
+        // Who turns this process into the job decides by whose death that dies. Until then the channel tells of ckrun's.
+        prctl::set_pdeathsig(None).doing(|| "outlive ckrun")?;
+        log::debug!("init: waits to be made the job");
+        park::park(&self.channel)
+    }
+
+    /// The startContainer hooks of a restart. They have the rights of the job, of which this process must have more.
+    fn run_start_container(&self, process: &Process) -> Result<()> {
+        if self.spec.hook_list("startContainer").is_empty() {
+            return Ok(());
+        }
+        let state = self.hook_state(Status::Created)?;
+        let hooks = spawn(&Clone3::default(), || {
+            let done = self
+                .job(process, &[])
+                .prepare()
+                .and_then(|_| hooks::run_in_job(self.spec, process, || state));
+            done.map_or_else(|e| announce_failure(&self.channel, &e), |()| 0)
+        })?;
+        match waitpid(hooks.pid(), None).doing(|| "wait for the startContainer hooks")? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            // It has told ckrun why, and that is what ckrun hears first.
+            _ => Err(Error::Init("the startContainer hooks failed".into())),
+        }
     }
 
     /// `ckrun create` ends here, and the next word comes from `ckrun start`.

@@ -3,6 +3,7 @@
 use super::channel;
 use crate::config::Ask;
 use crate::error::{Error, Result};
+use ckrun_virt::clocks::Offsets;
 use ckrun_virt::sys::{Clone3, Cloned};
 use ckrun_virt::{Doing, Failure, Process};
 use nix::errno::Errno;
@@ -50,6 +51,8 @@ pub struct Namespaces {
     new: CloneFlags,
     /// Those joined by path: opened before anything is made, so that a wrong path costs nothing.
     join: Vec<(CloneFlags, OwnedFd)>,
+    /// By how much the clocks of a new time namespace are ahead: name, seconds, nanoseconds.
+    clocks: Vec<(String, i64, u32)>,
 }
 
 impl Namespaces {
@@ -58,7 +61,11 @@ impl Namespaces {
     /// # Errors
     /// A kind given twice, a path that is missing or is no namespace of its kind.
     pub fn of(spec: &Spec) -> Result<Namespaces> {
-        let mut all = Namespaces { new: CloneFlags::empty(), join: Vec::new() };
+        let offsets = spec.lx().and_then(|l| l.time_offsets().as_ref()).into_iter().flatten();
+        let clocks = offsets.map(|(clock, offset)| {
+            (clock.clone(), offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0))
+        });
+        let mut all = Namespaces { new: CloneFlags::empty(), join: Vec::new(), clocks: clocks.collect() };
         let mut seen = CloneFlags::empty();
         for ns in spec.namespaces() {
             let flag = flag(ns.typ());
@@ -80,6 +87,21 @@ impl Namespaces {
             }
         }
         Ok(all)
+    }
+
+    /// Gives the container the clocks that a restored job had, whatever the configuration says of them: it spoke of the
+    /// job's first start.
+    ///
+    /// # Errors
+    /// The configuration joins a time namespace, which has clocks of its own.
+    pub fn continue_clocks(&mut self, offsets: Offsets) -> Result<()> {
+        if self.joins(time()) {
+            let why = "the time namespace to be joined has clocks of its own, in which the job's can't go on";
+            return Err(Error::config("linux.namespaces", why));
+        }
+        self.new |= time();
+        self.clocks = offsets.split().map(|(clock, s, ns)| (clock.to_owned(), s, ns)).into();
+        Ok(())
     }
 
     /// Whether one of these kinds is made new.
@@ -158,15 +180,13 @@ impl Namespaces {
     }
 
     /// Makes the time namespace, sets its clocks and enters it.
-    pub fn make_time(&self, spec: &Spec) -> Result<()> {
+    pub fn make_time(&self) -> Result<()> {
         if !self.makes(Kind::Time) {
             return Ok(());
         }
         unshare(time()).doing(|| "unshare the time namespace")?;
-        let offsets = spec.lx().and_then(|l| l.time_offsets().as_ref());
-        for (clock, offset) in offsets.into_iter().flatten() {
-            let line = format!("{clock} {} {}\n", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
-            std::fs::write("/proc/self/timens_offsets", line)
+        for (clock, seconds, nanoseconds) in &self.clocks {
+            std::fs::write("/proc/self/timens_offsets", format!("{clock} {seconds} {nanoseconds}\n"))
                 .doing(|| "write /proc/self/timens_offsets")
                 .map_err(|e| Error::config(format!("linux.timeOffsets.{clock}"), e.to_string()))?;
         }

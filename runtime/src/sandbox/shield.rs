@@ -24,7 +24,7 @@ use std::path::Path;
 const OWN: &str = "/proc/self/exe";
 
 /// The verbs that enter a container.
-const ENTERING: &[&str] = &["run", "create", "exec"];
+const ENTERING: &[&str] = &["run", "create", "exec", "restore"];
 
 /// Makes ckrun safe to enter a container with, if the command line has a verb that does. It is called first of all, so
 /// that nothing is done twice; that an id or a file may have the name of a verb too costs no more than an exec.
