@@ -67,12 +67,16 @@ impl Process {
 impl Frozen {
     /// Stops every thread of the processes that descend from `init`, itself included.
     ///
+    /// `seized` is called once, when all have been asked to stop and nobody has been waited for: a cgroup that is frozen
+    /// must be thawed then, for a frozen task runs nothing, and on cgroup v1 does not even reach its stop.
+    ///
     /// # Errors
     /// `EBUSY` when a thread does not stop (it hangs in the kernel), `EPERM` when somebody else traces it, `ESRCH` when
     /// the job has ended.
-    pub fn stop(init: Pid) -> Result<Frozen, Error> {
+    pub fn stop(init: Pid, seized: impl FnOnce() -> Result<(), Error>) -> Result<Frozen, Error> {
         let since = Instant::now();
         let mut held = Held::default();
+        let mut seized = Some(seized);
         // A thread that was not stopped yet may have made others, so it is over when a look finds nothing new.
         loop {
             let mut fresh = Vec::new();
@@ -86,6 +90,7 @@ impl Frozen {
             if fresh.is_empty() {
                 break;
             }
+            seized.take().map_or(Ok(()), |seized| seized())?;
             held.arrive(fresh, since + PATIENCE)?;
         }
         let processes = held.sort(init)?;
