@@ -25,6 +25,7 @@ pub mod program;
 pub mod resource;
 pub mod restore;
 pub mod seize;
+pub mod snapshot;
 pub mod status;
 mod stub;
 pub mod sys;

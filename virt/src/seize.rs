@@ -128,6 +128,22 @@ impl Drop for Frozen {
     }
 }
 
+/// Stops a single thread; None when it has ended.
+///
+/// # Errors
+/// `EBUSY` when it does not stop within `patience`.
+pub fn stop_one(tid: Pid, patience: Duration) -> Result<Option<Tracee>, Failure> {
+    match Tracee::catch(tid, 0) {
+        Ok(()) => {}
+        Err(Errno::ESRCH) => return Ok(None),
+        Err(Errno::EPERM) if Stat::of(tid).is_none_or(|stat| stat.ended()) => return Ok(None),
+        Err(errno) => return Err(Failure::new(format!("trace thread {tid}"), errno)),
+    }
+    let mut held = Held::default();
+    held.arrive(vec![tid], Instant::now() + patience)?;
+    Ok(held.stopped.remove(&tid))
+}
+
 /// Threads on their way into [`Frozen`].
 #[derive(Default)]
 struct Held {

@@ -1,0 +1,98 @@
+//! A copy of a stopped process's memory, so that the process itself need not wait until it has been read.
+//!
+//! The process forks, without knowing it: the copy is made by the stub, is traced from birth, and never runs an
+//! instruction. It shares nothing that another process could miss (its descriptors are the very table of its parent),
+//! and its end sends no signal. The kernel copies pages only when the process writes to them.
+//!
+//! What a fork leaves out can't be read from the copy: memory shared with others goes on changing, and ranges marked
+//! MADV_DONTFORK or MADV_WIPEONFORK are missing or empty.
+
+use crate::program::Program;
+use crate::seize;
+use crate::sys::ptrace::{self, Change};
+use crate::tracee::Tracee;
+use crate::visit::Visit;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use std::time::Duration;
+
+/// How long to wait for the process to stop once more, so that the copy can be reaped.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A copy. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Snapshot {
+    copy: Pid,
+    /// The copy's id in the job.
+    id: i32,
+    parent: Pid,
+    alive: bool,
+}
+
+impl Snapshot {
+    /// Copies the process that `leader` leads and `visit` is in.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the job may have no more processes, `ENOMEM`.
+    pub fn take(visit: &mut Visit, leader: &Tracee) -> Result<Snapshot, Failure> {
+        let mut program = Program::new();
+        // struct clone_args, linux/sched.h: flags, pidfd, child_tid, parent_tid, exit_signal, and zeroes.
+        let flags = (libc::CLONE_PTRACE | libc::CLONE_FILES | libc::CLONE_FS) as u64;
+        let mut words = [0_u64; 11];
+        words[0] = flags;
+        let args = program.put(&words.map(u64::to_ne_bytes).concat());
+        let what = "copy the memory of the process";
+        let made = program.call(what, libc::SYS_clone3, &[args.into(), args.len.into()]);
+        let answers = visit.run(leader, &program)?;
+        let id = answers.of(made).doing(|| what)? as i32;
+        let born = ptrace::wait(Pid::from_raw(-1), libc::__WNOTHREAD).doing(|| what)?;
+        let Some((copy, Change::Stopped(_))) = born else { return Err(Failure::new(what, Errno::ECHILD)) };
+        let snapshot = Snapshot { copy, id, parent: leader.pid(), alive: true };
+        // A copy that nobody holds any more must not run.
+        ptrace::set_options(copy, libc::PTRACE_O_EXITKILL).doing(|| what)?;
+        Ok(snapshot)
+    }
+
+    /// The copy's id in ckrun's pid namespace.
+    pub fn pid(&self) -> Pid {
+        self.copy
+    }
+
+    /// Ends the copy, and makes its parent reap it, which stops that for about 0.1 ms.
+    ///
+    /// # Errors
+    /// When the parent does not stop: then a zombie is left in the job until the parent ends.
+    pub fn discard(mut self, cpu: usize) -> Result<(), Failure> {
+        self.end();
+        let Some(parent) = seize::stop_one(self.parent, PATIENCE)? else { return Ok(()) };
+        let mut program = Program::new();
+        let status = program.room(4);
+        let flags = libc::__WALL | libc::WNOHANG;
+        program.attempt(
+            "reap the copy",
+            libc::SYS_wait4,
+            &[self.id.into(), status.into(), flags.into(), 0.into()],
+        );
+        let reaped = Visit::enter(&parent, cpu).and_then(|mut visit| {
+            visit.run(&parent, &program)?;
+            visit.leave()
+        });
+        parent.release()?;
+        reaped
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.alive) {
+            // SAFETY: a signal to a process that we trace: its id can't be another's as long as we have not waited for it.
+            unsafe { libc::kill(self.copy.as_raw(), libc::SIGKILL) };
+            while !matches!(ptrace::wait(self.copy, 0), Ok(Some((_, Change::Ended(_)))) | Err(_)) {}
+        }
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
