@@ -15,6 +15,7 @@
 
 pub mod checkpoint;
 pub mod clocks;
+pub mod endings;
 pub mod error;
 pub mod events;
 pub mod fault;

@@ -100,6 +100,39 @@ impl Tracee {
         Ok(ptrace::registers(self.pid).doing(what)?.rax.cast_signed())
     }
 
+    /// Makes the system call that `regs` are about to enter (they stand at a `syscall` instruction) and interrupts it at
+    /// once. A call that has nothing to wait for ends with its result; one that waits ends with an `-ERESTART*` and, for
+    /// `-ERESTART_RESTARTBLOCK`, with a note in the kernel from which it goes on, with the remaining time, when the
+    /// thread is let go.
+    pub(crate) fn begin_call(&self, regs: &Registers) -> Result<i64, Failure> {
+        let what = || format!("begin a call in thread {}", self.pid);
+        ptrace::set_registers(self.pid, regs).doing(what)?;
+        ptrace::resume_to_syscall(self.pid).doing(what)?;
+        match ptrace::wait(self.pid, 0).doing(what)? {
+            Some((_, Change::Syscall)) => {}
+            _ => return Err(Failure::new(what(), Errno::ESRCH)),
+        }
+        // A request to stop makes the call return as a signal would.
+        ptrace::interrupt(self.pid).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)?;
+        wait_for_stop(self.pid)?.ok_or_else(|| Failure::new(what(), Errno::ESRCH))?;
+        Ok(ptrace::registers(self.pid).doing(what)?.rax.cast_signed())
+    }
+
+    /// Lets the thread end by `regs`, which are about to do so, or by `signal`, and waits until it has. Its parent is told.
+    pub(crate) fn run_to_end(&self, regs: &Registers) -> Result<(), Failure> {
+        let what = || format!("end thread {}", self.pid);
+        ptrace::set_registers(self.pid, regs).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)?;
+        loop {
+            match ptrace::wait(self.pid, 0).doing(what)? {
+                Some((_, Change::Ended(_))) => return Ok(()),
+                Some((_, Change::Signal(signal))) => ptrace::resume(self.pid, signal).doing(what)?,
+                _ => ptrace::resume(self.pid, 0).doing(what)?,
+            }
+        }
+    }
+
     /// Lets the thread go on with the registers and the mask that it had. It must be in an event stop.
     ///
     /// # Errors
