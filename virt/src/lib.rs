@@ -11,6 +11,7 @@
 //! - [`events`]: the moments of a checkpoint and a restart at which others have something to do;
 //! - [`clocks`]: a job's clocks go on where they were;
 //! - [`fault`]: points at which a test can make ckrun die;
+//! - [`image`]: a checkpoint on disk;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
 pub mod checkpoint;
@@ -19,6 +20,7 @@ pub mod endings;
 pub mod error;
 pub mod events;
 pub mod fault;
+pub mod image;
 pub mod nursery;
 pub mod proc;
 pub mod process;

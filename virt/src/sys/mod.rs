@@ -5,11 +5,13 @@ mod clone;
 mod mount;
 mod pidfd;
 pub mod ptrace;
+mod writeback;
 
 pub use affinity::{affinity, pin, set_affinity};
 pub use clone::{Clone3, Cloned};
 pub use mount::{MountAttr, mount_setattr};
 pub use pidfd::pidfd_send_signal;
+pub use writeback::start_writeback;
 
 use nix::errno::Errno;
 
