@@ -5,6 +5,7 @@
 //!
 //! - [`sys`]: system calls that neither libc, nix nor rustix wraps, each wrapped once;
 //! - [`proc`]: what ckrun reads of `/proc`;
+//! - [`table`]: what a job's names stand for on this host, now and before;
 //! - [`process`]: a process that can't be mistaken for another one;
 //! - [`program`]: system calls that a stopped task is to make itself;
 //! - [`resource`]: what the rooms of the kinds of state have in common;
@@ -32,6 +33,7 @@ pub mod snapshot;
 pub mod status;
 mod stub;
 pub mod sys;
+pub mod table;
 pub mod tracee;
 pub mod tree;
 pub mod vdso;

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod clone;
+mod kcmp;
 mod mount;
 mod pidfd;
 pub mod ptrace;
@@ -9,6 +10,7 @@ mod writeback;
 
 pub use affinity::{affinity, pin, set_affinity};
 pub use clone::{Clone3, Cloned};
+pub use kcmp::same_file;
 pub use mount::{MountAttr, mount_setattr};
 pub use pidfd::pidfd_send_signal;
 pub use writeback::start_writeback;
