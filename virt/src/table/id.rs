@@ -1,6 +1,7 @@
 //! The names of things, as people and plugins write them.
 
 use super::Bytes;
+use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
@@ -107,6 +108,12 @@ impl fmt::Display for Id {
             Id::Device(path) => write!(f, "dev:{path}"),
             Id::Handle { space, number } => write!(f, "handle:{space}:{number}"),
         }
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

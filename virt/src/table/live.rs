@@ -170,7 +170,9 @@ fn numbers(dir: &str) -> Result<Vec<i32>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::os::fd::AsRawFd;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_shared_description_is_seen_as_one() {
@@ -191,5 +193,32 @@ mod tests {
         // SAFETY: they only ask.
         let ids = unsafe { (libc::getsid(0), libc::getpgrp()) };
         assert_eq!((own.session.host, own.group.host), ids);
+    }
+
+    #[test]
+    fn a_stopped_job_is_seen_as_a_running_one_is() {
+        // A session of its own, so that there is a leader to be seen.
+        let script = "sleep infinity & echo up; wait";
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        let init = Pid::from_raw(child.id().cast_signed());
+        let depth = depth(init).unwrap();
+        let mut running = look(&processes(init).unwrap(), depth).unwrap().tasks;
+        let frozen = Frozen::stop(init).unwrap();
+        let mut stopped = Seen::stopped(&frozen).tasks;
+        let sleep = stopped.iter().find(|task| task.host.id != init.as_raw()).unwrap().host.id;
+        frozen.release();
+        for pid in [Pid::from_raw(sleep), init] {
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        child.wait().unwrap();
+        running.sort_by_key(|task| task.thread);
+        stopped.sort_by_key(|task| task.thread);
+        assert_eq!(running, stopped);
+        assert_eq!(running.len(), 2);
+        assert!(running.iter().all(|task| task.session.host == init.as_raw()));
     }
 }

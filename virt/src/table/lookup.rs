@@ -2,6 +2,7 @@
 
 use super::bindings::Real;
 use super::{Binding, Bindings, Bytes, Generation, HostTask, Id, Table, Time};
+use serde::{Serialize, Serializer};
 
 /// A line of the table: one id, both ways.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,42 @@ pub struct Row<'a> {
     pub until: Option<Time>,
     /// A descriptor's description, and what that is.
     pub description: Option<(u32, &'a Bytes)>,
+}
+
+impl Serialize for Row<'_> {
+    /// Everything about the line in one flat object.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Flat<'a> {
+            r#virtual: &'a Id,
+            real: &'a Id,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            started: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            description: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            what: Option<&'a Bytes>,
+            generation: u32,
+            host: Option<&'a str>,
+            boot: Option<&'a str>,
+            since: Time,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            until: Option<Time>,
+        }
+        let flat = Flat {
+            r#virtual: &self.id,
+            real: &self.real,
+            started: self.started,
+            description: self.description.map(|(number, _)| number),
+            what: self.description.map(|(_, what)| what),
+            generation: self.generation,
+            host: self.place.map(|place| place.host.as_str()),
+            boot: self.place.map(|place| place.boot.as_str()),
+            since: self.since,
+            until: self.until,
+        };
+        flat.serialize(serializer)
+    }
 }
 
 impl Table {
