@@ -65,6 +65,14 @@ pub enum Error {
 
     #[error(transparent)]
     Sys(#[from] Failure),
+
+    /// The file of a translation table.
+    #[error(transparent)]
+    Table(#[from] ckrun_virt::table::Unreadable),
+
+    /// Ids that contradict each other.
+    #[error("translation table: {0}")]
+    Ids(#[from] ckrun_virt::table::Error),
 }
 
 impl Error {

@@ -1,7 +1,7 @@
 //! `ckrun list`: all containers.
 
 use super::state::Shown;
-use super::{Context, print_json, print_line};
+use super::{Context, columns, print_json, print_line};
 use crate::error::Result;
 use clap::ValueEnum;
 
@@ -51,11 +51,5 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 fn table(shown: &[Shown<'_>]) -> Vec<String> {
     let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
     let rows: Vec<[String; 6]> = std::iter::once(head).chain(shown.iter().map(Shown::columns)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let line = |row: &[String; 6]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
+    columns(&rows)
 }

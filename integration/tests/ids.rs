@@ -1,0 +1,222 @@
+//! `ckrun ids`: the job's names and the host's, both ways, of running containers and of tables on disk.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use ckrun_integration::bundle::{Container, Live};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+/// A shell that shares a file's description with its child, and has the same file open once more.
+fn up() -> (Container, Live) {
+    let script = "exec 5</etc/passwd 6</etc/passwd; sleep 1000000 & echo up $!; read end; kill $!";
+    let container = Container::sh(script);
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up 2");
+    (container, live)
+}
+
+fn table(container: &Container) -> Value {
+    serde_json::from_str(&container.ckrun(&["ids", "ID", "--json"]).ok()).unwrap()
+}
+
+/// The line of one virtual id.
+fn row(table: &Value, id: &str) -> Value {
+    let mut found = table["bound"].as_array().unwrap().iter().filter(|row| row["virtual"] == id);
+    let row = found.next().unwrap_or_else(|| panic!("{id} is not in {table:#}")).clone();
+    assert_eq!(found.next(), None);
+    row
+}
+
+/// What the kernel says in /proc/PID/status of the container's namespaces.
+fn in_job(pid: &str, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().last().unwrap().to_owned()
+}
+
+fn state(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.trim_start().chars().next().unwrap()
+}
+
+#[test]
+fn a_running_job_is_shown_both_ways() {
+    let (container, live) = up();
+    let host = live.pid.to_string();
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-real", "1"]).ok(), host);
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-real", "pid:1"]).ok(), format!("pid:{host}"));
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-virtual", &host]).ok(), "1");
+    assert_eq!(container.ckrun(&["ids", "--to-virtual", &format!("tid:{host}"), "ID"]).ok(), "tid:1");
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-real", "fd:1:5"]).ok(), format!("fd:{host}:5"));
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-virtual", &format!("fd:{host}:5")]).ok(), "fd:1:5");
+
+    let sleep = container.ckrun(&["ids", "ID", "--to-real", "2"]).ok();
+    assert_eq!(fs::read_to_string(format!("/proc/{sleep}/comm")).unwrap(), "sleep\n");
+    assert_eq!(in_job(&sleep, "NSpid"), "2");
+    let session = in_job(&sleep, "NSsid");
+    assert_eq!(
+        container.ckrun(&["ids", "ID", "--to-real", &format!("sid:{session}")]).ok(),
+        format!("sid:{host}")
+    );
+
+    let all = table(&container);
+    assert_eq!(all["generations"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        all["generations"][0]["host"],
+        fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim()
+    );
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let first = row(&all, "pid:1");
+    assert_eq!((&first["boot"], &first["generation"]), (&json!(boot.trim()), &json!(0)));
+    assert_eq!(first["real"], format!("pid:{host}"));
+    // Whatever is bound leads there and back.
+    for row in all["bound"].as_array().unwrap() {
+        let (id, real) = (row["virtual"].as_str().unwrap(), row["real"].as_str().unwrap());
+        assert_eq!(container.ckrun(&["ids", "ID", "--to-real", id]).ok(), real);
+        assert_eq!(container.ckrun(&["ids", "ID", "--to-virtual", real]).ok(), id);
+    }
+    assert_eq!(state(live.pid), 'S', "the job goes on");
+}
+
+#[test]
+fn shared_descriptions_are_one() {
+    let (container, _live) = up();
+    let all = table(&container);
+    let of = |id| row(&all, id)["description"].clone();
+    assert_eq!(of("fd:1:5"), of("fd:2:5"), "inherited");
+    assert_ne!(of("fd:1:5"), of("fd:1:6"), "the same file, opened twice");
+    assert_eq!(row(&all, "fd:1:6")["what"], "/etc/passwd");
+    let text = container.ckrun(&["ids", "ID"]).ok();
+    let line = text.lines().find(|line| line.starts_with("fd:2:5 ")).unwrap();
+    assert!(line.ends_with(", shared)") && line.contains("/etc/passwd"), "{line}");
+    let line = text.lines().find(|line| line.starts_with("pid:2 ")).unwrap();
+    assert!(line.ends_with("   sleep"), "{line}");
+}
+
+#[test]
+fn a_process_that_joined_is_shown_and_a_namespace_of_the_host_too() {
+    let container = Container::sh("echo up; read end").with(|c| {
+        let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+    });
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up");
+    let host = live.pid.to_string();
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-real", &host]).ok(), host);
+    let mut joined = container.start(&["exec", "ID", "sh", "-c", "echo $$; read end"]);
+    let pid = joined.stdout.line();
+    assert_eq!(container.ckrun(&["ids", "ID", "--to-virtual", &pid]).ok(), pid);
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    let (container, mut live) = up();
+    let id = container.id().to_owned();
+    container.ckrun(&["ids", "ID", "--to-real", "pid:77"]).fails(1, &[&id, "no binding of pid:77"]);
+    container.ckrun(&["ids", "ID", "--to-virtual", "pid:1"]).fails(1, &["no binding of the host's pid:1"]);
+    container.ckrun(&["ids", "ID", "--to-real", "fd:1:99"]).fails(1, &["no binding of fd:1:99"]);
+    container
+        .ckrun(&["ids", "ID", "--to-real", "x:1"])
+        .fails(1, &["--to-real", "\"x:1\" names nothing", "dev:/dev/emu0"]);
+    live.say("end");
+    live.await_end();
+    container.ckrun(&["ids", "ID"]).fails(1, &["container not running"]);
+    container.ckrun(&["ids", "other"]).fails(1, &["does not exist"]);
+    container
+        .ckrun(&["ids", "--image", "/nowhere"])
+        .fails(1, &["/nowhere/table.json: no such file or directory"]);
+}
+
+/// A table as a job has it that was moved once, with its emulator.
+fn moved(dir: &Path, host: i32) {
+    let generation = |number: u32, host: &str| json!({"number": number, "host": host, "boot": format!("boot of {host}"), "since": format!("2026-03-0{}T12:00:00Z", number + 1)});
+    let (mut first, second) = (generation(0, "emu-a"), generation(1, "emu-b"));
+    first["until"] = "2026-03-01T18:00:00Z".into();
+    let binding = |id: Value, real: Value, generation: u32| json!({"virtual": id, "real": real, "generation": generation, "since": format!("2026-03-0{}T12:00:00.250Z", generation + 1)});
+    let task = |id: i32| json!({"id": id, "started": 11});
+    let former = |mut binding: Value| {
+        binding["until"] = "2026-03-01T18:00:00Z".into();
+        binding
+    };
+    let none = json!({"bound": [], "former": [], "forgotten": 0});
+    let table = json!({
+        "format": 1,
+        "observed": "2026-03-02T18:00:00Z",
+        "generations": [first, second],
+        "forgotten_generations": 0,
+        "tasks": {
+            "bound": [binding(json!(1), task(host), 1)],
+            "former": [former(binding(json!(1), task(9), 0))],
+            "forgotten": 0,
+        },
+        "sessions": none,
+        "groups": none,
+        "processes": {"1": [1]},
+        "descriptors": {"1": {"3": 7}},
+        "descriptions": {"7": "/dev/pts/4"},
+        "sockets": none,
+        "devices": {
+            "bound": [binding(json!("/dev/emu0"), json!("/dev/pts/4"), 1)],
+            "former": [former(binding(json!("/dev/emu0"), json!("/dev/pts/9"), 0))],
+            "forgotten": 5,
+        },
+        "handles": {"veloce": {"bound": [binding(json!(3), json!(77), 1)], "former": [], "forgotten": 0}},
+    });
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("table.json"), table.to_string()).unwrap();
+}
+
+#[test]
+fn an_image_tells_which_emulator_held_the_job_when() {
+    let container = Container::new();
+    let dir = container.file("image");
+    moved(&dir, 48211);
+    let image = dir.to_str().unwrap();
+    let ids = |words: &[&str]| container.ckrun(&[&["ids", "--image", image], words].concat());
+    assert_eq!(ids(&["--to-real", "dev:/dev/emu0"]).ok(), "dev:/dev/pts/4");
+    assert_eq!(ids(&["--to-virtual", "dev:/dev/pts/4"]).ok(), "dev:/dev/emu0");
+    assert_eq!(ids(&["--to-real", "handle:veloce:3"]).ok(), "handle:veloce:77");
+    assert_eq!(ids(&["--to-real", "fd:1:3"]).ok(), "fd:48211:3");
+    let one: Value = serde_json::from_str(&ids(&["--json", "--to-real", "dev:/dev/emu0"]).ok()).unwrap();
+    assert_eq!((&one["host"], &one["since"]), (&json!("emu-b"), &json!("2026-03-02T12:00:00.250Z")));
+    let text = ids(&[]).ok();
+    assert!(text.starts_with(
+        "generation 0: host emu-a, boot boot of emu-a, since 2026-03-01T12:00:00.000Z until 2026-03-01T18"
+    ));
+    let words = |start: &str| {
+        let line = text.lines().filter(|line| line.starts_with(start)).next_back().unwrap();
+        line.split("   ")
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let (since, until) = ("2026-03-01T12:00:00.250Z", "2026-03-01T18:00:00.000Z");
+    assert_eq!(words("dev:/dev/emu0 "), ["dev:/dev/emu0", "dev:/dev/pts/9", "0", "emu-a", since, until]);
+    assert!(text.ends_with("and 5 older ones, which are no longer kept"), "{text}");
+
+    let path = dir.join("table.json");
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"bound\"", "\"unbound\"")).unwrap();
+    ids(&[]).fails(1, &["table.json: unknown field `unbound`"]);
+}
+
+#[test]
+fn a_restored_job_keeps_its_history_and_is_looked_at_anew() {
+    let (container, live) = up();
+    // Its past, as a restart would have left it.
+    moved(&container.store().join(container.id()), 5);
+    let all = table(&container);
+    assert_eq!(row(&all, "pid:1")["real"], format!("pid:{}", live.pid));
+    assert_eq!(row(&all, "pid:1")["generation"], 1);
+    assert_eq!(row(&all, "dev:/dev/emu0")["host"], "emu-b");
+    let held: Vec<_> =
+        all["former"].as_array().unwrap().iter().map(|row| (&row["real"], &row["host"])).collect();
+    assert_eq!(held, [(&json!("pid:9"), &json!("emu-a")), (&json!("dev:/dev/pts/9"), &json!("emu-a"))]);
+    assert_eq!(all["forgotten"], 5);
+    // The look itself writes nothing down.
+    let kept: Value =
+        serde_json::from_slice(&fs::read(container.store().join(container.id()).join("table.json")).unwrap())
+            .unwrap();
+    assert_eq!(kept["tasks"]["bound"][0]["real"]["id"], 5);
+}

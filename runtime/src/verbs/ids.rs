@@ -1,0 +1,178 @@
+//! `ckrun ids`: what a job's names stand for on this host.
+
+use super::{Context, columns, look, print_json, print_line};
+use crate::error::{Error, Result};
+use crate::state::{Entry, State};
+use crate::status::Status;
+use ckrun_virt::table::file::NAME;
+use ckrun_virt::table::{Generation, Id, Row, Table, Time, live};
+use nix::errno::Errno;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Show what a job's process ids, descriptors, devices and sockets stand for on this host
+///
+/// Of a running container the table is made by a look at it, which does not stop it; with what earlier generations of the
+/// job were bound to, if it was restored. Of an image it is what was true at the checkpoint.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Names, on both sides:\n  \
+        pid:7 or 7      a process\n  \
+        tid:8           a thread\n  \
+        sid:1, pgid:7   a session, a process group\n  \
+        fd:7:5          descriptor 5 of process 7\n  \
+        dev:/dev/emu0   a device\n  \
+        sock:emu:4000   a socket's address\n  \
+        handle:NAME:3   a vendor's handle, in the name space of plugin NAME\n\n\
+        Examples:\n  \
+        ckrun ids web\n  \
+        gdb -p $(ckrun ids web --to-real 7)\n  \
+        ckrun ids web --to-virtual pid:48211\n  \
+        ckrun ids --image checkpoint --json | jq '.former[] | select(.virtual == \"dev:/dev/emu0\")'")]
+pub struct Args {
+    /// The container's name
+    #[arg(value_name = "ID", required_unless_present = "image")]
+    id: Option<String>,
+    /// A checkpoint, in place of a container
+    #[arg(long, value_name = "DIR", conflicts_with = "id")]
+    image: Option<PathBuf>,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+    /// Print only what this name of the job's stands for on the host
+    #[arg(long, value_name = "VIRTUAL", conflicts_with = "to_virtual")]
+    to_real: Option<String>,
+    /// Print only what stands for this name of the host's in the job
+    #[arg(long, value_name = "REAL")]
+    to_virtual: Option<String>,
+}
+
+/// The whole table in one object.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown<'a> {
+    observed: Time,
+    generations: &'a [Generation],
+    forgotten_generations: u64,
+    bound: Vec<Row<'a>>,
+    former: Vec<Row<'a>>,
+    forgotten: u64,
+}
+
+/// Carries it out.
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let (table, whose) = match (&args.image, &args.id) {
+        (Some(dir), _) => {
+            let missing = || Error::File { path: dir.join(NAME), errno: Errno::ENOENT };
+            (Table::read(dir)?.ok_or_else(missing)?, dir.display().to_string())
+        }
+        (None, id) => {
+            let id = id.as_deref().unwrap_or_default();
+            let (entry, state, status) = look(context, id)?;
+            (current(&entry, &state, status)?, format!("container {id:?}"))
+        }
+    };
+    let question = args.to_real.as_ref().map(|name| (name, true));
+    let question = question.or_else(|| args.to_virtual.as_ref().map(|name| (name, false)));
+    match question {
+        Some((name, to_real)) => answer(args, &table, name, to_real, &whose),
+        None if args.json => print_json(&Shown {
+            observed: table.observed(),
+            generations: table.generations(),
+            forgotten_generations: table.forgotten_generations(),
+            bound: table.rows(),
+            former: table.former(),
+            forgotten: table.forgotten(),
+        }),
+        None => lines(&table, args.image.is_none()).iter().try_for_each(|line| print_line(line)),
+    }
+}
+
+/// The table of a container as it is now.
+fn current(entry: &Entry, state: &State, status: Status) -> Result<Table> {
+    let kept = Table::read(entry.dir())?;
+    let Some(process) = state.process() else {
+        // What it was when it was last looked at.
+        let verb = "show the ids of";
+        return kept.ok_or_else(|| Error::WrongState { verb, id: state.id.clone(), status });
+    };
+    let init = process.pid();
+    let mut table = match kept {
+        Some(kept) => kept,
+        None => Table::new(Generation::here(0, Time::parse(&state.created).unwrap_or_else(Time::now))?),
+    };
+    let processes = if state.cgroups.is_empty() { live::processes(init)? } else { state.cgroups.pids()? };
+    let seen = live::look(&processes, live::depth(init)?)?;
+    table.observe(&seen, Time::now())?;
+    Ok(table)
+}
+
+/// One line of the table, or only the other name of it.
+fn answer(args: &Args, table: &Table, name: &str, to_real: bool, whose: &str) -> Result<()> {
+    let id: Id = name
+        .parse()
+        .map_err(|e| Error::Usage(format!("{} {e}", if to_real { "--to-real" } else { "--to-virtual" })))?;
+    let row = if to_real { table.to_real(&id) } else { table.to_virtual(&id) };
+    let side = if to_real { "" } else { "the host's " };
+    let row = row.ok_or_else(|| Error::Usage(format!("{whose} has no binding of {side}{id}")))?;
+    if args.json {
+        return print_json(&row);
+    }
+    // Who asks with a bare number is answered with one.
+    match if to_real { &row.real } else { &row.id } {
+        Id::Process(pid) if !name.contains(':') => print_line(&pid.to_string()),
+        other => print_line(&other.to_string()),
+    }
+}
+
+/// The table for people.
+fn lines(table: &Table, live: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    for generation in table.generations() {
+        let until = generation.until.map_or_else(String::new, |until| format!(" until {until}"));
+        let Generation { number, host, boot, since, .. } = generation;
+        lines.push(format!("generation {number}: host {host}, boot {boot}, since {since}{until}"));
+    }
+    let mut rows = vec![["VIRTUAL", "REAL", "SINCE", "WHAT"].map(str::to_owned)];
+    // Descriptors that share a description say so: an offset moved through one of them moves for all.
+    let mut sharers: BTreeMap<u32, usize> = BTreeMap::new();
+    let bound = table.rows();
+    for (description, _) in bound.iter().filter_map(|row| row.description) {
+        *sharers.entry(description).or_default() += 1;
+    }
+    for row in &bound {
+        let what = match (&row.real, row.description) {
+            (_, Some((number, what))) if sharers.get(&number).is_some_and(|n| *n > 1) => {
+                format!("{what} (description {number}, shared)")
+            }
+            (_, Some((_, what))) => what.to_string(),
+            (Id::Process(task) | Id::Thread(task), None) if live => comm(*task),
+            _ => String::new(),
+        };
+        rows.push([row.id.to_string(), row.real.to_string(), row.since.to_string(), what]);
+    }
+    lines.push(String::new());
+    lines.extend(columns(&rows));
+    let former = table.former();
+    if !former.is_empty() {
+        let head = ["BEFORE", "REAL", "GENERATION", "HOST", "SINCE", "UNTIL"].map(str::to_owned);
+        let rows = former.iter().map(|row| {
+            let host = row.place.map_or_else(String::new, |place| place.host.clone());
+            let until = row.until.map_or_else(String::new, |until| until.to_string());
+            let since = row.since.to_string();
+            [row.id.to_string(), row.real.to_string(), row.generation.to_string(), host, since, until]
+        });
+        lines.push(String::new());
+        lines.extend(columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    }
+    if table.forgotten() > 0 {
+        lines.push(format!("and {} older ones, which are no longer kept", table.forgotten()));
+    }
+    lines
+}
+
+/// A task's name, which is its own choice: a terminal must not obey it.
+fn comm(task: i32) -> String {
+    let name = std::fs::read(format!("/proc/{task}/comm")).unwrap_or_default();
+    ckrun_virt::table::Bytes(name.trim_ascii_end().to_vec()).to_string()
+}
