@@ -43,6 +43,9 @@ struct Host {
 }
 
 impl Clocks {
+    /// The file of an image that they are in.
+    pub const FILE: &str = "clocks.json";
+
     /// Those of a job, by its first process. Threads of one process are in the same time namespace, and a process's
     /// children are in its own, unless it asked otherwise.
     ///
