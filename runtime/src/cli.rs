@@ -2,6 +2,8 @@
 
 use crate::error::Result;
 use crate::global::Global;
+use crate::journal::Journal;
+use crate::report::Report;
 use crate::state::Store;
 use crate::verbs::{self, Context};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -50,6 +52,8 @@ pub enum Verb {
     Ps(verbs::ps::Args),
     Pause(verbs::pause::Args),
     Resume(verbs::resume::Args),
+    Checkpoint(verbs::checkpoint::Args),
+    Restore(verbs::restore::Args),
     Update(verbs::update::Args),
     Events(verbs::events::Args),
     Ids(verbs::ids::Args),
@@ -59,10 +63,19 @@ pub enum Verb {
 }
 
 impl Cli {
+    /// The journal of a verb that keeps one.
+    pub fn journal(&self) -> Option<Journal> {
+        match &self.verb {
+            Verb::Checkpoint(args) => args.journal(),
+            Verb::Restore(args) => args.journal(),
+            _ => None,
+        }
+    }
+
     /// Carries it out. The answer is ckrun's exit status.
-    pub fn run(self) -> Result<i32> {
+    pub fn run(self, report: &Report) -> Result<i32> {
         let store = Store::new(self.global.root.clone());
-        let context = Context { global: self.global, store };
+        let context = Context { global: self.global, store, report: report.clone() };
         let done = |result: Result<()>| result.map(|()| 0);
         match self.verb {
             Verb::Run(args) => verbs::run::run(args, &context),
@@ -76,6 +89,8 @@ impl Cli {
             Verb::Ps(args) => verbs::ps::run(&args, &context),
             Verb::Pause(args) => done(verbs::pause::run(&args, &context)),
             Verb::Resume(args) => done(verbs::resume::run(&args, &context)),
+            Verb::Checkpoint(args) => verbs::checkpoint::run(&args, &context),
+            Verb::Restore(args) => verbs::restore::run(&args, &context),
             Verb::Update(args) => done(verbs::update::run(&args, &context)),
             Verb::Events(args) => done(verbs::events::run(&args, &context)),
             Verb::Ids(args) => done(verbs::ids::run(&args, &context)),
@@ -125,31 +140,51 @@ pub fn normalise(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 /// Long options that clients are known to write with one dash.
 const SINGLE_DASH: &[&str] = &[
     "all",
+    "auto-dedup",
     "bundle",
     "console-socket",
     "cwd",
     "debug",
     "detach",
+    "empty-ns",
     "env",
+    "ext-unix-sk",
+    "file-locks",
     "force",
     "format",
+    "image-path",
     "keep",
+    "lazy-pages",
+    "leave-running",
+    "link-remap",
     "log",
     "log-format",
+    "lsm-mount-context",
+    "lsm-profile",
+    "manage-cgroups-mode",
     "no-new-keyring",
     "no-pivot",
     "no-subreaper",
+    "page-server",
+    "parent-path",
     "pid-file",
+    "pre-dump",
     "preserve-fds",
     "process",
     "quiet",
     "resources",
     "root",
     "rootless",
+    "shell-job",
     "stats",
+    "status-fd",
     "systemd-cgroup",
+    "tcp-close",
+    "tcp-established",
+    "tcp-skip-in-flight",
     "tty",
     "user",
+    "work-path",
 ];
 
 #[cfg(test)]
@@ -157,7 +192,7 @@ mod tests {
     use super::*;
 
     fn words(line: &str) -> Vec<OsString> {
-        line.split(' ').map(OsString::from).collect()
+        line.split_whitespace().map(OsString::from).collect()
     }
 
     fn parse(line: &str) -> Cli {
@@ -193,6 +228,19 @@ mod tests {
             "ckrun run /b",
             "ckrun create --bundle /b -no-subreaper --pid-file /p x",
             "ckrun --cgroup-manager disabled state x",
+            "ckrun checkpoint x",
+            "ckrun checkpoint --image-path i --work-path w --leave-running --leave-running --tcp-established x",
+            "ckrun checkpoint --image-path i --work-path w --file-locks --pre-dump --parent-path ../pre-checkpoint x",
+            "ckrun --root /r checkpoint --image-path i --work-path w --tcp-established --ext-unix-sk --shell-job \
+             --file-locks --manage-cgroups-mode soft --empty-ns network --empty-ns network --lazy-pages \
+             --page-server 10.0.0.1:27 --status-fd 3 --parent-path p --leave-running --pre-dump x",
+            "ckrun checkpoint x --dry-run --json --tcp-skip-in-flight --tcp-close --link-remap --auto-dedup",
+            "ckrun checkpoint -image-path i -leave-running x",
+            "ckrun restore --bundle b --pid-file f --no-pivot --no-new-keyring --detach --image-path i --work-path w \
+             --tcp-established --file-locks --lsm-profile selinux:l --lsm-mount-context=l --console-socket s x",
+            "ckrun restore --image-path i --work-path w --empty-ns network --detach --pid-file f -no-subreaper --bundle b x",
+            "ckrun restore -d -b b --preserve-fds 2 --keep --dry-run --json --changed-files ignore \
+             --changed-files /var/log/a=truncate x",
         ] {
             let _ = parse(line);
         }

@@ -73,6 +73,13 @@ pub enum Error {
     /// Ids that contradict each other.
     #[error("translation table: {0}")]
     Ids(#[from] ckrun_virt::table::Error),
+    /// What a checkpoint or a restart could not do.
+    #[error(transparent)]
+    Virt(#[from] ckrun_virt::Error),
+
+    /// What is known to stand in the way of a restart before anything of it was made.
+    #[error("{image} can't be restored here:{}", list(.problems), image = image.display())]
+    Unrestorable { image: PathBuf, problems: Vec<ckrun_virt::restore::Problem> },
 }
 
 impl Error {
@@ -86,6 +93,12 @@ impl Error {
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         Error::File { path: path.into(), errno }
     }
+}
+
+/// One on the same line, several each on a line of its own.
+fn list(items: &[impl std::fmt::Display]) -> String {
+    let separator = if items.len() == 1 { " " } else { "\n  " };
+    items.iter().map(|item| format!("{separator}{item}")).collect()
 }
 
 fn state_text(status: &crate::status::Status) -> String {

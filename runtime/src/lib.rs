@@ -2,7 +2,7 @@
 //!
 //! The library is what the thin `main.rs` calls. Its rooms:
 //!
-//! - [`cli`]: the command line, [`global`]: its options for every verb; [`verbs`]: one file for each verb of it; [`report`]: how an error or a log line is said;
+//! - [`cli`]: the command line, [`global`]: its options for every verb; [`verbs`]: one file for each verb of it; [`report`]: how an error or a log line is said; [`journal`]: the log that a checkpoint leaves;
 //! - [`config`]: a bundle's config.json; [`cdi`]: what device specs of vendors add to it;
 //! - [`state`]: what ckrun remembers of a container between two verbs;
 //! - [`status`]: where a container is in its life;
@@ -18,6 +18,8 @@ pub mod config;
 pub mod error;
 pub mod foreground;
 pub mod global;
+pub mod journal;
+pub mod progress;
 pub mod report;
 pub mod sandbox;
 pub mod state;

@@ -5,6 +5,7 @@ use ckrun::error::Error;
 use ckrun::report::Report;
 use ckrun::sandbox::shield;
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::process::ExitCode;
 
@@ -21,10 +22,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    let report = Report::start(&cli.global);
+    let report = Report::start(&cli.global, cli.journal());
     // A failed exec must not look like the exit status of the command: runc answers 255.
     let failure = if matches!(cli.verb, Verb::Exec(_)) { 255 } else { 1 };
-    match cli.run() {
+    match cli.run(&report) {
         Ok(code) => {
             report.finish();
             ExitCode::from(u8::try_from(code).unwrap_or(failure))
@@ -45,12 +46,23 @@ fn fail(report: &Report, e: &Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+fn is_empty(value: &ContextValue) -> bool {
+    matches!(value, ContextValue::String(text) if text.is_empty())
+}
+
 fn usage(e: &clap::Error) -> ExitCode {
     // Help and version go to stdout, a wrong line to stderr.
     let _ = e.print();
     match e.kind() {
         clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => ExitCode::SUCCESS,
         clap::error::ErrorKind::InvalidSubcommand => ExitCode::from(UNKNOWN_VERB),
+        // podman finds out by these words of runc's whether there is such an option.
+        clap::error::ErrorKind::InvalidValue if e.get(ContextKind::InvalidValue).is_none_or(is_empty) => {
+            if let Some(option) = e.get(ContextKind::InvalidArg) {
+                eprintln!("flag needs an argument: {option}");
+            }
+            ExitCode::FAILURE
+        }
         _ => ExitCode::FAILURE,
     }
 }

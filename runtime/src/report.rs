@@ -3,9 +3,12 @@
 //! An error is said once on stderr and, with `--log`, once in that file. In JSON the file must be understood by two kinds
 //! of client: containerd takes the `msg` of the last object whose `level` is "error"; podman parses the whole file as one
 //! object. So when a verb fails, its error is all that the file gets, and warnings are written only when it succeeds.
+//!
+//! Besides, a checkpoint and a restart keep a [`Journal`] of all that they did.
 
 use crate::error::Error;
 use crate::global::{Global, LogFormat};
+use crate::journal::Journal;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,6 +22,7 @@ pub struct Report {
     format: LogFormat,
     debug: bool,
     held: Arc<Mutex<Vec<u8>>>,
+    journal: Option<Arc<Journal>>,
 }
 
 /// Collects lines until it is known how the verb ends; without a file they go out at once.
@@ -41,19 +45,21 @@ impl Write for Sink {
 }
 
 impl Report {
-    /// Sets up logging as the command line asks.
-    pub fn start(global: &Global) -> Report {
+    /// Sets up logging as the command line asks, and a journal for a verb that keeps one.
+    pub fn start(global: &Global, journal: Option<Journal>) -> Report {
         let report = Report {
             file: global.log.clone(),
             format: global.log_format,
             debug: global.debug,
             held: Arc::default(),
+            journal: journal.map(Arc::new),
         };
         let format = report.format;
-        let level = if global.debug { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
+        let shown = if global.debug { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
+        let journal = report.journal.clone();
         let started = std::time::Instant::now();
         let made = env_logger::Builder::new()
-            .filter_level(level)
+            .filter_level(if journal.is_some() { log::LevelFilter::Debug } else { shown })
             .target(env_logger::Target::Pipe(Box::new(Sink(report.clone()))))
             .format(move |out, record| {
                 let level = record.level().as_str().to_ascii_lowercase();
@@ -63,15 +69,22 @@ impl Report {
                     }
                     _ => record.args().to_string(),
                 };
-                out.write_all(line(format, &level, &text).as_bytes())
+                if let Some(journal) = &journal {
+                    journal.note(&line(LogFormat::Text, &level, &text));
+                }
+                if record.level() <= shown {
+                    out.write_all(line(format, &level, &text).as_bytes())?;
+                }
+                Ok(())
             })
             .try_init();
         drop(made);
         report
     }
 
-    /// The verb has succeeded: what was held back may be said.
+    /// The verb has succeeded, or what is left of it is only to wait: what was held back may be said.
     pub fn finish(&self) {
+        self.save_journal();
         let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
         if !held.is_empty() {
             self.append(&held);
@@ -81,9 +94,20 @@ impl Report {
     /// The verb has failed.
     pub fn error(&self, error: &Error) {
         let text = error.to_string();
+        if let Some(journal) = &self.journal {
+            journal.note(&line(LogFormat::Text, "error", &text));
+        }
+        self.save_journal();
         eprintln!("error: {text}");
         if self.file.is_some() {
             self.append(line(self.format, "error", &text).as_bytes());
+        }
+    }
+
+    fn save_journal(&self) {
+        // A journal is for a person who looks for a reason later. That it can't be kept is no reason to fail.
+        if let Some(Err(e)) = self.journal.as_deref().map(Journal::save) {
+            log::warn!("{e}");
         }
     }
 
@@ -113,7 +137,13 @@ mod tests {
     use super::*;
 
     fn report(file: PathBuf) -> Report {
-        Report { file: Some(file), format: LogFormat::Json, debug: false, held: Arc::default() }
+        Report {
+            file: Some(file),
+            format: LogFormat::Json,
+            debug: false,
+            held: Arc::default(),
+            journal: None,
+        }
     }
 
     #[test]

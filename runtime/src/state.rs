@@ -238,6 +238,12 @@ impl Entry {
         std::fs::rename(&new, &path).map_err(|e| Error::file(&path, &e))
     }
 
+    /// The configuration as it was carried out, as JSON.
+    pub fn config(&self) -> Result<Vec<u8>> {
+        let path = self.dir.join("config.json");
+        std::fs::read(&path).map_err(|e| Error::file(&path, &e))
+    }
+
     /// The configuration as it was carried out.
     pub fn spec(&self) -> Result<Spec> {
         read_json(&self.dir.join("config.json"))

@@ -125,3 +125,60 @@ fn sudden_end(mut told: File) -> Option<Option<InitProcess>> {
     }
     Some(init)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::testing::in_child;
+    use nix::fcntl::{Flock, FlockArg};
+    use std::os::fd::AsFd;
+    use std::path::Path;
+
+    /// Stands in for ckrun: posts a guardian that writes what it knows to `said`, does `deed`, and ends without a word, if
+    /// `deed` does not drop the guardian. It holds `lock` until then.
+    fn ckrun(said: &Path, lock: Option<&Path>, deed: impl FnOnce(Guardian) -> Option<Guardian>) {
+        in_child(|| {
+            let held = lock.map(locked);
+            let guardian = Guardian::post(held.as_ref().map(|held| held.as_fd()), |init| {
+                let open = std::fs::read_dir("/proc/self/fd").unwrap().count() - 1;
+                std::fs::write(said, format!("{init:?} {open}")).unwrap();
+            });
+            // No destructor, as after a kill -9: neither a dismissal nor an unlocking.
+            std::mem::forget(deed(guardian.unwrap()));
+            std::mem::forget(held);
+        });
+    }
+
+    /// Waits until nobody holds the lock.
+    fn locked(path: &Path) -> Flock<File> {
+        Flock::lock(File::open(path).unwrap(), FlockArg::LockExclusive).unwrap()
+    }
+
+    #[test]
+    fn after_a_sudden_end_it_clears_up_and_only_then_lets_go_of_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said");
+        for told in [None, Some(InitProcess { pid: 42, started: 7 })] {
+            ckrun(&said, Some(dir.path()), |guardian| {
+                told.iter().for_each(|init| guardian.tell(*init).unwrap());
+                Some(guardian)
+            });
+            let _again = locked(dir.path());
+            // The streams and the lock are open, the pipe has been closed.
+            assert_eq!(std::fs::read_to_string(&said).unwrap(), format!("{told:?} 4"));
+        }
+    }
+
+    #[test]
+    fn a_dismissed_one_does_nothing_and_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said");
+        ckrun(&said, None, |guardian| {
+            let pid = guardian.process.pid();
+            drop(guardian);
+            assert_eq!(waitpid(pid, None), Err(Errno::ECHILD));
+            None
+        });
+        assert!(!said.exists());
+    }
+}

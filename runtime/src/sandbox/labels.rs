@@ -88,6 +88,13 @@ pub fn selinux_enabled() -> bool {
     rustix::fs::statfs(c"/sys/fs/selinux").is_ok_and(|fs| fs.f_type as u64 == libc::SELINUX_MAGIC as u64)
 }
 
+/// The field by which a process is to be confined further than the rest of the configuration does it.
+pub fn confining(process: &Process) -> Option<&'static str> {
+    let by_profile = profile(process).is_some_and(|profile| profile != "unconfined");
+    let by_label = label(process).is_some();
+    by_profile.then_some("process.apparmorProfile").or(by_label.then_some("process.selinuxLabel"))
+}
+
 /// The profile to enter. "unconfined" asks for none, and without AppArmor that is so already.
 fn profile(process: &Process) -> Option<&str> {
     let profile = process.apparmor_profile().as_deref().filter(|profile| !profile.is_empty())?;

@@ -44,7 +44,7 @@ pub mod sysctl;
 #[cfg(test)]
 mod testing;
 mod tree;
-mod validate;
+pub mod validate;
 pub mod visit;
 mod wanted;
 

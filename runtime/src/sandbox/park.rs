@@ -51,32 +51,35 @@ mod tests {
     use super::*;
     use crate::sandbox::channel::pair;
     use crate::sandbox::namespaces::spawn;
+    use crate::sandbox::testing::in_child;
     use ckrun_virt::sys::Clone3;
     use nix::sys::wait::{WaitStatus, waitpid};
 
     #[test]
     fn a_parked_process_has_its_streams_and_the_hatch_and_ends_with_us() {
-        let (ours, theirs) = pair().unwrap();
-        let ours_there = ours.as_fd().as_raw_fd();
-        let parked = spawn(&Clone3::default(), move || {
-            let _ = nix::unistd::close(ours_there);
-            let Err(_) = park(&theirs);
-            2
-        })
-        .unwrap();
-        assert_eq!(ours.receive().unwrap(), Some(Note::Ready));
-        let dir = format!("/proc/{}/fd", parked.pid());
-        let mut open: Vec<i32> = std::fs::read_dir(&dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap())
-            .collect();
-        open.sort_unstable();
-        assert_eq!(open, [0, 1, 2, HATCH]);
-        let at = std::fs::read_link(format!("{dir}/{HATCH}")).unwrap();
-        assert!(at.to_string_lossy().starts_with("socket:"), "{at:?}");
-        // What comes through the hatch wakes nobody.
-        ours.send(&Note::Continue).unwrap();
-        drop(ours);
-        assert_eq!(waitpid(parked.pid(), None).unwrap(), WaitStatus::Exited(parked.pid(), 1));
+        in_child(|| {
+            let (ours, theirs) = pair().unwrap();
+            let ours_there = ours.as_fd().as_raw_fd();
+            let parked = spawn(&Clone3::default(), move || {
+                let _ = nix::unistd::close(ours_there);
+                let Err(_) = park(&theirs);
+                2
+            })
+            .unwrap();
+            assert_eq!(ours.receive().unwrap(), Some(Note::Ready));
+            let dir = format!("/proc/{}/fd", parked.pid());
+            let mut open: Vec<i32> = std::fs::read_dir(&dir)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap())
+                .collect();
+            open.sort_unstable();
+            assert_eq!(open, [0, 1, 2, HATCH]);
+            let at = std::fs::read_link(format!("{dir}/{HATCH}")).unwrap();
+            assert!(at.to_string_lossy().starts_with("socket:"), "{at:?}");
+            // What comes through the hatch wakes nobody.
+            ours.send(&Note::Continue).unwrap();
+            drop(ours);
+            assert_eq!(waitpid(parked.pid(), None).unwrap(), WaitStatus::Exited(parked.pid(), 1));
+        });
     }
 }

@@ -1,6 +1,8 @@
 //! The verbs of the command line, one file each. A verb parses its words, finds its container and calls the rooms that
 //! do the work; its answer is ckrun's exit status.
 
+mod carry;
+pub mod checkpoint;
 pub mod completions;
 pub mod create;
 pub mod delete;
@@ -13,6 +15,7 @@ pub mod list;
 mod new;
 pub mod pause;
 pub mod ps;
+pub mod restore;
 pub mod resume;
 pub mod run;
 pub mod spec;
@@ -22,6 +25,7 @@ pub mod update;
 
 use crate::error::{Error, Result};
 use crate::global::Global;
+use crate::report::Report;
 use crate::state::{Entry, State, Store};
 use crate::status::Status;
 use std::path::Path;
@@ -33,6 +37,8 @@ pub struct Context {
     pub global: Global,
     /// The containers.
     pub store: Store,
+    /// Where log lines go.
+    pub report: Report,
 }
 
 /// A container that a verb will change: found, locked, and with its state read under the lock.

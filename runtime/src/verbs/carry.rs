@@ -1,0 +1,137 @@
+//! What `checkpoint` and `restore` have in common: runc's options, and what a container must be like.
+
+use crate::config::Ask;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, Place};
+use crate::user::is_host_root;
+use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
+use std::path::{Path, PathBuf};
+
+/// Options of runc's that both verbs have. Those that say what may be in an image need not be given: ckrun carries what it
+/// can, and names what it can't.
+#[derive(Debug, clap::Args)]
+pub struct CarryArgs {
+    /// Directory of the image
+    #[arg(long, value_name = "DIR", default_value = "checkpoint")]
+    pub image_path: PathBuf,
+    /// Directory for the log [default: that of the image]
+    #[arg(long, value_name = "DIR")]
+    pub work_path: Option<PathBuf>,
+    /// Not supported: memory that is fetched later
+    #[arg(long, hide = true)]
+    lazy_pages: bool,
+    /// Taken for compatibility
+    #[arg(long, hide = true)]
+    tcp_established: bool,
+    /// Taken for compatibility
+    #[arg(long, hide = true)]
+    tcp_close: bool,
+    /// Taken for compatibility
+    #[arg(long, hide = true)]
+    ext_unix_sk: bool,
+    /// Taken for compatibility
+    #[arg(long, hide = true)]
+    shell_job: bool,
+    /// Taken for compatibility: locks are always kept
+    #[arg(long, hide = true)]
+    file_locks: bool,
+    /// Taken for compatibility: unlinked files are always kept
+    #[arg(long, hide = true)]
+    link_remap: bool,
+    /// Taken for compatibility: no page is stored twice
+    #[arg(long, hide = true)]
+    auto_dedup: bool,
+    /// Taken for compatibility: the bundle's configuration says where the cgroups are
+    #[arg(long, value_name = "MODE", hide = true)]
+    manage_cgroups_mode: Option<String>,
+    /// Taken for compatibility: the bundle's configuration says which namespaces there are
+    #[arg(long, value_name = "NAMESPACE", hide = true)]
+    empty_ns: Vec<String>,
+    /// Taken for compatibility
+    #[arg(long, value_name = "FD", hide = true, allow_hyphen_values = true)]
+    status_fd: Option<i32>,
+    /// Taken for compatibility
+    #[arg(long, value_name = "CONTEXT", hide = true)]
+    lsm_mount_context: Option<String>,
+    /// Not supported: a security label other than config.json's
+    #[arg(long, value_name = "TYPE:LABEL", hide = true)]
+    lsm_profile: Option<String>,
+}
+
+impl CarryArgs {
+    /// Refuses what is not done, by its name, and a caller who may not do it.
+    pub fn check(&self, verb: &str) -> Result<()> {
+        refuse(verb, "--lazy-pages", self.lazy_pages)?;
+        refuse(verb, "--lsm-profile", self.lsm_profile.is_some())?;
+        if is_host_root() {
+            Ok(())
+        } else {
+            Err(Error::Usage(format!(
+                "{verb}: needs the host's root: the job's memory and ids are out of reach of others"
+            )))
+        }
+    }
+
+    /// The journal of this run.
+    pub fn journal(&self, name: &'static str) -> Option<Journal> {
+        let dir = self.work_path.as_ref().unwrap_or(&self.image_path).clone();
+        Journal::begin(Place { dir, name, wanted: self.work_path.is_some() }).ok()
+    }
+}
+
+/// Refuses an option that is not done.
+pub fn refuse(verb: &str, option: &str, given: bool) -> Result<()> {
+    if given { Err(Error::Usage(format!("{verb}: {option} is not supported"))) } else { Ok(()) }
+}
+
+/// The ids in an image are those of the container's own pid namespace, and in no other could they be given again.
+pub fn own_pids(spec: &Spec) -> Result<()> {
+    if spec.namespace(Kind::Pid).is_some_and(|ns| ns.path().is_none()) {
+        return Ok(());
+    }
+    let why = "a job can be checkpointed and restored only if it has a pid namespace of its own";
+    Err(Error::config("linux.namespaces", why))
+}
+
+/// An absolute path, so that messages and processes with another working directory mean the same.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::file(path, &e))
+}
+
+/// What the stories tell the caller while they go on.
+#[derive(Debug)]
+pub struct Watcher<'a> {
+    progress: crate::progress::Progress,
+    /// The cgroups of a job that was found frozen.
+    frozen: Option<&'a crate::cgroup::Cgroups>,
+}
+
+impl<'a> Watcher<'a> {
+    /// For a verb, and a job that was found frozen.
+    pub fn new(doing: &'static str, frozen: Option<&'a crate::cgroup::Cgroups>) -> Self {
+        Watcher { progress: crate::progress::Progress::new(doing), frozen }
+    }
+}
+
+impl ckrun_virt::events::Events for Watcher<'_> {
+    fn seized(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.frozen.map_or(Ok(()), |cgroups| cgroups.thaw().map_err(to_virt))
+    }
+
+    fn resume(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.frozen.map_or(Ok(()), |cgroups| cgroups.freeze().map_err(to_virt))
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        self.progress.update(done, total);
+    }
+}
+
+/// An error of this crate on its way through the other.
+fn to_virt(error: Error) -> ckrun_virt::Error {
+    match error {
+        Error::Sys(failure) => failure.into(),
+        Error::Virt(error) => error,
+        other => ckrun_virt::Error::Unsupported(other.to_string()),
+    }
+}

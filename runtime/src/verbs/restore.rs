@@ -1,0 +1,207 @@
+//! `ckrun restore`: bring a job back from an image.
+
+use super::carry::{CarryArgs, Watcher, absolute, own_pids};
+use super::new::NewArgs;
+use super::{Context, print_json, print_line, write_pid_file};
+use crate::config::{Ask, Bundle};
+use crate::error::{Error, Result};
+use crate::foreground::Foreground;
+use crate::journal::Journal;
+use crate::sandbox::build::{Built, Parked, Restart, Start, build};
+use crate::sandbox::{console, destroy, hooks, labels, validate};
+use crate::status::Status;
+use ckrun_virt::clocks::Clocks;
+use ckrun_virt::fault;
+use ckrun_virt::restore::{Changed, Image, Options, Problem, check, restore};
+use serde_json::json;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Bring the job of an image back, in a new container
+///
+/// The container is built as `ckrun run` would build it from the bundle, whose config.json may differ from that of the
+/// checkpoint; what runs in it comes from the image. On failure nothing is left behind, and the image can be restored
+/// again. restore.log in the directory of the image, or in that of --work-path, tells what was done. Without --detach
+/// ckrun waits for the job's end, and its exit status is the job's.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_override_self = true,
+    after_help = "Examples:\n  ckrun restore --image-path /images/web --bundle bundle/ web\n  \
+        ckrun restore --dry-run --image-path /images/web web        could it be restored here?\n  \
+        ckrun restore -d --changed-files /var/log/web=truncate --image-path /images/web web"
+)]
+pub struct Args {
+    #[command(flatten)]
+    carry: CarryArgs,
+    #[command(flatten)]
+    new: NewArgs,
+    /// Do not wait: the container lives on until `ckrun delete`
+    #[arg(short, long)]
+    detach: bool,
+    /// Do not delete the container when its job has ended
+    #[arg(long)]
+    keep: bool,
+    /// Only tell whether it could be restored here, and what stands in the way
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the answer of --dry-run as JSON
+    #[arg(long)]
+    json: bool,
+    /// What to do with files that changed since the checkpoint: strict (refuse), truncate (cut off what was appended),
+    /// ignore; with PATH= for one file (repeatable)
+    #[arg(long, value_name = "[PATH=]POLICY", value_parser = changed_files)]
+    changed_files: Vec<(Option<PathBuf>, Changed)>,
+    /// The container's name
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+impl Args {
+    /// The log of this run.
+    pub fn journal(&self) -> Option<Journal> {
+        if self.dry_run { None } else { self.carry.journal("restore.log") }
+    }
+
+    fn options(&self) -> Options {
+        let mut options = Options::default();
+        for (path, policy) in &self.changed_files {
+            match path {
+                Some(path) => options.changed_files.push((path.clone(), *policy)),
+                None => options.changed = *policy,
+            }
+        }
+        options
+    }
+}
+
+/// One word of `--changed-files`. The path may have a `=` in it, a policy has none.
+fn changed_files(word: &str) -> Result<(Option<PathBuf>, Changed), String> {
+    let (path, policy) = match word.rsplit_once('=') {
+        Some((path, policy)) => (Some(path), policy),
+        None => (None, word),
+    };
+    let policy = match policy {
+        "strict" => Changed::Strict,
+        "truncate" => Changed::Truncate,
+        "ignore" => Changed::Ignore,
+        other => return Err(format!("{other:?} is none of strict, truncate, ignore")),
+    };
+    match path {
+        Some(path) if !path.starts_with('/') => {
+            Err(format!("{path:?} is not an absolute path in the container"))
+        }
+        path => Ok((path.map(PathBuf::from), policy)),
+    }
+}
+
+/// Carries it out. With `--dry-run` the answer is 1 when something stands in the way.
+pub fn run(args: &Args, context: &Context) -> Result<i32> {
+    // First of all: it asks which descriptors are open.
+    let options = args.new.options(context);
+    args.carry.check("restore")?;
+    let path = absolute(&args.carry.image_path)?;
+    let image = Image::open(&path)?;
+    let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
+    let wishes = args.options();
+    let problems = problems(&image, &bundle, &wishes)?;
+    if args.dry_run {
+        return answer(args, &path, &problems);
+    }
+    if !problems.is_empty() {
+        return Err(Error::Unrestorable { image: path, problems });
+    }
+    let terminal = args.new.wants_terminal(&bundle, args.detach)?;
+    let mut foreground = if args.detach { None } else { Some(Foreground::prepare()?) };
+    let console = match (&args.new.console_socket, &mut foreground) {
+        (Some(path), _) => Some(console::connect_socket(path)?),
+        (None, Some(foreground)) if terminal => Some(foreground.offer_terminal()?),
+        _ => None,
+    };
+    let clocks = image.json::<Clocks>(Clocks::FILE)?.go_on_here()?;
+    let start = Start::Restart(Restart { image: image.dir_fd(), clocks });
+    log::debug!("checked the image {}", path.display());
+    let mut built = build(&context.store, &args.id, &bundle, &options, start, console)?;
+    log::debug!("the sandbox stands");
+    let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
+    let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
+    if let Err(e) = revive(&mut built, hatch, &image, &wishes, args.new.pid_file.as_deref()) {
+        built.abandon();
+        return Err(e);
+    }
+    drop(guardian);
+    hooks::run_leniently(&bundle.spec, "poststart", || built.state.for_hooks(Status::Running));
+    let Some(foreground) = foreground else { return Ok(0) };
+    log::debug!("the job runs");
+    context.report.finish();
+    let mut built = built.unlock();
+    let status = foreground.wait(&built.init)?;
+    log::debug!("the job has ended with {status}");
+    // Somebody may have deleted it in the meantime.
+    if !args.keep && built.entry.lock().is_ok() {
+        destroy::forget(built.entry, &built.state)?;
+    }
+    Ok(status)
+}
+
+/// Everything that can be known before the first process exists.
+fn problems(image: &Image, bundle: &Bundle, wishes: &Options) -> Result<Vec<Problem>> {
+    validate::check(bundle)?;
+    own_pids(&bundle.spec)?;
+    // A label is taken on by an exec, which restored tasks don't make: they would be less confined than asked for.
+    if let Some(field) = bundle.spec.job().ok().and_then(labels::confining) {
+        return Err(Error::config(field, "is not supported for a job that is restored"));
+    }
+    Ok(check(image, wishes)?)
+}
+
+fn answer(args: &Args, image: &Path, problems: &[Problem]) -> Result<i32> {
+    if args.json {
+        print_json(&json!({ "image": image, "problems": problems }))?;
+    } else if problems.is_empty() {
+        print_line(&format!("{} can be restored here", image.display()))?;
+    }
+    if !args.json {
+        problems.iter().try_for_each(|problem| print_line(&problem.to_string()))?;
+    }
+    Ok(i32::from(!problems.is_empty()))
+}
+
+/// From a parked init to a running job that needs no ckrun.
+fn revive(
+    built: &mut Built,
+    hatch: OwnedFd,
+    image: &Image,
+    wishes: &Options,
+    pid_file: Option<&Path>,
+) -> Result<()> {
+    let restored = restore(image, built.init.pid(), hatch, wishes, &mut Watcher::new("restore", None))?;
+    log::debug!(
+        "restored {} processes, {} threads, {} in {:.1} ms",
+        restored.processes,
+        restored.threads,
+        crate::progress::size(restored.bytes),
+        restored.total.as_secs_f64() * 1e3,
+    );
+    fault::point("restore:save")?;
+    built.restored()?;
+    if let Some(path) = pid_file {
+        write_pid_file(path, built.init.pid().as_raw())?;
+    }
+    fault::point("restore:done")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_for_all_files_and_for_one() {
+        assert_eq!(changed_files("ignore").unwrap(), (None, Changed::Ignore));
+        let (path, policy) = changed_files("/var/log/a=b=truncate").unwrap();
+        assert_eq!((path.unwrap(), policy), (PathBuf::from("/var/log/a=b"), Changed::Truncate));
+        for bad in ["", "sometimes", "/a=", "/a", "a=strict"] {
+            assert!(changed_files(bad).is_err(), "{bad:?}");
+        }
+    }
+}
