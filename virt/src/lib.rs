@@ -13,10 +13,12 @@
 //! - [`clocks`]: a job's clocks go on where they were;
 //! - [`fault`]: points at which a test can make ckrun die;
 //! - [`image`]: a checkpoint on disk;
+//! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
 pub mod checkpoint;
 pub mod clocks;
+pub mod cpu;
 pub mod endings;
 pub mod error;
 pub mod events;

@@ -8,6 +8,8 @@ use std::ffi::c_void;
 /// `PTRACE_GETSIGMASK` and `PTRACE_SETSIGMASK` of `linux/ptrace.h`.
 const GETSIGMASK: libc::c_uint = 0x420a;
 const SETSIGMASK: libc::c_uint = 0x420b;
+/// `PTRACE_GET_RSEQ_CONFIGURATION` (Linux 5.13).
+const GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 /// `NT_PRSTATUS` of `linux/elf.h`: the general registers.
 const NT_PRSTATUS: usize = 1;
 
@@ -131,6 +133,27 @@ pub fn signal_mask(pid: Pid) -> Result<u64, Errno> {
 /// `ESRCH` (not stopped).
 pub fn set_signal_mask(pid: Pid, mask: u64) -> Result<(), Errno> {
     ptrace(SETSIGMASK, pid, size_of::<u64>(), (&raw const mask).cast_mut().cast())
+}
+
+/// The rseq(2) registration: the address and size of its struct rseq, and its signature. None when there is none.
+///
+/// # Errors
+/// `ESRCH` (not stopped), `EIO` or `EINVAL` (a kernel without rseq).
+pub fn rseq(pid: Pid) -> Result<Option<(u64, u32, u32)>, Errno> {
+    /// struct ptrace_rseq_configuration.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Configuration {
+        address: u64,
+        size: u32,
+        signature: u32,
+        flags: u32,
+        pad: u32,
+    }
+    let mut found = Configuration::default();
+    let room = size_of::<Configuration>();
+    ptrace(GET_RSEQ_CONFIGURATION, pid, room, (&raw mut found).cast())?;
+    Ok((found.address != 0).then_some((found.address, found.size, found.signature)))
 }
 
 /// The message of a `PTRACE_EVENT_*` stop: the new thread's id after a clone.
