@@ -4,9 +4,11 @@ mod affinity;
 mod clone;
 mod kcmp;
 mod mount;
+pub mod peek;
 mod pidfd;
 pub mod ptrace;
 mod writeback;
+mod sched;
 
 pub use affinity::{affinity, pin, set_affinity};
 pub use clone::{Clone3, Cloned};
@@ -14,6 +16,7 @@ pub use kcmp::same_file;
 pub use mount::{MountAttr, mount_setattr};
 pub use pidfd::pidfd_send_signal;
 pub use writeback::start_writeback;
+pub use sched::{SchedAttr, ioprio, sched_getattr, sched_setattr, set_ioprio};
 
 use nix::errno::Errno;
 

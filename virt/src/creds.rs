@@ -1,0 +1,361 @@
+//! Credentials: ids, groups, capabilities, and what goes with them.
+//!
+//! Per thread. [`Creds`] is restored in each thread as the last act but the seccomp filter's (which it must not meet:
+//! install the filters before it, with `PTRACE_O_SUSPEND_SECCOMP`), because everything else needs privileges.
+//! [`Dumpable`] belongs to the memory of a process: any change of credentials resets it, so it is restored in the leader
+//! when all threads have theirs.
+//!
+//! Not carried: keyrings (a restarted job has that of the container's first process), and the label of a security module,
+//! which is recorded for the sandbox to apply.
+
+use crate::hex::Hex;
+use crate::image::Bytes;
+use crate::program::{Answers, Arg, Call, Place, Program};
+use crate::resource::{Resource, Stopped};
+use crate::{Doing, Error, Failure};
+use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
+
+/// `linux/securebits.h`: a change of user ids does not touch capabilities.
+const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
+/// `linux/capability.h`.
+const CAP_SETPCAP: u32 = 8;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// More groups than most tasks have; who has more is asked in another way.
+const GROUPS: usize = 64;
+
+/// The credentials of a thread. Ids are those of its user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Creds {
+    /// User ids.
+    pub uids: Ids,
+    /// Group ids.
+    pub gids: Ids,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// The five sets.
+    pub capabilities: Capabilities,
+    /// `SECBIT_*`, KEEP_CAPS included.
+    pub securebits: Hex,
+    /// execve grants nothing.
+    pub no_new_privs: bool,
+    /// The signal sent when the thread that made this one's process ends; 0 for none. The kernel forgets it when
+    /// credentials change.
+    pub parent_death_signal: i32,
+    /// The label given by a security module (SELinux, AppArmor, Smack), known of leaders. It is for the sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Bytes>,
+}
+
+/// Four ids of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Ids {
+    /// Who it is.
+    pub real: u32,
+    /// As whom it acts.
+    pub effective: u32,
+    /// Whom it may become again.
+    pub saved: u32,
+    /// As whom it opens files.
+    pub fs: u32,
+}
+
+/// Sets of capabilities; bit N is capability N.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Capabilities {
+    /// Kept across execve, if the file agrees.
+    pub inheritable: Hex,
+    /// What it may make effective.
+    pub permitted: Hex,
+    /// What the kernel looks at.
+    pub effective: Hex,
+    /// The limit of what execve can give.
+    pub bounding: Hex,
+    /// Kept across execve of ordinary files.
+    pub ambient: Hex,
+}
+
+/// Where the answers are.
+#[derive(Debug)]
+pub struct Asked {
+    uids: Place,
+    gids: Place,
+    fs_uid: Call,
+    fs_gid: Call,
+    groups: Place,
+    group_count: Call,
+    securebits: Call,
+    parent_death_signal: Place,
+}
+
+impl Resource for Creds {
+    type Asked = Asked;
+
+    fn ask(program: &mut Program) -> Asked {
+        // Three numbers, 16 bytes apart so that each is aligned whatever the kernel's width of an id.
+        let three = |program: &mut Program, what: &'static str, nr| {
+            let place = program.room(12);
+            program.call(what, nr, &[place.at(0), place.at(4), place.at(8)]);
+            place
+        };
+        let uids = three(program, "get the user ids", libc::SYS_getresuid);
+        let gids = three(program, "get the group ids", libc::SYS_getresgid);
+        // An invalid id changes nothing, and the answer is the old one: there is no other way to ask.
+        let fs_uid = program.call("get the file system user id", libc::SYS_setfsuid, &[u32::MAX.into()]);
+        let fs_gid = program.call("get the file system group id", libc::SYS_setfsgid, &[u32::MAX.into()]);
+        let groups = program.room(GROUPS * size_of::<u32>());
+        let group_count =
+            program.attempt("get the groups", libc::SYS_getgroups, &[GROUPS.into(), groups.into()]);
+        let securebits =
+            program.call("get the securebits", libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+        let parent_death_signal = program.room(4);
+        let args = [libc::PR_GET_PDEATHSIG.into(), parent_death_signal.into()];
+        program.call("get the parent-death signal", libc::SYS_prctl, &args);
+        Asked { uids, gids, fs_uid, fs_gid, groups, group_count, securebits, parent_death_signal }
+    }
+
+    fn capture(task: &Stopped, asked: &Asked, answers: &Answers) -> Result<Self, Failure> {
+        let status = &task.status;
+        let ids = |place, fs| Ids {
+            real: answers.u32(place, 0),
+            effective: answers.u32(place, 4),
+            saved: answers.u32(place, 8),
+            fs,
+        };
+        let id = |call, what: &'static str| number(answers, call).doing(|| what);
+        let groups = match answers.of(asked.group_count) {
+            Ok(count) => (0..count as usize).map(|k| answers.u32(asked.groups, k * 4)).collect(),
+            Err(_) => groups_by_map(task)?,
+        };
+        Ok(Creds {
+            uids: ids(asked.uids, id(asked.fs_uid, "get the file system user id")?),
+            gids: ids(asked.gids, id(asked.fs_gid, "get the file system group id")?),
+            groups,
+            capabilities: Capabilities {
+                inheritable: Hex(status.cap_inh),
+                permitted: Hex(status.cap_prm),
+                effective: Hex(status.cap_eff),
+                bounding: Hex(status.cap_bnd),
+                ambient: Hex(status.cap_amb),
+            },
+            securebits: Hex(id(asked.securebits, "get the securebits")?.into()),
+            no_new_privs: status.no_new_privs,
+            parent_death_signal: answers.u32(asked.parent_death_signal, 0).cast_signed(),
+            label: if task.tid == task.pid { label(task) } else { None },
+        })
+    }
+
+    fn restore(&self, program: &mut Program) {
+        let prctl = |program: &mut Program, what: &'static str, args: &[Arg]| {
+            program.call(what, libc::SYS_prctl, args);
+        };
+        // From here on ids and capabilities do not influence each other.
+        prctl(
+            program,
+            "separate ids from capabilities",
+            &[libc::PR_SET_SECUREBITS.into(), SECBIT_NO_SETUID_FIXUP.into()],
+        );
+        self.restore_ids(program);
+
+        // The kernel allows only inheritable capabilities that are in the bounding set, or were inheritable before: so
+        // these are set before the bounding set shrinks. Dropping from it and setting the securebits takes CAP_SETPCAP.
+        let sets = &self.capabilities;
+        let with_setpcap = Hex(sets.permitted.0 | 1 << CAP_SETPCAP);
+        capset(program, with_setpcap, with_setpcap, sets.inheritable);
+        for cap in (0..=*LAST_CAPABILITY).filter(|&cap| !sets.bounding.has(cap)) {
+            let what = format!("drop {} from the bounding set", name(cap));
+            program.call(what, libc::SYS_prctl, &[libc::PR_CAPBSET_DROP.into(), cap.into()]);
+        }
+        let ambient = |operation: i32, cap: u32| {
+            [libc::PR_CAP_AMBIENT.into(), operation.into(), cap.into(), 0.into(), 0.into()]
+        };
+        prctl(program, "clear the ambient capabilities", &ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0));
+        for cap in sets.ambient.bits() {
+            let what = format!("raise {} to an ambient capability", name(cap));
+            program.call(what, libc::SYS_prctl, &ambient(libc::PR_CAP_AMBIENT_RAISE, cap));
+        }
+        // They may forbid to raise ambient capabilities, so they come after.
+        prctl(program, "set the securebits", &[libc::PR_SET_SECUREBITS.into(), self.securebits.0.into()]);
+        capset(program, sets.effective, sets.permitted, sets.inheritable);
+        if self.no_new_privs {
+            let args = [libc::PR_SET_NO_NEW_PRIVS.into(), 1.into(), 0.into(), 0.into(), 0.into()];
+            prctl(program, "set no_new_privs", &args);
+        }
+        let args = [libc::PR_SET_PDEATHSIG.into(), self.parent_death_signal.into()];
+        prctl(program, "set the parent-death signal", &args);
+    }
+}
+
+impl Creds {
+    /// Checks that a first process with the capabilities `held` (its bounding set) can give this thread its own.
+    ///
+    /// # Errors
+    /// The missing capabilities by name.
+    pub fn check(&self, held: u64) -> Result<(), Error> {
+        let sets = &self.capabilities;
+        let wanted =
+            sets.inheritable.0 | sets.permitted.0 | sets.effective.0 | sets.bounding.0 | sets.ambient.0;
+        let missing: Vec<String> = Hex(wanted & !held).bits().map(name).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing = missing.join(", ");
+        Err(Error::Unsupported(format!(
+            "capabilities: the job has {missing}, which root does not have on this host"
+        )))
+    }
+
+    fn restore_ids(&self, program: &mut Program) {
+        let list: Vec<u8> = self.groups.iter().flat_map(|gid| gid.to_ne_bytes()).collect();
+        let place = program.put(&list);
+        program.call("set the groups", libc::SYS_setgroups, &[self.groups.len().into(), place.into()]);
+        let three = |ids: &Ids| [ids.real.into(), ids.effective.into(), ids.saved.into()];
+        program.call("set the group ids", libc::SYS_setresgid, &three(&self.gids));
+        program.call("set the file system group id", libc::SYS_setfsgid, &[self.gids.fs.into()]);
+        program.call("set the user ids", libc::SYS_setresuid, &three(&self.uids));
+        program.call("set the file system user id", libc::SYS_setfsuid, &[self.uids.fs.into()]);
+    }
+}
+
+fn capset(program: &mut Program, effective: Hex, permitted: Hex, inheritable: Hex) {
+    let header = [CAPABILITY_VERSION_3, 0].map(u32::to_ne_bytes).concat();
+    // The lower halves of the three sets, then the upper halves.
+    let halves = |shift: u32| [effective, permitted, inheritable].map(|set| (set.0 >> shift) as u32);
+    let data: Vec<u8> = [halves(0), halves(32)].concat().into_iter().flat_map(u32::to_ne_bytes).collect();
+    let (header, data) = (program.put(&header), program.put(&data));
+    program.call("set the capabilities", libc::SYS_capset, &[header.into(), data.into()]);
+}
+
+fn number(answers: &Answers, call: Call) -> Result<u32, nix::errno::Errno> {
+    answers.of(call)?.try_into().map_err(|_| nix::errno::Errno::ERANGE)
+}
+
+/// The label as a security module shows it; the kernel gives an error when there is none.
+fn label(task: &Stopped) -> Option<Bytes> {
+    let label = task.read("attr/current").ok()?;
+    let label = label.trim_ascii_end().trim_suffix_nul();
+    (!label.is_empty()).then(|| label.into())
+}
+
+/// SELinux ends its label by a NUL.
+trait TrimNul {
+    fn trim_suffix_nul(&self) -> &[u8];
+}
+
+impl TrimNul for [u8] {
+    fn trim_suffix_nul(&self) -> &[u8] {
+        self.strip_suffix(b"\0").unwrap_or(self)
+    }
+}
+
+/// `status` shows all groups, but with the numbers that ckrun's user namespace has for them.
+fn groups_by_map(task: &Stopped) -> Result<Vec<u32>, Failure> {
+    let map = task.read("gid_map")?;
+    let inside = |gid: &u32| translate(&map, *gid).ok_or(nix::errno::Errno::ERANGE);
+    let groups: Result<Vec<u32>, _> = task.status.groups.iter().map(inside).collect();
+    groups.doing(|| "translate the groups into the user namespace")
+}
+
+/// The id inside for the id `outside`, by the lines `INSIDE OUTSIDE COUNT` of user_namespaces(7).
+fn translate(map: &[u8], outside: u32) -> Option<u32> {
+    std::str::from_utf8(map).ok()?.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
+        let (first, start, count) = (fields.next()?.ok()?, fields.next()?.ok()?, fields.next()?.ok()?);
+        let distance = outside.checked_sub(start)?;
+        if distance < count { first.checked_add(distance) } else { None }
+    })
+}
+
+/// Whether others may look at and dump a process (`PR_SET_DUMPABLE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dumpable {
+    /// Nobody.
+    No,
+    /// Whoever has its credentials.
+    Yes,
+    /// Root alone. Only the kernel itself sets this (`/proc/sys/fs/suid_dumpable` is 2), so a restart makes it
+    /// [`Dumpable::No`].
+    Root,
+}
+
+impl Resource for Dumpable {
+    type Asked = Call;
+
+    fn ask(program: &mut Program) -> Call {
+        program.call("ask whether it is dumpable", libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()])
+    }
+
+    fn capture(_: &Stopped, asked: &Call, answers: &Answers) -> Result<Self, Failure> {
+        Ok(match answers.of(*asked).doing(|| "ask whether it is dumpable")? {
+            0 => Dumpable::No,
+            1 => Dumpable::Yes,
+            _ => Dumpable::Root,
+        })
+    }
+
+    fn restore(&self, program: &mut Program) {
+        let value = u64::from(*self == Dumpable::Yes);
+        let args = [libc::PR_SET_DUMPABLE.into(), value.into()];
+        program.call("set whether it is dumpable", libc::SYS_prctl, &args);
+    }
+}
+
+/// The highest capability that this kernel knows. It refuses to drop another.
+static LAST_CAPABILITY: LazyLock<u32> = LazyLock::new(|| {
+    // SAFETY: PR_CAPBSET_READ takes a number and touches no memory.
+    let known = |cap: &u32| unsafe { libc::prctl(libc::PR_CAPBSET_READ, *cap, 0, 0, 0) } >= 0;
+    (0..u64::BITS).take_while(known).last().unwrap_or(0)
+});
+
+fn name(cap: u32) -> String {
+    NAMES.get(cap as usize).map_or_else(|| format!("capability {cap}"), |name| format!("CAP_{name}"))
+}
+
+/// In the order of `linux/capability.h`.
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];

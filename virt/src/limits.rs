@@ -1,0 +1,142 @@
+//! Resource limits (getrlimit(2)).
+//!
+//! Per process. Restored in the leader when everything is there that they limit (descriptors, memory, pending signals),
+//! and before the credentials: raising a hard limit takes CAP_SYS_RESOURCE.
+//!
+//! The CPU time that a process has used is not carried: `cpu` counts anew.
+
+use crate::Failure;
+use crate::program::{Answers, Place, Program};
+use crate::resource::{Resource, Stopped};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
+
+/// All limits of a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Limits(BTreeMap<Kind, Limit>);
+
+/// What is limited: the kernel's numbers of `asm-generic/resource.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "named like RLIMIT_*, which getrlimit(2) explains")]
+pub enum Kind {
+    Cpu = 0,
+    Fsize = 1,
+    Data = 2,
+    Stack = 3,
+    Core = 4,
+    Rss = 5,
+    Nproc = 6,
+    Nofile = 7,
+    Memlock = 8,
+    As = 9,
+    Locks = 10,
+    Sigpending = 11,
+    Msgqueue = 12,
+    Nice = 13,
+    Rtprio = 14,
+    Rttime = 15,
+}
+
+use Kind::*;
+const KINDS: [Kind; 16] = [
+    Cpu, Fsize, Data, Stack, Core, Rss, Nproc, Nofile, Memlock, As, Locks, Sigpending, Msgqueue, Nice,
+    Rtprio, Rttime,
+];
+
+/// One limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// What is enforced.
+    pub soft: Amount,
+    /// What the soft limit may be raised to.
+    pub hard: Amount,
+}
+
+/// In the unit of its kind. `RLIM_INFINITY` reads `"unlimited"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount(pub u64);
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 == libc::RLIM_INFINITY {
+            serializer.serialize_str("unlimited")
+        } else {
+            serializer.serialize_u64(self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Word(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(amount) => Ok(Amount(amount)),
+            Written::Word(word) if word == "unlimited" => Ok(Amount(libc::RLIM_INFINITY)),
+            Written::Word(word) => {
+                Err(D::Error::custom(format!("{word:?} is neither a number nor unlimited")))
+            }
+        }
+    }
+}
+
+impl Limits {
+    /// One of them; None when the image does not name it.
+    pub fn get(&self, kind: Kind) -> Option<Limit> {
+        self.0.get(&kind).copied()
+    }
+}
+
+impl Resource for Limits {
+    type Asked = Vec<Place>;
+
+    fn ask(program: &mut Program) -> Vec<Place> {
+        let ask = |kind: &Kind| {
+            let place = program.room(16);
+            let args = [0.into(), (*kind as u32).into(), 0.into(), place.into()];
+            program.call(format!("get the limit {}", name(*kind)), libc::SYS_prlimit64, &args);
+            place
+        };
+        KINDS.iter().map(ask).collect()
+    }
+
+    fn capture(_: &Stopped, asked: &Vec<Place>, answers: &Answers) -> Result<Self, Failure> {
+        let limit = |place: &Place| Limit {
+            soft: Amount(answers.u64(*place, 0)),
+            hard: Amount(answers.u64(*place, 8)),
+        };
+        Ok(Limits(KINDS.into_iter().zip(asked.iter().map(limit)).collect()))
+    }
+
+    fn restore(&self, program: &mut Program) {
+        for (&kind, limit) in &self.0 {
+            let place = program.put(&[limit.soft.0, limit.hard.0].map(u64::to_ne_bytes).concat());
+            let what = format!(
+                "set the limit {} to {} (hard {}; to raise a hard limit takes CAP_SYS_RESOURCE)",
+                name(kind),
+                limit.soft,
+                limit.hard
+            );
+            let args = [0.into(), (kind as u32).into(), place.into(), 0.into()];
+            program.call(what, libc::SYS_prlimit64, &args);
+        }
+    }
+}
+
+fn name(kind: Kind) -> String {
+    format!("{kind:?}").to_lowercase()
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == libc::RLIM_INFINITY { f.write_str("unlimited") } else { write!(f, "{}", self.0) }
+    }
+}

@@ -1,0 +1,306 @@
+//! Signals: what a process does about them, on which stack, and which wait to be delivered.
+//!
+//! - [`Actions`] per process. Restored in the leader when all processes exist and all zombies have ended: a parent that
+//!   ignores SIGCHLD would reap them. SIGTRAP's action is the exception, see [`Actions::trap`].
+//! - [`AltStack`] per thread, at any time.
+//! - [`Pending`] per thread and [`SharedPending`] per process (in its leader), after the actions (to ignore a signal
+//!   discards it), before the limits (they bound the queue), while all signals are blocked.
+//!
+//! The mask is read and set by ptrace: see [`Tracee`](crate::tracee::Tracee). That a group is stopped (job control) is the
+//! matter of the tree of processes.
+
+use crate::hex::Hex;
+use crate::program::{Answers, Arg, Place, Program};
+use crate::resource::{Blocker, Resource, Stopped};
+use crate::sys::peek::{RawSiginfo, queued_signals};
+use crate::{Doing, Failure};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The kernel's `_NSIG`.
+const SIGNALS: i32 = 64;
+/// `sizeof(sigset_t)` as the kernel wants to hear it.
+const SET: u64 = 8;
+/// `SI_TKILL` is -6; with `SI_USER` (0) and the kernel's own codes (above 0) a task may say it to itself alone.
+const SI_USER: i32 = 0;
+
+/// What a process does about one signal: `struct sigaction` as the kernel has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Action {
+    /// The handler's address, 0 for the default action, 1 to ignore the signal.
+    pub handler: Hex,
+    /// `SA_*`.
+    pub flags: Hex,
+    /// Where the handler returns to.
+    pub restorer: Hex,
+    /// What is blocked meanwhile.
+    pub mask: Hex,
+}
+
+impl Action {
+    /// Ignores the signal.
+    const IGNORE: Action =
+        Action { handler: Hex(libc::SIG_IGN as u64), flags: Hex(0), restorer: Hex(0), mask: Hex(0) };
+
+    /// The bytes for rt_sigaction(2).
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let words = [self.handler, self.flags, self.restorer, self.mask];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.0.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn read(answers: &Answers, place: Place) -> Action {
+        let word = |k: usize| Hex(answers.u64(place, k * 8));
+        Action { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) }
+    }
+}
+
+/// The actions of a process; a signal that isn't there has the default action.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Actions(BTreeMap<i32, Action>);
+
+impl Actions {
+    /// SIGTRAP's action. The stub needs this signal, so [`Resource::restore`] leaves it out: whoever runs the stub sets
+    /// this when it has run for the last time.
+    pub fn trap(&self) -> Action {
+        self.of(libc::SIGTRAP)
+    }
+
+    /// Notes SIGTRAP's action, which [`Resource::capture`] can't see: at that time the action is ckrun's.
+    pub fn set_trap(&mut self, action: Action) {
+        self.set(libc::SIGTRAP, action);
+    }
+
+    /// The action for a signal.
+    pub fn of(&self, signal: i32) -> Action {
+        self.0.get(&signal).copied().unwrap_or_default()
+    }
+
+    fn set(&mut self, signal: i32, action: Action) {
+        if action == Action::default() {
+            self.0.remove(&signal);
+        } else {
+            self.0.insert(signal, action);
+        }
+    }
+
+    /// All signals whose action can be set by the stub.
+    fn settable() -> impl Iterator<Item = i32> {
+        (1..=SIGNALS).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(s))
+    }
+}
+
+impl Resource for Actions {
+    type Asked = Vec<Place>;
+
+    fn ask(program: &mut Program) -> Vec<Place> {
+        let ask = |signal: i32| {
+            let place = program.room(32);
+            let args = [signal.into(), 0.into(), place.into(), SET.into()];
+            program.call("get the action of a signal", libc::SYS_rt_sigaction, &args);
+            place
+        };
+        Actions::settable().map(ask).collect()
+    }
+
+    fn capture(task: &Stopped, asked: &Vec<Place>, answers: &Answers) -> Result<Self, Failure> {
+        let mut actions = Actions::default();
+        for (signal, &place) in Actions::settable().zip(asked) {
+            actions.set(signal, Action::read(answers, place));
+        }
+        // The best guess until somebody knows better.
+        if Hex(task.status.sig_ign).has(bit(libc::SIGTRAP)) {
+            actions.set_trap(Action::IGNORE);
+        }
+        Ok(actions)
+    }
+
+    fn restore(&self, program: &mut Program) {
+        // ckrun's own process ignores some signals, and a child inherits that: so the defaults are set as well.
+        for signal in Actions::settable() {
+            let place = program.put(&self.of(signal).to_bytes());
+            let args = [signal.into(), place.into(), 0.into(), SET.into()];
+            program.call("set the action of a signal", libc::SYS_rt_sigaction, &args);
+        }
+    }
+}
+
+/// The bit of a signal in a set.
+fn bit(signal: i32) -> u32 {
+    signal.cast_unsigned().wrapping_sub(1)
+}
+
+/// The stack of a thread's handlers (sigaltstack(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct AltStack {
+    /// Its address.
+    pub start: Hex,
+    /// Its length.
+    pub size: u64,
+    /// `SS_DISABLE`, `SS_AUTODISARM`.
+    pub flags: Hex,
+}
+
+impl Resource for AltStack {
+    type Asked = Place;
+
+    fn ask(program: &mut Program) -> Place {
+        let place = program.room(24);
+        program.call("get the signal stack", libc::SYS_sigaltstack, &[0.into(), place.into()]);
+        place
+    }
+
+    fn capture(_: &Stopped, asked: &Place, answers: &Answers) -> Result<Self, Failure> {
+        // `stack_t`. SS_ONSTACK can't be among the flags: the stub has a stack of its own.
+        Ok(AltStack {
+            start: Hex(answers.u64(*asked, 0)),
+            flags: Hex(answers.u32(*asked, 8).into()),
+            size: answers.u64(*asked, 16),
+        })
+    }
+
+    fn restore(&self, program: &mut Program) {
+        let place = program.put(&[self.start.0, self.flags.0, self.size].map(u64::to_ne_bytes).concat());
+        program.call("set the signal stack", libc::SYS_sigaltstack, &[place.into(), 0.into()]);
+    }
+}
+
+/// A signal that waits, with what it tells (`siginfo_t`). Ids in it are the job's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Queued {
+    /// Its number.
+    pub signal: i32,
+    /// `si_errno`.
+    pub errno: i32,
+    /// `si_code`: who sent it.
+    pub code: i32,
+    /// The rest; what it means depends on the code.
+    pub fields: [Hex; 4],
+}
+
+impl Queued {
+    fn read(raw: &RawSiginfo) -> Queued {
+        let word = |at: usize| raw[at..at + 4].try_into().map_or(0, i32::from_ne_bytes);
+        let long = |at: usize| Hex(raw[at..at + 8].try_into().map_or(0, u64::from_ne_bytes));
+        Queued { signal: word(0), errno: word(4), code: word(8), fields: [16, 24, 32, 40].map(long) }
+    }
+
+    fn to_raw(self) -> RawSiginfo {
+        let mut raw = [0; 128];
+        for (at, word) in [(0, self.signal), (4, self.errno), (8, self.code)] {
+            raw[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        for (chunk, field) in raw[16..].chunks_exact_mut(8).zip(self.fields) {
+            chunk.copy_from_slice(&field.0.to_ne_bytes());
+        }
+        raw
+    }
+}
+
+/// Signals that wait for a thread.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pending(pub Vec<Queued>);
+
+/// Signals that wait for a process: any thread may take them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SharedPending(pub Vec<Queued>);
+
+impl Resource for Pending {
+    type Asked = ();
+
+    fn ask(_: &mut Program) {}
+
+    fn capture(task: &Stopped, (): &(), _: &Answers) -> Result<Self, Failure> {
+        queue(task, false, task.status.sig_pnd).map(Pending)
+    }
+
+    fn restore(&self, program: &mut Program) {
+        if self.0.is_empty() {
+            return;
+        }
+        let process = Arg::from(program.call("get the process id", libc::SYS_getpid, &[]));
+        let thread = Arg::from(program.call("get the thread id", libc::SYS_gettid, &[]));
+        for queued in without_stops(&self.0) {
+            let info = program.put(&queued.to_raw());
+            let args = [process, thread, queued.signal.into(), info.into()];
+            program.call("queue a signal for the thread", libc::SYS_rt_tgsigqueueinfo, &args);
+        }
+    }
+}
+
+impl Resource for SharedPending {
+    type Asked = ();
+
+    fn ask(_: &mut Program) {}
+
+    fn capture(task: &Stopped, (): &(), _: &Answers) -> Result<Self, Failure> {
+        queue(task, true, task.status.shd_pnd).map(SharedPending)
+    }
+
+    fn restore(&self, program: &mut Program) {
+        if self.0.is_empty() {
+            return;
+        }
+        // Only the leader may say to its process what otherwise the kernel says: the ids are compared.
+        let process = Arg::from(program.call("get the process id", libc::SYS_getpid, &[]));
+        for queued in without_stops(&self.0) {
+            let info = program.put(&queued.to_raw());
+            let args = [process, queued.signal.into(), info.into()];
+            program.call("queue a signal for the process", libc::SYS_rt_sigqueueinfo, &args);
+        }
+    }
+}
+
+/// A SIGSTOP can't be blocked, so it would hit the stub: whoever restores the job's stopped processes sends it last.
+pub fn stop_pending(queue: &[Queued]) -> bool {
+    queue.iter().any(|queued| queued.signal == libc::SIGSTOP)
+}
+
+fn without_stops(queue: &[Queued]) -> impl Iterator<Item = &Queued> {
+    queue.iter().filter(|queued| queued.signal != libc::SIGSTOP)
+}
+
+/// Reads a queue in its order. `set` is what `status` says of it: empty queues are not asked for.
+fn queue(task: &Stopped, shared: bool, set: u64) -> Result<Vec<Queued>, Failure> {
+    let mut signals = if set == 0 { Vec::new() } else { read_queue(task.host, shared)? };
+    // When a queue is full the kernel only notes that the signal is there. It is then delivered as one of nobody's.
+    let told = signals.iter().fold(0, |set, queued| set | 1_u64.checked_shl(bit(queued.signal)).unwrap_or(0));
+    let untold = |n| Queued { signal: n as i32 + 1, errno: 0, code: SI_USER, fields: [Hex(0); 4] };
+    signals.extend(Hex(set & !told).bits().map(untold));
+    Ok(signals)
+}
+
+fn read_queue(host: Pid, shared: bool) -> Result<Vec<Queued>, Failure> {
+    let mut signals = Vec::new();
+    loop {
+        let mut room = [[0; 128]; 32];
+        let got = queued_signals(host, shared, signals.len() as u64, &mut room)
+            .doing(|| format!("read the queued signals of thread {host}"))?;
+        signals.extend(room[..got.min(room.len())].iter().map(Queued::read));
+        if got < room.len() {
+            return Ok(signals);
+        }
+    }
+}
+
+/// A blocked SIGTRAP that waits can't be carried: the stub's own would take its place.
+pub fn blocker(task: &Stopped) -> Option<Blocker> {
+    let set = Hex(task.status.sig_pnd | task.status.shd_pnd);
+    set.has(bit(libc::SIGTRAP)).then(|| Blocker {
+        pid: task.pid,
+        comm: task.comm(),
+        what: format!("thread {}: pending SIGTRAP", task.tid),
+        why: "ckrun needs this signal to work in the process".to_owned(),
+        remedy: None,
+    })
+}

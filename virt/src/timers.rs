@@ -1,0 +1,293 @@
+//! Timers that send signals: setitimer(2), timer_create(2).
+//!
+//! Both per process, restored in the leader when the threads exist, as one of the last acts: from then on time runs.
+//! A timer goes on with the time that it had left. The CPU time that a process has used is not carried, but what its
+//! CPU-time timers had left is; nor is it carried whether a timer was set to a time of the clock or to a delay.
+//!
+//! POSIX timers have to be listed ([`PosixTimers::list`]) before the process can be asked about them, so they don't fit
+//! [`Resource`].
+
+use crate::hex::Hex;
+use crate::program::{Answers, Arg, Call, Place, Program};
+use crate::resource::{Resource, Stopped};
+use crate::status::Status;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+/// `PR_TIMER_CREATE_RESTORE_IDS` of `linux/prctl.h`.
+const RESTORE_IDS: i32 = 77;
+/// Clocks of a thread's own CPU time, as the kernel lists them: `(~TID << 3) | CPUCLOCK_PERTHREAD_MASK |
+/// CPUCLOCK_SCHED`, with 0 for the thread that made the timer.
+const PER_THREAD: i32 = 4;
+const OWN_THREAD_CLOCK: i32 = !0 << 3 | PER_THREAD | 2;
+
+/// The three timers of setitimer(2): real time, the process's user time, its CPU time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct IntervalTimers {
+    /// SIGALRM.
+    pub real: Interval,
+    /// SIGVTALRM.
+    pub r#virtual: Interval,
+    /// SIGPROF.
+    pub profiling: Interval,
+}
+
+/// How long a timer has left and how long it takes again, in seconds and a smaller unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Interval {
+    /// To the next signal; zero when the timer is not armed.
+    pub left: [i64; 2],
+    /// From then on; zero for once.
+    pub interval: [i64; 2],
+}
+
+impl Interval {
+    fn read(answers: &Answers, place: Place) -> Interval {
+        let word = |k: usize| answers.u64(place, k * 8).cast_signed();
+        Interval { interval: [word(0), word(1)], left: [word(2), word(3)] }
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        [self.interval, self.left].concat().into_iter().flat_map(i64::to_ne_bytes).collect()
+    }
+
+    fn is_armed(&self) -> bool {
+        self.left != [0, 0]
+    }
+}
+
+impl Resource for IntervalTimers {
+    type Asked = [Place; 3];
+
+    fn ask(program: &mut Program) -> [Place; 3] {
+        [0, 1, 2].map(|which| {
+            let place = program.room(32);
+            program.call("get an interval timer", libc::SYS_getitimer, &[which.into(), place.into()]);
+            place
+        })
+    }
+
+    fn capture(_: &Stopped, asked: &[Place; 3], answers: &Answers) -> Result<Self, Failure> {
+        let [real, r#virtual, profiling] = asked.map(|place| Interval::read(answers, place));
+        Ok(IntervalTimers { real, r#virtual, profiling })
+    }
+
+    fn restore(&self, program: &mut Program) {
+        for (which, timer) in [self.real, self.r#virtual, self.profiling].into_iter().enumerate() {
+            if timer.is_armed() {
+                let place = program.put(&timer.to_bytes());
+                let args = [which.into(), place.into(), 0.into()];
+                program.call("set an interval timer", libc::SYS_setitimer, &args);
+            }
+        }
+    }
+}
+
+/// The timers of timer_create(2) of one process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PosixTimers(Vec<PosixTimer>);
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PosixTimer {
+    /// Its number in the process.
+    pub id: i32,
+    /// `CLOCK_*`, or that of a process's or thread's CPU time (clock_getcpuclockid(3)).
+    pub clock: i32,
+    /// What it does.
+    pub notify: Notify,
+    /// The signal's number.
+    pub signal: i32,
+    /// What the signal tells.
+    pub value: Hex,
+    /// The thread that gets the signal, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thread: Option<i32>,
+    /// Seconds and nanoseconds.
+    pub time: Interval,
+    /// How often it had expired again before its last signal was delivered. It is recorded; a new timer starts with 0.
+    pub overrun: i32,
+}
+
+/// `SIGEV_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Notify {
+    /// Sends a signal.
+    Signal = 0,
+    /// Nothing: it is only looked at.
+    None = 1,
+    /// The C library's way to start a thread; for the kernel it sends a signal.
+    Thread = 2,
+}
+
+/// `SIGEV_THREAD_ID`.
+const TO_THREAD: i32 = 4;
+
+/// A timer as `/proc/PID/timers` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    id: i32,
+    signal: i32,
+    value: u64,
+    notify: Notify,
+    /// In ckrun's pid namespace.
+    thread: Option<i32>,
+    clock: i32,
+}
+
+/// Where the answers are.
+#[derive(Debug)]
+pub struct Asked(Vec<(Place, Call)>);
+
+impl PosixTimers {
+    /// Lists the timers of the process that `task` leads.
+    ///
+    /// # Errors
+    /// `EINVAL` when the kernel's list is not understood.
+    pub fn list(task: &Stopped) -> Result<Vec<Listed>, Failure> {
+        parse(&task.read("timers")?)
+            .ok_or(Errno::EINVAL)
+            .doing(|| format!("understand the timers of process {}", task.pid))
+    }
+
+    /// Adds the questions about them. They are to be asked in the process's leader.
+    pub fn ask(listed: &[Listed], program: &mut Program) -> Asked {
+        let ask = |timer: &Listed| {
+            let place = program.room(32);
+            program.call("get a timer", libc::SYS_timer_gettime, &[timer.id.into(), place.into()]);
+            let args = [timer.id.into()];
+            (place, program.call("get a timer's overruns", libc::SYS_timer_getoverrun, &args))
+        };
+        Asked(listed.iter().map(ask).collect())
+    }
+
+    /// Reads the answers.
+    ///
+    /// # Errors
+    /// `ENOTSUP` for a timer of a thread's CPU time of which the kernel does not tell the thread.
+    pub fn capture(
+        task: &Stopped,
+        listed: &[Listed],
+        asked: &Asked,
+        answers: &Answers,
+    ) -> Result<Self, Failure> {
+        let timers = listed.iter().zip(&asked.0).map(|(timer, &(place, overrun))| {
+            let thread = timer.thread.map(virtual_tid);
+            let clock = match (timer.clock, thread) {
+                // Whoever measures a thread's CPU time has the signal sent to that thread.
+                (OWN_THREAD_CLOCK, Some(Some(tid))) => thread_clock(tid),
+                (OWN_THREAD_CLOCK, _) if task.status.threads > 1 => {
+                    let what = format!(
+                        "timer {} of process {}: find the thread whose CPU time it measures",
+                        timer.id, task.pid
+                    );
+                    return Err(Failure::new(what, Errno::ENOTSUP));
+                }
+                (clock, _) => clock,
+            };
+            // A thread that has ended gets no signal any more, and can't be named to the kernel again.
+            let notify = if thread == Some(None) { Notify::None } else { timer.notify };
+            Ok(PosixTimer {
+                id: timer.id,
+                clock,
+                notify,
+                signal: timer.signal,
+                value: Hex(timer.value),
+                thread: thread.flatten(),
+                time: Interval::read(answers, place),
+                overrun: answers.of(overrun).doing(|| "get a timer's overruns")? as i32,
+            })
+        });
+        timers.collect::<Result<_, _>>().map(PosixTimers)
+    }
+
+    /// Adds the calls that make them again, for the leader of the process.
+    pub fn restore(&self, program: &mut Program) {
+        if self.0.is_empty() {
+            return;
+        }
+        let restore_ids = |program: &mut Program, on: bool| {
+            let what = "restore the ids of POSIX timers (Linux 6.15 or newer)";
+            program.call(what, libc::SYS_prctl, &[RESTORE_IDS.into(), u64::from(on).into()]);
+        };
+        restore_ids(program, true);
+        for timer in &self.0 {
+            let (event, id) = (program.put(&timer.event()), program.put(&timer.id.to_ne_bytes()));
+            let args = [timer.clock.into(), event.into(), id.into()];
+            program.call(format!("make timer {}", timer.id), libc::SYS_timer_create, &args);
+        }
+        restore_ids(program, false);
+        for timer in self.0.iter().filter(|timer| timer.time.is_armed()) {
+            let time = program.put(&timer.time.to_bytes());
+            let args: [Arg; 4] = [timer.id.into(), 0.into(), time.into(), 0.into()];
+            program.call(format!("set timer {}", timer.id), libc::SYS_timer_settime, &args);
+        }
+    }
+
+    /// The timers.
+    pub fn iter(&self) -> impl Iterator<Item = &PosixTimer> {
+        self.0.iter()
+    }
+}
+
+impl PosixTimer {
+    /// `struct sigevent`.
+    fn event(&self) -> [u8; 64] {
+        let mut event = [0; 64];
+        let notify = self.notify as i32 | if self.thread.is_some() { TO_THREAD } else { 0 };
+        event[..8].copy_from_slice(&self.value.0.to_ne_bytes());
+        event[8..12].copy_from_slice(&self.signal.to_ne_bytes());
+        event[12..16].copy_from_slice(&notify.to_ne_bytes());
+        event[16..20].copy_from_slice(&self.thread.unwrap_or(0).to_ne_bytes());
+        event
+    }
+}
+
+/// The clock of the CPU time of thread `tid`.
+fn thread_clock(tid: i32) -> i32 {
+    !tid << 3 | PER_THREAD | 2
+}
+
+/// The job's id of a thread that `/proc` shows as `host`; None when it has ended.
+fn virtual_tid(host: i32) -> Option<i32> {
+    let status = std::fs::read(format!("/proc/{host}/status")).ok()?;
+    Status::parse(&status).ns_pid.last().copied()
+}
+
+/// Reads `/proc/PID/timers`: four lines a timer.
+fn parse(list: &[u8]) -> Option<Vec<Listed>> {
+    let text = std::str::from_utf8(list).ok()?;
+    let mut lines = text.lines();
+    let mut timers = Vec::new();
+    while let Some(first) = lines.next() {
+        let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(": ");
+        let id = first.strip_prefix("ID: ")?.parse().ok()?;
+        let (signal, value) = field("signal")?.split_once('/')?;
+        let (notify, target) = field("notify")?.split_once('/')?;
+        let clock = field("ClockID")?.parse().ok()?;
+        timers.push(Listed {
+            id,
+            signal: signal.parse().ok()?,
+            value: u64::from_str_radix(value, 16).ok()?,
+            notify: match notify {
+                "signal" => Notify::Signal,
+                "none" => Notify::None,
+                "thread" => Notify::Thread,
+                _ => return None,
+            },
+            thread: match target.split_once('.')? {
+                ("tid", tid) => Some(tid.parse().ok()?),
+                ("pid", _) => None,
+                _ => return None,
+            },
+            clock,
+        });
+    }
+    Some(timers)
+}
