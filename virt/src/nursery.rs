@@ -4,6 +4,7 @@
 //! maker, with the id that it is to have (clone3 with set_tid), and is traced from birth (CLONE_PTRACE), so that it
 //! stops before its first instruction. ckrun's death kills them all (PTRACE_O_EXITKILL).
 
+use crate::cpu::rseq::Rseq;
 use crate::program::{Arg, Call, Program};
 use crate::stub;
 use crate::sys::ptrace::{self, Change};
@@ -72,15 +73,9 @@ pub fn take_over(init: Pid, hatch: OwnedFd, there: RawFd, area: Range<u64>) -> R
 
 /// What the C library of ckrun has registered with the kernel for this thread lies in memory that is about to go.
 fn forget_c_library(worker: &mut Worker) -> Result<(), Failure> {
-    let rseq = ptrace::rseq(worker.host()).doing(|| "read the rseq registration of the first process")?;
     let mut program = Program::new();
-    if rseq.address != 0 {
-        const RSEQ_FLAG_UNREGISTER: u64 = 1;
-        program.call(
-            "unregister rseq",
-            libc::SYS_rseq,
-            &[rseq.address.into(), rseq.size.into(), RSEQ_FLAG_UNREGISTER.into(), rseq.signature.into()],
-        );
+    if let Some(rseq) = Rseq::read(worker.host())? {
+        rseq.unregister(&mut program);
     }
     let list_head = 24_u64; // sizeof(struct robust_list_head), linux/futex.h
     program.call("forget the robust list", libc::SYS_set_robust_list, &[0.into(), list_head.into()]);

@@ -7,16 +7,16 @@ mod mount;
 pub mod peek;
 mod pidfd;
 pub mod ptrace;
-mod writeback;
 mod sched;
+mod writeback;
 
 pub use affinity::{affinity, pin, set_affinity};
 pub use clone::{Clone3, Cloned};
 pub use kcmp::same_file;
 pub use mount::{MountAttr, mount_setattr};
 pub use pidfd::pidfd_send_signal;
-pub use writeback::start_writeback;
 pub use sched::{SchedAttr, ioprio, sched_getattr, sched_setattr, set_ioprio};
+pub use writeback::start_writeback;
 
 use nix::errno::Errno;
 

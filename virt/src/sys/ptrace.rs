@@ -212,29 +212,3 @@ pub fn wait(pid: Pid, flags: libc::c_int) -> Result<Option<(Pid, Change)>, Errno
     };
     Ok(Some((Pid::from_raw(seen), change)))
 }
-
-/// The rseq registration of a thread: `struct ptrace_rseq_configuration` of `linux/ptrace.h`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Rseq {
-    /// Of the thread's `struct rseq`, 0 when there is none.
-    pub address: u64,
-    /// Its size in bytes.
-    pub size: u32,
-    /// What must stand before every abort handler.
-    pub signature: u32,
-    /// Of the registration.
-    pub flags: u32,
-    pad: u32,
-}
-
-/// Reads the rseq registration of a stopped thread (Linux 5.13).
-///
-/// # Errors
-/// `ESRCH` (not stopped), `EIO` (a kernel without it).
-pub fn rseq(pid: Pid) -> Result<Rseq, Errno> {
-    const GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
-    let mut rseq = Rseq::default();
-    ptrace(GET_RSEQ_CONFIGURATION, pid, size_of::<Rseq>(), (&raw mut rseq).cast())?;
-    Ok(rseq)
-}
