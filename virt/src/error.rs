@@ -75,6 +75,9 @@ pub enum Error {
         /// What failed.
         failure: Failure,
     },
+    /// The image can't be written or read.
+    #[error(transparent)]
+    Image(#[from] crate::image::Error),
     /// The job has what no image can hold.
     #[error("{}", blocked(.0))]
     Blocked(Vec<Blocker>),

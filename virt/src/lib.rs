@@ -13,6 +13,7 @@
 //! - [`clocks`]: a job's clocks go on where they were;
 //! - [`fault`]: points at which a test can make ckrun die;
 //! - [`image`]: a checkpoint on disk;
+//! - [`memory`]: address spaces, read and built again;
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
@@ -29,6 +30,7 @@ pub mod fault;
 pub mod hex;
 pub mod image;
 pub mod limits;
+pub mod memory;
 pub mod mempolicy;
 pub mod nursery;
 pub mod oom;

@@ -4,10 +4,12 @@ mod affinity;
 mod clone;
 mod kcmp;
 mod mount;
+pub mod pagemap;
 pub mod peek;
 mod pidfd;
 pub mod ptrace;
 mod sched;
+pub mod uffd;
 mod writeback;
 
 pub use affinity::{affinity, pin, set_affinity};

@@ -1,0 +1,26 @@
+//! A process's memory: read from outside while the process is stopped, and built again in a new one.
+//!
+//! Capture: [`Layout::read`] reads the map, [`MmState::capture`] the kernel's notes beside it, [`dump`] stores the pages
+//! that are the process's own, [`dump_object`] those of what processes share. [`survey`] tells beforehand what can't be
+//! carried.
+
+mod copy;
+mod dump;
+mod layout;
+mod mm;
+mod object;
+mod relative;
+mod smaps;
+mod vma;
+
+pub use dump::{Dumped, dump, dump_object};
+pub use layout::{Layout, blockers, survey};
+pub use mm::MmState;
+pub use object::{Census, Kind, Object, Obstacle};
+pub use relative::Relative;
+pub use vma::{Backing, Flags, PAGE, Prot, Span, Vma};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

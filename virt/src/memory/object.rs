@@ -1,0 +1,280 @@
+//! What mappings show besides private memory: files, and memory that processes share. The job has one list of them; a
+//! mapping, an executable or a descriptor names an object by its place in it.
+
+use crate::image::Bytes;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// A file or a piece of shared memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Object {
+    /// The device that it was on, as stat(2) tells it.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Type and permissions, as stat(2) tells them.
+    pub mode: u32,
+    /// The owner in the container's eyes can't be told from outside; this is the host's.
+    pub owner: (u32, u32),
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// Where an object comes from at a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Kind {
+    /// A file of the container. It is not carried: the container has it at a restart.
+    File {
+        /// From the container's root.
+        path: Bytes,
+        /// When it was changed last: seconds and nanoseconds.
+        modified: (i64, u32),
+    },
+    /// A file without a name any more. Its content is carried.
+    Deleted {
+        /// Its last name.
+        path: Bytes,
+    },
+    /// Memory of `mmap(MAP_SHARED | MAP_ANONYMOUS)`. Its content is carried.
+    Shared {
+        /// Bytes of a page when it is of huge pages, else 0.
+        huge: u64,
+    },
+    /// Memory of memfd_create(2). Its content is carried.
+    Memfd {
+        /// Its name.
+        name: Bytes,
+        /// `F_SEAL_*`.
+        seals: u32,
+        /// Bytes of a page when it is of huge pages, else 0.
+        huge: u64,
+    },
+}
+
+impl Object {
+    /// The image holds its content.
+    pub fn carried(&self) -> bool {
+        !matches!(self.kind, Kind::File { .. })
+    }
+}
+
+/// Why something can't be carried, and what can be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The thing: `mapping 7f00-7f01 of /dev/mem`.
+    pub what: String,
+    /// The reason.
+    pub why: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+impl Obstacle {
+    pub(super) fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Obstacle { what: what.into(), why: why.into(), remedy: None }
+    }
+}
+
+/// How the kernel names the file of a mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Name {
+    pub device: (u32, u32),
+    pub inode: u64,
+    pub path: Vec<u8>,
+}
+
+/// The objects of a job, as they are found in its processes.
+#[derive(Debug)]
+pub struct Census {
+    objects: Vec<Object>,
+    /// `/proc/PID/…` by which an object can be opened as long as that process is stopped.
+    links: Vec<String>,
+    known: HashMap<Name, Result<u32, Obstacle>>,
+    root: OwnedFd,
+    /// The device of the kernel's own tmpfs, which memfds and shared memory are on.
+    memory: u64,
+    /// The most bytes of one deleted file that are carried.
+    limit: u64,
+}
+
+impl Census {
+    /// An empty list. `init` is the job's first process, whose root directory all paths begin at; `limit` the most
+    /// bytes that a deleted file may have.
+    ///
+    /// # Errors
+    /// `ESRCH`.
+    pub fn new(init: Pid, limit: u64) -> Result<Self, Failure> {
+        let path = format!("/proc/{init}/root");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+        let probe = rustix::fs::memfd_create(c"ckrun", rustix::fs::MemfdFlags::CLOEXEC);
+        let stat = probe.and_then(rustix::fs::fstat).doing(|| "look at a memfd")?;
+        Ok(Census {
+            objects: Vec::new(),
+            links: Vec::new(),
+            known: HashMap::new(),
+            root,
+            memory: stat.st_dev,
+            limit,
+        })
+    }
+
+    /// The list, in the order of the ids.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+
+    /// The object that a descriptor with this device and inode is of, if it has been found in a mapping.
+    pub fn find(&self, device: u64, inode: u64) -> Option<u32> {
+        self.objects.iter().position(|o| (o.device, o.inode) == (device, inode)).map(|at| at as u32)
+    }
+
+    /// Opens object `id` for reading. The process that it was found in must be there still.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(&self, id: u32) -> Result<File, Failure> {
+        let link = self.links.get(id as usize).map(String::as_str).unwrap_or_default();
+        File::open(link).doing(|| format!("open {link}"))
+    }
+
+    /// The object behind `link`, a link of `/proc/PID` to an open or mapped file that the kernel calls `name`.
+    pub(super) fn enter(&mut self, name: Name, link: &str) -> Result<Result<u32, Obstacle>, Failure> {
+        if let Some(known) = self.known.get(&name) {
+            return Ok(known.clone());
+        }
+        let stat = rustix::fs::stat(link).doing(|| format!("look at {link}"))?;
+        let found = match self.kind(&name.path, &stat, link)? {
+            Ok(kind) => Ok(self.add(kind, &stat, link)),
+            Err(obstacle) => Err(obstacle),
+        };
+        self.known.insert(name, found.clone());
+        Ok(found)
+    }
+
+    /// The executable of process `host`.
+    pub(super) fn executable(&mut self, host: Pid) -> Result<Result<u32, Obstacle>, Failure> {
+        let link = format!("/proc/{host}/exe");
+        let path = std::fs::read_link(&link).doing(|| format!("read {link}"))?;
+        let stat = rustix::fs::stat(&link).doing(|| format!("look at {link}"))?;
+        let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        let path = path.as_os_str().as_bytes().to_owned();
+        self.enter(Name { device, inode: stat.st_ino, path }, &link)
+    }
+
+    fn add(&mut self, kind: Kind, stat: &Stat, link: &str) -> u32 {
+        self.objects.push(Object {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size.cast_unsigned(),
+            mode: stat.st_mode,
+            owner: (stat.st_uid, stat.st_gid),
+            kind,
+        });
+        self.links.push(link.to_owned());
+        (self.objects.len() - 1) as u32
+    }
+
+    fn kind(&self, path: &[u8], stat: &Stat, link: &str) -> Result<Result<Kind, Obstacle>, Failure> {
+        let refuse = |why: &str| Ok(Err(Obstacle::new(String::from_utf8_lossy(path), why)));
+        // Only what is on no mounted file system can have these names: a file of the container that pretends to loses
+        // nothing, since the content of both is carried.
+        let gone = path.strip_suffix(b" (deleted)").filter(|_| rustix::fs::major(stat.st_dev) == 0);
+        match gone {
+            Some(b"/secretmem") => return refuse("memory of memfd_secret, which nobody else can read"),
+            Some(b"/[aio]") => return refuse("the ring of an asynchronous I/O context (io_setup)"),
+            _ => {}
+        }
+        if let Some(gone) = gone.filter(|_| stat.st_nlink == 0) {
+            if let Some(name) = gone.strip_prefix(b"/memfd:") {
+                return Ok(Ok(Kind::Memfd {
+                    name: name.into(),
+                    seals: seals_of(link)?,
+                    huge: huge_page_of(link)?,
+                }));
+            }
+            if matches!(gone, b"/dev/zero" | b"/anon_hugepage") {
+                return Ok(Ok(Kind::Shared { huge: huge_page_of(link)? }));
+            }
+            if gone.starts_with(b"/SYSV") {
+                return refuse("a System V shared memory segment");
+            }
+            if stat.st_dev == self.memory {
+                return refuse("memory of a kernel driver");
+            }
+        }
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            // A private mapping of it is anonymous memory.
+            FileType::CharacterDevice if stat.st_rdev == rustix::fs::makedev(1, 5) => {}
+            FileType::CharacterDevice | FileType::BlockDevice => return refuse("a mapping of a device"),
+            _ => return refuse("not a file that can be opened again"),
+        }
+        if self.same_at(path, stat)? {
+            let modified = (stat.st_mtime, stat.st_mtime_nsec as u32);
+            return Ok(Ok(Kind::File { path: path.into(), modified }));
+        }
+        if stat.st_nlink > 0 {
+            return refuse("the file that is mapped is not found under its name in the container");
+        }
+        if stat.st_size.cast_unsigned() > self.limit {
+            let mut obstacle = Obstacle::new(
+                String::from_utf8_lossy(path),
+                format!(
+                    "a deleted file of {} bytes, more than the {} that are carried",
+                    stat.st_size, self.limit
+                ),
+            );
+            obstacle.remedy = Some("end the process that has it mapped, or keep the file".into());
+            return Ok(Err(obstacle));
+        }
+        Ok(Ok(Kind::Deleted { path: path.strip_suffix(b" (deleted)").unwrap_or(path).into() }))
+    }
+
+    /// The file is what the container finds at `path`.
+    fn same_at(&self, path: &[u8], stat: &Stat) -> Result<bool, Failure> {
+        if !path.starts_with(b"/") {
+            return Ok(false);
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        let what = || format!("look at {} in the container", String::from_utf8_lossy(path));
+        match opened.and_then(|fd| rustix::fs::fstat(fd.as_fd())) {
+            Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::NAMETOOLONG) => {
+                Ok(false)
+            }
+            Err(errno) => Err(errno).doing(what),
+        }
+    }
+}
+
+/// Bytes of a page of a file on a hugetlbfs, 0 for other files.
+fn huge_page_of(link: &str) -> Result<u64, Failure> {
+    const HUGETLBFS: i64 = 0x9584_58f6;
+    let fs = rustix::fs::statfs(link).doing(|| format!("look at the file system of {link}"))?;
+    Ok(if fs.f_type == HUGETLBFS { fs.f_bsize.cast_unsigned() } else { 0 })
+}
+
+fn seals_of(link: &str) -> Result<u32, Failure> {
+    let file = File::open(link).doing(|| format!("open {link}"))?;
+    match rustix::fs::fcntl_get_seals(&file) {
+        Ok(seals) => Ok(seals.bits()),
+        // A memfd of before MFD_ALLOW_SEALING existed.
+        Err(rustix::io::Errno::INVAL) => Ok(0),
+        Err(errno) => {
+            Err(Failure::new(format!("read the seals of {link}"), Errno::from_raw(errno.raw_os_error())))
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Real processes for the tests of this room.
+
+use crate::image::{PagesWriter, Writer};
+use crate::memory::{Census, Dumped, Layout, dump};
+use crate::tracee::Tracee;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork, pipe};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+
+/// A child of the test, traced and stopped. It dies with this.
+#[derive(Debug)]
+pub struct Task {
+    pub pid: Pid,
+    /// What its setup told.
+    pub told: Vec<u64>,
+    pub memory: File,
+    pub tracee: Option<Tracee>,
+}
+
+impl Task {
+    /// Forks; the child runs `setup` and then sleeps until it is killed.
+    pub fn new(setup: impl FnOnce() -> Vec<u64>) -> Task {
+        let (read, write) = pipe().unwrap();
+        // SAFETY: the child calls nothing that needs another thread, and never returns.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                drop(read);
+                let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(setup)).unwrap_or_default();
+                let words = std::iter::once(told.len() as u64).chain(told);
+                let bytes: Vec<u8> = words.flat_map(|word| word.to_ne_bytes()).collect();
+                File::from(write).write_all(&bytes).unwrap();
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+            ForkResult::Parent { child } => {
+                drop(write);
+                // Not up to its end: children of other tests have inherited the other side.
+                let (mut count, mut read) = ([0; 8], File::from(read));
+                read.read_exact(&mut count).unwrap();
+                let mut bytes = vec![0; 8 * u64::from_ne_bytes(count) as usize];
+                assert!(!bytes.is_empty(), "the child's setup has failed");
+                read.read_exact(&mut bytes).unwrap();
+                let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+                Task::catch(child, words)
+            }
+        }
+    }
+
+    /// Traces and stops a process that is a child of the test, or of one.
+    pub fn catch(pid: Pid, told: Vec<u64>) -> Task {
+        Tracee::catch(pid, libc::PTRACE_O_EXITKILL).unwrap();
+        let tracee = Tracee::arrive(pid).unwrap();
+        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap();
+        Task { pid, told, memory, tracee }
+    }
+
+    pub fn census(&self) -> Census {
+        Census::new(self.pid, 1 << 20).unwrap()
+    }
+
+    pub fn layout(&self, census: &mut Census) -> Layout {
+        let (layout, obstacles) = Layout::read(self.pid, census, &[]).unwrap();
+        assert_eq!(obstacles, []);
+        layout
+    }
+
+    pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+
+    pub fn dump(&self, layout: &Layout, sinks: &mut [PagesWriter]) -> Dumped {
+        dump(self.pid, &self.memory, layout, |_| true, &[], sinks).unwrap()
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
+    }
+}
+
+/// Maps memory in this process; `at` 0 leaves the place to the kernel.
+pub fn map(at: u64, len: u64, prot: i32, flags: i32, fd: i32, offset: i64) -> u64 {
+    // SAFETY: with MAP_FIXED_NOREPLACE or at a place of the kernel's choice nothing is replaced; tests that use
+    // MAP_FIXED do so on their own mappings.
+    let got = unsafe { libc::mmap(at as *mut libc::c_void, len as usize, prot, flags, fd, offset) };
+    assert_ne!(got, libc::MAP_FAILED, "{}", nix::errno::Errno::last());
+    got as u64
+}
+
+/// Private anonymous memory, readable and writable.
+pub fn anonymous(len: u64) -> u64 {
+    map(0, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+}
+
+pub fn protect(at: u64, len: u64, prot: i32) {
+    // SAFETY: memory that the test has mapped.
+    assert_eq!(unsafe { libc::mprotect(at as *mut libc::c_void, len as usize, prot) }, 0);
+}
+
+/// madvise(2); the answer is whether the kernel knows it.
+pub fn advise(at: u64, len: u64, advice: i32) -> bool {
+    // SAFETY: memory that the test has mapped.
+    unsafe { libc::madvise(at as *mut libc::c_void, len as usize, advice) == 0 }
+}
+
+pub fn poke(at: u64, bytes: &[u8]) {
+    // SAFETY: memory that the test has mapped writable.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) };
+}
+
+/// Files for pages, of an image that is never committed.
+pub fn sinks(count: u16) -> (Writer, Vec<PagesWriter>) {
+    let dir = tempfile::tempdir().unwrap().keep();
+    let mut writer = Writer::create(&dir.join("image")).unwrap();
+    let sinks = (0..count).map(|n| writer.pages(n.into()).unwrap()).collect();
+    (writer, sinks)
+}
