@@ -81,9 +81,6 @@ pub enum Error {
     /// The job has what no image can hold.
     #[error("{}", blocked(.0))]
     Blocked(Vec<Blocker>),
-    /// The image can't be written or read.
-    #[error(transparent)]
-    Image(#[from] crate::image::Error),
     /// A file of the image is not what it should be, or does not fit to the rest.
     #[error("image: {0}")]
     Damaged(String),

@@ -17,6 +17,7 @@
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
+pub mod capture;
 pub mod checkpoint;
 pub mod clocks;
 pub mod cpu;
@@ -29,6 +30,7 @@ pub mod exit;
 pub mod fault;
 pub mod hex;
 pub mod image;
+pub mod job;
 pub mod limits;
 pub mod memory;
 pub mod mempolicy;

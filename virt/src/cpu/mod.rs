@@ -13,5 +13,6 @@ pub mod layout;
 pub mod packed;
 pub mod registers;
 pub mod rseq;
+pub mod state;
 pub mod vdso;
 pub mod xstate;

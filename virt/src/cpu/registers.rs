@@ -3,6 +3,9 @@
 use crate::Failure;
 use crate::resource::{Blocker, Stopped};
 use crate::sys::ptrace::{self, Registers};
+
+/// The registers as ptrace gives and takes them.
+pub type Raw = Registers;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 

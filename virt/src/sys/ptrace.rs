@@ -212,3 +212,6 @@ pub fn wait(pid: Pid, flags: libc::c_int) -> Result<Option<(Pid, Change)>, Errno
     };
     Ok(Some((Pid::from_raw(seen), change)))
 }
+
+/// `PTRACE_O_SUSPEND_SECCOMP` of `linux/ptrace.h`: no filter looks at the thread's calls as long as it is traced.
+pub const SUSPEND_SECCOMP: libc::c_int = 1 << 21;

@@ -1,0 +1,185 @@
+//! The state of a stopped job, read process by process.
+
+use crate::cpu::registers;
+use crate::cpu::rseq::Rseq;
+use crate::cpu::state::CpuState;
+use crate::job::Job;
+use crate::memory::{self, Census, Layout, MmState, Span};
+use crate::outside::Outside;
+use crate::program::Program;
+use crate::resource::Blocker;
+use crate::rooms::{ProcessRooms, ThreadRooms};
+use crate::seize::{Frozen, Process, Thread};
+use crate::signals;
+use crate::snapshot::Snapshot;
+use crate::sys::ptrace;
+use crate::timers::PosixTimers;
+use crate::tree::{Life, Member};
+use crate::visit::Visit;
+use crate::{Doing, Error, Failure};
+use nix::unistd::Pid;
+
+/// What has been read so far.
+#[derive(Debug)]
+pub struct Capture {
+    /// The job's state.
+    pub job: Job,
+    /// Files and shared memory that mappings show.
+    pub census: Census,
+    /// What can't be carried.
+    pub blockers: Vec<Blocker>,
+    /// The CPU that ckrun stays on.
+    cpu: usize,
+}
+
+/// The memory of one process: itself, or a copy that was made while it stood still.
+#[derive(Debug)]
+pub enum Source {
+    /// The process, which must stay stopped.
+    Itself(Pid),
+    /// A copy.
+    Copy(Snapshot),
+}
+
+impl Source {
+    /// The id, in ckrun's pid namespace, whose memory is to be read.
+    pub fn pid(&self) -> Pid {
+        match self {
+            Source::Itself(pid) => *pid,
+            Source::Copy(snapshot) => snapshot.pid(),
+        }
+    }
+}
+
+impl Capture {
+    /// Begins to read a job; `limit` is the most bytes that a deleted file may have.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn begin(init: Pid, limit: u64, cpu: usize) -> Result<Self, Error> {
+        Ok(Capture { job: Job::default(), census: Census::new(init, limit)?, blockers: Vec::new(), cpu })
+    }
+
+    /// Reads every process. The answer is where their memory is to be read from: with `copy`, from copies, so that the job
+    /// itself can go on.
+    ///
+    /// # Errors
+    /// The kernel's; the job is to be released then.
+    pub fn processes(&mut self, frozen: &mut Frozen, copy: bool) -> Result<Vec<(i32, Source)>, Error> {
+        let mut sources = Vec::new();
+        for process in &mut frozen.processes {
+            self.job.members.push(member(process));
+            if process.threads.is_empty() {
+                continue;
+            }
+            match self.process(process, copy) {
+                Ok(source) => sources.push((process.pid, source)),
+                Err(failure) => return Err(process.blame(failure)),
+            }
+        }
+        Ok(sources)
+    }
+
+    fn process(&mut self, process: &mut Process, copy: bool) -> Result<Source, Failure> {
+        for thread in &mut process.threads {
+            self.thread_from_outside(thread)?;
+        }
+        let Some((leader, others)) = process.threads.split_first() else {
+            return Ok(Source::Itself(Pid::from_raw(0)));
+        };
+        let task = &leader.stopped;
+        self.job.outside_processes.capture(task)?;
+        self.blockers.extend(signals::blocker(task));
+
+        let mut visit = Visit::enter(&leader.tracee, self.cpu)?;
+        let mut program = Program::new();
+        let timers = PosixTimers::list(task)?;
+        let asked_process = ProcessRooms::ask(&mut program);
+        let asked_timers = PosixTimers::ask(&timers, &mut program);
+        let asked_thread = ThreadRooms::ask(&mut program);
+        let asked_memory = MmState::ask(&mut program);
+        let answers = visit.run(&leader.tracee, &program)?;
+        self.job.processes.capture(task, &asked_process, &answers)?;
+        self.job.threads.capture(task, &asked_thread, &answers)?;
+        self.job.timers.insert(task.pid, PosixTimers::capture(task, &timers, &asked_timers, &answers)?);
+        for thread in others {
+            let mut program = Program::new();
+            let asked = ThreadRooms::ask(&mut program);
+            let answers = visit.run(&thread.tracee, &program)?;
+            self.job.threads.capture(&thread.stopped, &asked, &answers)?;
+        }
+
+        let hidden = visit.worker().stub_range();
+        let (layout, mut obstacles) =
+            Layout::read(task.host, &mut self.census, &[Span::new(hidden.start, hidden.end)])?;
+        match MmState::capture(task, asked_memory, &answers, &mut self.census)? {
+            Ok(state) => {
+                self.job.memory.insert(task.pid, state);
+            }
+            Err(obstacle) => obstacles.push(obstacle),
+        }
+        self.blockers.extend(memory::blockers(task.pid, &task.comm(), obstacles));
+        self.job.layouts.insert(task.pid, layout);
+        let source = if copy {
+            Source::Copy(Snapshot::take(&mut visit, &leader.tracee)?)
+        } else {
+            Source::Itself(task.host)
+        };
+        visit.leave()?;
+        for thread in &process.threads {
+            self.resume_dispatch(thread)?;
+        }
+        Ok(source)
+    }
+
+    /// What the kernel shows of a thread, and what must be put aside before anything runs in it.
+    fn thread_from_outside(&mut self, thread: &mut Thread) -> Result<(), Failure> {
+        let (host, task) = (thread.stopped.host, &thread.stopped);
+        self.blockers.extend(registers::blocker(task, &thread.tracee.regs));
+        if let Some(rseq) = Rseq::read(host)? {
+            let memory = crate::worker::open_memory(host)?;
+            rseq.abort(&memory, &mut thread.tracee.regs)?;
+        }
+        self.job.cpu.insert(task.tid, CpuState::capture(&thread.tracee)?);
+        self.job.outside_threads.capture(task)?;
+        self.job.filters.capture(task)?;
+        self.blockers.extend(self.job.filters.blocker(task));
+        if task.status.seccomp != 0 {
+            let options = libc::PTRACE_O_TRACESYSGOOD | ptrace::SUSPEND_SECCOMP;
+            ptrace::set_options(host, options)
+                .doing(|| format!("suspend the filters of thread {}", task.tid))?;
+        }
+        if self.job.outside_threads.dispatch.get(&task.tid).is_some_and(|dispatch| !dispatch.is_off()) {
+            crate::dispatch::UserDispatch::suspend(host)?;
+        }
+        Ok(())
+    }
+
+    fn resume_dispatch(&self, thread: &Thread) -> Result<(), Failure> {
+        match self.job.outside_threads.dispatch.get(&thread.stopped.tid) {
+            Some(dispatch) if !dispatch.is_off() => dispatch.restore(thread.stopped.host),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn member(process: &Process) -> Member {
+    let status = &process.stopped.status;
+    let innermost = |ids: &[i32]| ids.last().copied().unwrap_or(0);
+    let stop = process.leader().and_then(|leader| leader.tracee.group_stop);
+    let state = match stop {
+        _ if process.stat.ended() => Life::Zombie { status: process.stat.exit_code },
+        Some(signal) => Life::Stopped { signal, reported: process.stat.exit_code == 0 },
+        None => Life::Running,
+    };
+    Member {
+        pid: process.pid,
+        parent: process.parent,
+        group: innermost(&status.ns_pgid),
+        session: innermost(&status.ns_sid),
+        exit_signal: process.stat.exit_signal,
+        threads: process.threads.iter().map(|thread| thread.stopped.tid).collect(),
+        state,
+        comm: process.stopped.comm(),
+    }
+}
