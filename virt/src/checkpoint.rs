@@ -1,20 +1,36 @@
-//! Stand-in: the story of a checkpoint is still to come.
+//! A checkpoint: the story of how a running job becomes an image.
+//!
+//! Until the image is complete nothing of the job is given up. Whatever fails before, and if it is ckrun that is killed,
+//! the job goes on, and there is no image.
 
+use crate::capture::{Capture, Source};
+use crate::clocks::Clocks;
 use crate::events::Events;
+use crate::image::{Manifest, Owner, PageRun, PagesWriter, Writer};
+use crate::memory::{self, Census, Dumped, Relative, Vma};
+use crate::proc::Stat;
 use crate::resource::Blocker;
+use crate::seize::{Frozen, descendants};
+use crate::status::Status;
+use crate::table::{Generation, Seen, Table, Time};
+use crate::visit::stay_on_this_cpu;
+use crate::worker::open_memory;
 use crate::{Error, fault};
 use nix::unistd::Pid;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What is wanted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The directory that becomes the image.
     pub image: PathBuf,
     /// The job goes on afterwards.
     pub leave_running: bool,
+    /// What is known of the job's ids since its first start; None for a job of which nothing was kept.
+    pub table: Option<Table>,
 }
 
 /// What was done.
@@ -28,22 +44,261 @@ pub struct Report {
     pub processes: usize,
     /// Threads in the image.
     pub threads: usize,
-    /// Size of the image.
+    /// Size of the image, in bytes.
     pub bytes: u64,
+    /// Bytes of memory in it.
+    pub memory: u64,
+    /// Bytes of memory that were all zeroes, and are not in it.
+    pub zeroes: u64,
 }
 
-/// What stands in the way.
-pub fn survey(_init: Pid) -> Result<Vec<Blocker>, Error> {
-    Err(Error::Unsupported("checkpoint: the engine is missing".into()))
+/// The most bytes of a deleted file that an image carries: 1 GiB.
+const DELETED: u64 = 1 << 30;
+/// Threads that copy memory, each into a file of its own: writers of one file wait for each other.
+const COPIERS: usize = 2;
+
+/// Names everything that stands in the way of a checkpoint, while the job runs on.
+///
+/// # Errors
+/// The kernel's.
+pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
+    let mut blockers = Vec::new();
+    let mut census = Census::new(init, DELETED)?;
+    for host in descendants(init) {
+        if Stat::of(host).is_none_or(|stat| stat.ended()) {
+            continue;
+        }
+        let Ok(text) = std::fs::read(format!("/proc/{host}/status")) else { continue };
+        let pid = Status::parse(&text).ns_pid.last().copied().unwrap_or(0);
+        let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
+        match memory::survey(host, pid, comm.trim_end(), &mut census) {
+            Ok(found) => blockers.extend(found),
+            // One that has ended meanwhile is in nobody's way.
+            Err(_) if Stat::of(host).is_none_or(|stat| stat.ended()) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(blockers)
 }
 
-/// Writes the image.
+/// Writes the job whose first process is `init` to an image, and ends it unless it is to go on. `extra` are files that
+/// the image is to have besides.
+///
+/// # Errors
+/// What stands in the way ([`Error::Blocked`]), the kernel's, the image's; the job runs then.
 pub fn checkpoint(
-    _init: Pid,
-    _options: &Options,
-    _extra_files: &[(&str, Vec<u8>)],
-    _events: &mut dyn Events,
+    init: Pid,
+    options: &Options,
+    extra: &[(&str, Vec<u8>)],
+    events: &mut dyn Events,
 ) -> Result<Report, Error> {
+    let began = Instant::now();
     fault::point("checkpoint:look")?;
-    Err(Error::Unsupported("checkpoint: the engine is missing".into()))
+    refuse(survey(init)?)?;
+    let mut image = Writer::create(&options.image)?;
+    for (name, bytes) in extra {
+        image.bytes(name, bytes)?;
+    }
+    events.presuspend()?;
+
+    fault::point("checkpoint:seize")?;
+    let cpu = stay_on_this_cpu()?;
+    let clocks = Clocks::of(init)?;
+    let frozen = Frozen::stop(init, || events.seized())?;
+    let written = write(init, options, &mut image, frozen, clocks, cpu, events);
+    let (frozen, stood, mut report) = match written {
+        Ok(written) => written,
+        Err((frozen, e)) => {
+            if let Some(frozen) = frozen {
+                events.resume()?;
+                frozen.release();
+            }
+            return Err(e);
+        }
+    };
+    let manifest = manifest(options)?;
+    fault::point("checkpoint:commit")?;
+    let committed = match image.commit(manifest) {
+        Ok(committed) => committed,
+        Err(e) => {
+            if frozen.is_some() {
+                events.resume()?;
+            }
+            return Err(e.into());
+        }
+    };
+    report.bytes = committed.manifest.size();
+
+    fault::point("checkpoint:committed")?;
+    events.committed(&options.image)?;
+    report.frozen = stood;
+    if let Some(frozen) = frozen {
+        report.frozen = frozen.frozen_for();
+        fault::point("checkpoint:kill")?;
+        frozen.kill()?;
+        events.exit();
+    }
+    report.total = began.elapsed();
+    Ok(report)
+}
+
+type Written = (Option<Frozen>, Duration, Report);
+
+/// Everything between the stop and the commit. The stopped job comes back, unless it goes on already.
+fn write(
+    init: Pid,
+    options: &Options,
+    image: &mut Writer,
+    mut frozen: Frozen,
+    clocks: Clocks,
+    cpu: usize,
+    events: &mut dyn Events,
+) -> Result<Written, (Option<Frozen>, Error)> {
+    let mut capture = || -> Result<_, Error> {
+        fault::point("checkpoint:capture")?;
+        let mut capture = Capture::begin(init, DELETED, cpu)?;
+        let sources = capture.processes(&mut frozen, options.leave_running)?;
+        refuse(std::mem::take(&mut capture.blockers))?;
+        let mut table = options.table.clone().map_or_else(first_table, Ok)?;
+        table.observe(&Seen::stopped(&frozen), Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
+        image.json("table.json", &table)?;
+        image.json(Clocks::FILE, &clocks)?;
+        events.precheckpoint(&options.image)?;
+
+        fault::point("checkpoint:memory")?;
+        let mut memory = Memory::begin(image)?;
+        memory.shared(&capture.census)?;
+        if options.leave_running {
+            // A copy lacks these.
+            memory.processes(&mut capture, &sources, &|vma| !vma.survives_clone(), true)?;
+        }
+        Ok((capture, sources, memory))
+    };
+    let (mut capture, sources, mut memory) = match capture() {
+        Ok(captured) => captured,
+        Err(e) => return Err((Some(frozen), e)),
+    };
+    let mut report = Report {
+        frozen: Duration::ZERO,
+        total: Duration::ZERO,
+        processes: frozen.processes.len(),
+        threads: frozen.threads().count(),
+        bytes: 0,
+        memory: 0,
+        zeroes: 0,
+    };
+    let mut stood = Duration::ZERO;
+    let frozen = if options.leave_running {
+        if let Err(e) = fault::point("checkpoint:resume").map_err(Error::from).and_then(|()| events.resume())
+        {
+            return Err((Some(frozen), e));
+        }
+        stood = frozen.frozen_for();
+        frozen.release();
+        None
+    } else {
+        Some(frozen)
+    };
+    let mut rest = || -> Result<(), Error> {
+        let left = |vma: &Vma| !options.leave_running || vma.survives_clone();
+        memory.processes(&mut capture, &sources, &left, false)?;
+        fault::point("checkpoint:write")?;
+        (report.memory, report.zeroes) = (memory.written, memory.dropped);
+        let sections = std::mem::take(&mut memory.sections);
+        drop(memory);
+        image.index(&sections.into_iter().collect::<Vec<_>>())?;
+        capture.job.objects = capture.census.objects().to_vec();
+        capture.job.write(image)
+    };
+    let outcome = rest();
+    for (_, source) in sources {
+        if let Source::Copy(snapshot) = source
+            && let Err(e) = snapshot.discard(cpu)
+        {
+            log::warn!("{e}");
+        }
+    }
+    match outcome {
+        Ok(()) => Ok((frozen, stood, report)),
+        Err(e) => Err((frozen, e)),
+    }
+}
+
+fn refuse(blockers: Vec<Blocker>) -> Result<(), Error> {
+    if blockers.is_empty() { Ok(()) } else { Err(Error::Blocked(blockers)) }
+}
+
+fn first_table() -> Result<Table, Error> {
+    Ok(Table::new(Generation::here(0, Time::now())?))
+}
+
+fn manifest(options: &Options) -> Result<Manifest, Error> {
+    Ok(Manifest::new(options.table.as_ref().map_or(0, Table::generation))?)
+}
+
+/// Pages on their way into the image.
+struct Memory {
+    sinks: Vec<PagesWriter>,
+    sections: BTreeMap<Owner, Vec<PageRun>>,
+    written: u64,
+    dropped: u64,
+}
+
+impl Memory {
+    fn begin(image: &mut Writer) -> Result<Self, Error> {
+        let sinks = (0..COPIERS).map(|number| image.pages(number)).collect::<Result<_, _>>()?;
+        Ok(Memory { sinks, sections: BTreeMap::new(), written: 0, dropped: 0 })
+    }
+
+    /// Memory that several processes may show.
+    fn shared(&mut self, census: &Census) -> Result<(), Error> {
+        for (id, object) in (0..).zip(census.objects()) {
+            if object.carried() {
+                let dumped = memory::dump_object(&census.open(id)?, &mut self.sinks)?;
+                self.add(Owner::Shared(id), dumped);
+            }
+        }
+        Ok(())
+    }
+
+    /// The private memory of every process, as far as `wanted`; from the process itself if `itself`, else from its source.
+    fn processes(
+        &mut self,
+        capture: &mut Capture,
+        sources: &[(i32, Source)],
+        wanted: &dyn Fn(&Vma) -> bool,
+        itself: bool,
+    ) -> Result<(), Error> {
+        for (pid, source) in sources {
+            let Some(layout) = capture.job.layouts.get(pid) else { continue };
+            if itself && !layout.vmas.iter().any(wanted) {
+                continue;
+            }
+            let host = match source {
+                Source::Copy(snapshot) if itself => snapshot.parent(),
+                other => other.pid(),
+            };
+            let parent = capture.job.members.iter().find(|m| m.pid == *pid).map_or(0, |m| m.parent);
+            let relative = sources.iter().find(|(other, _)| *other == parent);
+            let relatives = match (relative, self.sections.get(&Owner::Process(parent))) {
+                (Some((_, source)), Some(runs)) if !itself => vec![Relative::new(source.pid(), runs)?],
+                _ => Vec::new(),
+            };
+            let memory = open_memory(host)?;
+            let mut dumped = memory::dump(host, &memory, layout, wanted, &relatives, &mut self.sinks)?;
+            if let Some(layout) = capture.job.layouts.get_mut(pid) {
+                layout.guards.append(&mut dumped.guards);
+            }
+            self.add(Owner::Process(*pid), dumped);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, owner: Owner, dumped: Dumped) {
+        self.written += dumped.written;
+        self.dropped += dumped.dropped;
+        let runs = self.sections.entry(owner).or_default();
+        runs.extend(dumped.runs);
+        runs.sort_unstable_by_key(|run| run.vaddr);
+    }
 }

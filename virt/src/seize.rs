@@ -112,6 +112,28 @@ impl Frozen {
         self.let_go();
     }
 
+    /// Kills the job, and waits until all of it has ended.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn kill(mut self) -> Result<(), Failure> {
+        let processes = std::mem::take(&mut self.processes);
+        let Some(init) = processes.first() else { return Ok(()) };
+        // The end of a pid namespace's first process is the end of all.
+        let host = init.stopped.host;
+        // SAFETY: a signal to a process that we have stopped: its id can't be another's as long as we have not waited for it.
+        Errno::result(unsafe { libc::kill(host.as_raw(), libc::SIGKILL) })
+            .doing(|| format!("kill process {host}"))?;
+        // The first process waits for all others, and those for their tracer. A leader's end is told when it is the last.
+        let mut threads: Vec<Pid> =
+            processes.iter().flat_map(|p| &p.threads).map(|t| t.tracee.pid()).collect();
+        threads.reverse();
+        for tid in threads {
+            while !matches!(ptrace::wait(tid, 0), Ok(Some((_, ptrace::Change::Ended(_)))) | Err(_)) {}
+        }
+        Ok(())
+    }
+
     fn let_go(&mut self) {
         for thread in self.processes.drain(..).flat_map(|process| process.threads) {
             // It may have been killed; then there is nobody to release.

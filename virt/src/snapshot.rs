@@ -59,6 +59,11 @@ impl Snapshot {
         self.copy
     }
 
+    /// The id, in ckrun's pid namespace, of the process that was copied.
+    pub fn parent(&self) -> Pid {
+        self.parent
+    }
+
     /// Ends the copy, and makes its parent reap it, which stops that for about 0.1 ms.
     ///
     /// # Errors
