@@ -60,6 +60,7 @@ pub enum Verb {
     Spec(verbs::spec::Args),
     Features(verbs::features::Args),
     Completions(verbs::completions::Args),
+    ClearAway(verbs::clear_away::Args),
 }
 
 impl Cli {
@@ -96,6 +97,7 @@ impl Cli {
             Verb::Ids(args) => done(verbs::ids::run(&args, &context)),
             Verb::Spec(args) => done(verbs::spec::run(&args)),
             Verb::Features(args) => done(verbs::features::run(&args)),
+            Verb::ClearAway(args) => done(verbs::clear_away::run(&args, &context)),
             Verb::Completions(args) => done(verbs::completions::run(&args, Cli::command())),
         }
     }

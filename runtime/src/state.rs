@@ -117,6 +117,11 @@ impl Store {
         Store { dir: root.unwrap_or_else(|| own().unwrap_or_else(|| "/run".into()).join("ckrun")) }
     }
 
+    /// The directory that they are in.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Takes an id: makes its directory and holds its lock. A directory in which nothing was written yet, and which nobody
     /// holds, was left by a ckrun that was killed at this very point: it is taken over.
     ///

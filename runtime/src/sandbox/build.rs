@@ -1,7 +1,7 @@
 //! ckrun's half of the building of a sandbox: the story of `create` and `run` (and of a restart).
 
 use super::channel::{self, Channel, Note};
-use super::guardian::Guardian;
+use super::guardian::{Charge, Guardian};
 use super::init::Init;
 use super::intel_rdt::Group;
 use super::namespaces::Namespaces;
@@ -131,10 +131,7 @@ impl Start<'_> {
 
 /// Nothing may be left of a restart that ckrun did not survive.
 fn guard(store: &Store, entry: &Entry) -> Result<Guardian> {
-    let posted = Guardian::post(entry.held(), |init| {
-        // Nobody is left whom a failure could be told.
-        let _ = destroy::unmake(store, &entry.id, init);
-    });
+    let posted = Guardian::post(entry.held(), Charge::Container(store.dir().as_os_str(), &entry.id));
     // So far there is only an empty directory.
     posted.inspect_err(|_| drop(std::fs::remove_dir(entry.dir())))
 }

@@ -2,60 +2,80 @@
 //!
 //! ckrun clears up after every failure itself, but nobody can after `kill -9` of oneself. `run` and `create` leave a
 //! container in that case, which `ckrun delete` removes; a restart that has not come to its end leaves nothing, so that
-//! it can be tried again under the same name. So a copy of ckrun, made before there is anything to clear up, waits for
-//! ckrun's end on a pipe. It is out of reach of the signals that end ckrun: those of the terminal, of its process group, and
-//! of a parent-death signal.
+//! it can be tried again under the same name. So a process, made before there is anything to clear up, waits for ckrun's
+//! end on a pipe and then becomes a ckrun that clears up (`ckrun clear-away`). It is out of reach of the signals that end
+//! ckrun: those of the terminal, of its process group, and of a parent-death signal.
 //!
 //! It holds the container's lock together with ckrun: nobody else comes near the container before it is done.
+//!
+//! It shares ckrun's memory (CLONE_VM): no page table is copied, and no page of ckrun's has to be copied when ckrun writes
+//! to it later, so that its making and its dismissal cost a fraction of a fork's. Therefore it does nothing but a few
+//! system calls until its exec. Only the kernel's out-of-memory killer ends both together.
 
-use super::namespaces::spawn;
 use crate::error::Result;
 use crate::state::InitProcess;
-use ckrun_virt::sys::Clone3;
-use ckrun_virt::{Doing, Process};
+use ckrun_virt::{Doing, Failure, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::waitpid;
-use nix::unistd::{pipe2, setsid};
-use rustix::fs::{Mode, OFlags, open};
+use nix::unistd::{Pid, pipe2};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// ckrun's hold on its guardian. When it is dropped the guardian is dismissed and has gone.
 #[derive(Debug)]
 pub struct Guardian {
     line: File,
     process: Process,
+    /// What the guardian reads and runs on: kept until it has gone.
+    _orders: Box<Orders>,
 }
 
-/// The last word to a guardian; any other is the id of an init and when that started.
-const DONE: [u8; WORD] = [0; WORD];
+/// The length of what is said of an init: its id, and when it started.
 const WORD: usize = 16;
 
+/// What a guardian needs; nobody changes it while there is one, except for the guardian its stack.
+#[derive(Debug)]
+struct Orders {
+    stack: [u128; 1024],
+    line: RawFd,
+    lock: RawFd,
+    /// Ranges of descriptors to close, from the first to the last; empty when the last is smaller.
+    close: [(u32, u32); 3],
+    /// A null-terminated array of the words below.
+    argv: Vec<*const libc::c_char>,
+    _words: Vec<CString>,
+}
+
+/// What a guardian clears away.
+#[derive(Debug, Clone, Copy)]
+pub enum Charge<'a> {
+    /// The container `id` of the store in this directory.
+    Container(&'a OsStr, &'a str),
+    /// A folder, if nobody holds a lock on it.
+    Folder(&'a OsStr),
+}
+
 impl Guardian {
-    /// Makes one. After a sudden end of ckrun it calls `clear`, which is told of the init if ckrun had told it. It keeps
-    /// `lock` open and no other descriptor of ckrun's: nobody is to wait for the end of a stream because of it.
+    /// Makes one. It keeps `lock` open and no other descriptor of ckrun's: nobody is to wait for the end of a stream
+    /// because of it.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn post(lock: Option<BorrowedFd<'_>>, clear: impl FnOnce(Option<InitProcess>)) -> Result<Guardian> {
+    pub fn post(lock: Option<BorrowedFd<'_>>, charge: Charge<'_>) -> Result<Guardian> {
         let (told, line) = pipe2(OFlag::O_CLOEXEC).doing(|| "make a pipe for the guardian")?;
-        let lock = lock.map(|fd| fd.as_raw_fd());
-        let process = spawn(&Clone3::default(), move || {
-            let told = told.into_raw_fd();
-            if detach(told, lock.unwrap_or(told)).is_err() {
-                return 1;
-            }
-            // SAFETY: the read end of the pipe, which nobody else owns here any more.
-            let told = unsafe { File::from_raw_fd(told) };
-            if let Some(init) = sudden_end(told) {
-                clear(init);
-            }
-            0
-        })?;
-        Ok(Guardian { line: line.into(), process })
+        let mut orders = Box::new(Orders::new(told.as_raw_fd(), lock, charge)?);
+        // Blocked signals stay so in the child, and no signal can come before.
+        let mut mask = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))
+            .doing(|| "block signals")?;
+        let made = spawn(&mut orders);
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).doing(|| "unblock signals")?;
+        Ok(Guardian { line: line.into(), process: made?, _orders: orders })
     }
 
     /// From now on the container has an init, which must not outlive ckrun either.
@@ -68,117 +88,142 @@ impl Guardian {
         word[8..].copy_from_slice(&init.started.to_ne_bytes());
         Ok((&self.line).write_all(&word).doing(|| "talk to the guardian")?)
     }
-
-    /// There is nothing to be cleared up any more.
-    pub fn dismiss(&self) {
-        // One that has been killed needs no dismissal.
-        let _ = (&self.line).write_all(&DONE);
-    }
 }
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        self.dismiss();
-        // Else its end would be reported to whoever becomes its parent when we end.
+        // There is nothing to be cleared up any more. One that has been killed needs no dismissal.
+        let _ = self.process.signal(Signal::SIGKILL);
+        // It uses our memory; and its end must not be reported to whoever becomes its parent when we end.
         while waitpid(self.process.pid(), None) == Err(Errno::EINTR) {}
     }
 }
 
-/// Cuts this process off from everything that ckrun has to do with, but for two descriptors.
-fn detach(told: RawFd, lock: RawFd) -> Result<()> {
-    setsid().doing(|| "start a session")?;
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).doing(|| "block signals")?;
-    log::set_max_level(log::LevelFilter::Off);
-    let null = open(c"/dev/null", OFlags::RDWR, Mode::empty()).doing(|| "open /dev/null")?.into_raw_fd();
-    for stream in 0..3 {
-        // SAFETY: plain numbers; the standard streams have no owner.
-        Errno::result(unsafe { libc::dup2(null, stream) }).doing(|| "let go of the standard streams")?;
-    }
-    let mut keep = [told, lock];
-    keep.sort_unstable();
-    let mut from = 3;
-    for end in keep.into_iter().chain([RawFd::MAX]) {
-        if from < end {
-            // SAFETY: what is closed belongs to values that are copies of ckrun's, and this process ends without dropping
-            // them.
-            let closed = unsafe { libc::close_range(from.cast_unsigned(), (end - 1).cast_unsigned(), 0) };
-            Errno::result(closed).doing(|| "close descriptors")?;
-        }
-        from = end.saturating_add(1);
-    }
-    Ok(())
-}
-
-/// Waits for ckrun's last word or its end. None after the word; otherwise what it said of an init.
-fn sudden_end(mut told: File) -> Option<Option<InitProcess>> {
-    let mut init = None;
+/// What ckrun had told of an init before its sudden end, by the one that the guardian became.
+pub fn last_words(mut line: File) -> Option<InitProcess> {
     let mut word = [0; WORD];
     // A write of so few bytes is whole or absent (pipe(7)).
-    while told.read_exact(&mut word).is_ok() {
-        if word == DONE {
-            return None;
+    line.read_exact(&mut word).ok()?;
+    let (mut pid, mut started) = ([0; 4], [0; 8]);
+    pid.copy_from_slice(&word[..4]);
+    started.copy_from_slice(&word[8..]);
+    Some(InitProcess { pid: i32::from_ne_bytes(pid), started: u64::from_ne_bytes(started) })
+}
+
+impl Orders {
+    fn new(line: RawFd, lock: Option<BorrowedFd<'_>>, charge: Charge<'_>) -> Result<Orders> {
+        let number = line.to_string();
+        let option = |name: &'static str| OsStr::new(name);
+        let mut words = vec![option("ckrun")];
+        match charge {
+            Charge::Container(store, id) => {
+                words.extend([
+                    option("--root"),
+                    store,
+                    option("clear-away"),
+                    option("--container"),
+                    OsStr::new(id),
+                ]);
+            }
+            Charge::Folder(folder) => words.extend([option("clear-away"), option("--folder"), folder]),
         }
-        let (mut pid, mut started) = ([0; 4], [0; 8]);
-        pid.copy_from_slice(&word[..4]);
-        started.copy_from_slice(&word[8..]);
-        init = Some(InitProcess { pid: i32::from_ne_bytes(pid), started: u64::from_ne_bytes(started) });
+        words.extend([option("--line"), OsStr::new(&number)]);
+        let words: Vec<CString> = words
+            .into_iter()
+            .map(|word| CString::new(word.as_bytes()))
+            .collect::<Result<_, _>>()
+            .map_err(|_| Failure::new("name what a guardian is to clear away", Errno::EINVAL))?;
+        let argv = words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
+        let lock = lock.map_or(line, |fd| fd.as_raw_fd());
+        let (first, second) = (line.min(lock).cast_unsigned(), line.max(lock).cast_unsigned());
+        // Neither is a standard stream: those are open.
+        let close = [(0, first - 1), (first + 1, second - 1), (second + 1, u32::MAX)];
+        Ok(Orders { stack: [0; 1024], line, lock, close, argv, _words: words })
     }
-    Some(init)
+}
+
+fn spawn(orders: &mut Orders) -> Result<Process> {
+    let top = orders.stack.as_mut_ptr_range().end.cast();
+    let mut pidfd: libc::c_int = -1;
+    let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: the child runs `watch` on a stack of its own that lives as long as `orders`, which its caller keeps until the
+    // child has gone. The kernel writes the descriptor to `pidfd` before the call returns.
+    let pid = unsafe { libc::clone(watch, top, flags, (&raw mut *orders).cast(), &raw mut pidfd) };
+    let pid = Errno::result(pid).doing(|| "clone a guardian")?;
+    // SAFETY: a new descriptor, which nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Process::from_clone(Pid::from_raw(pid), pidfd))
+}
+
+/// The guardian, up to its exec. While ckrun lives it writes to nothing but its stack: of the C library it calls only
+/// wrappers of system calls, and none that fails, since errno is ckrun's.
+extern "C" fn watch(orders: *mut libc::c_void) -> libc::c_int {
+    const OWN: &CStr = c"/proc/self/exe";
+    // SAFETY: `spawn` passed a pointer to an Orders that outlives this process, and nobody changes it meanwhile.
+    let orders = unsafe { &*orders.cast::<Orders>() };
+    // SAFETY: the descriptors are this process's own copies, and nobody in it owns one; pointers are to what lives through
+    // the calls. The last two calls come when ckrun is no more.
+    unsafe {
+        libc::setsid();
+        for (first, last) in orders.close {
+            if first <= last {
+                libc::close_range(first, last, 0);
+            }
+        }
+        libc::fcntl(orders.line, libc::F_SETFD, 0);
+        libc::fcntl(orders.lock, libc::F_SETFD, 0);
+        let mut line = libc::pollfd { fd: orders.line, events: 0, revents: 0 };
+        while line.revents & libc::POLLHUP == 0 {
+            // Not poll(3), which is a point of cancellation and may touch ckrun's thread-local memory.
+            let (forever, mask) = (std::ptr::null::<libc::timespec>(), std::ptr::null::<libc::sigset_t>());
+            libc::syscall(libc::SYS_ppoll, &raw mut line, 1, forever, mask, 0);
+        }
+        libc::execve(OWN.as_ptr(), orders.argv.as_ptr(), [std::ptr::null()].as_ptr());
+        libc::_exit(127)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sandbox::testing::in_child;
-    use nix::fcntl::{Flock, FlockArg};
-    use std::os::fd::AsFd;
-    use std::path::Path;
 
-    /// Stands in for ckrun: posts a guardian that writes what it knows to `said`, does `deed`, and ends without a word, if
-    /// `deed` does not drop the guardian. It holds `lock` until then.
-    fn ckrun(said: &Path, lock: Option<&Path>, deed: impl FnOnce(Guardian) -> Option<Guardian>) {
+    #[test]
+    fn a_dismissed_one_is_gone() {
         in_child(|| {
-            let held = lock.map(locked);
-            let guardian = Guardian::post(held.as_ref().map(|held| held.as_fd()), |init| {
-                let open = std::fs::read_dir("/proc/self/fd").unwrap().count() - 1;
-                std::fs::write(said, format!("{init:?} {open}")).unwrap();
-            });
-            // No destructor, as after a kill -9: neither a dismissal nor an unlocking.
-            std::mem::forget(deed(guardian.unwrap()));
-            std::mem::forget(held);
-        });
-    }
-
-    /// Waits until nobody holds the lock.
-    fn locked(path: &Path) -> Flock<File> {
-        Flock::lock(File::open(path).unwrap(), FlockArg::LockExclusive).unwrap()
-    }
-
-    #[test]
-    fn after_a_sudden_end_it_clears_up_and_only_then_lets_go_of_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let said = dir.path().join("said");
-        for told in [None, Some(InitProcess { pid: 42, started: 7 })] {
-            ckrun(&said, Some(dir.path()), |guardian| {
-                told.iter().for_each(|init| guardian.tell(*init).unwrap());
-                Some(guardian)
-            });
-            let _again = locked(dir.path());
-            // The streams and the lock are open, the pipe has been closed.
-            assert_eq!(std::fs::read_to_string(&said).unwrap(), format!("{told:?} 4"));
-        }
-    }
-
-    #[test]
-    fn a_dismissed_one_does_nothing_and_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let said = dir.path().join("said");
-        ckrun(&said, None, |guardian| {
+            let guardian = Guardian::post(None, Charge::Folder(OsStr::new("/nowhere"))).unwrap();
+            guardian.tell(InitProcess { pid: 42, started: 7 }).unwrap();
             let pid = guardian.process.pid();
             drop(guardian);
             assert_eq!(waitpid(pid, None), Err(Errno::ECHILD));
-            None
         });
-        assert!(!said.exists());
+    }
+
+    #[test]
+    fn the_last_words_survive_the_one_who_said_them() {
+        let (told, line) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let mut word = [0; WORD];
+        word[0] = 42;
+        word[8] = 7;
+        File::from(line).write_all(&word).unwrap();
+        assert_eq!(last_words(told.into()), Some(InitProcess { pid: 42, started: 7 }));
+        let (told, line) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        drop(line);
+        assert_eq!(last_words(told.into()), None);
+    }
+
+    #[test]
+    fn it_becomes_a_ckrun_that_clears_up() {
+        let container = Charge::Container(OsStr::new("/r"), "web");
+        for (charge, expected) in [
+            (container, "ckrun --root /r clear-away --container web --line 7"),
+            (Charge::Folder(OsStr::new("/i.partial")), "ckrun clear-away --folder /i.partial --line 7"),
+        ] {
+            let orders = Orders::new(7, None, charge).unwrap();
+            let words: Vec<_> = orders._words.iter().map(|word| word.to_str().unwrap()).collect();
+            assert_eq!(words.join(" "), expected);
+            assert_eq!(orders.argv.len(), words.len() + 1);
+            assert_eq!(orders.close, [(0, 6), (8, 6), (8, u32::MAX)]);
+        }
     }
 }

@@ -6,14 +6,12 @@ use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::progress::size;
 use crate::sandbox::destroy;
-use crate::sandbox::guardian::Guardian;
+use crate::sandbox::guardian::{Charge, Guardian};
 use crate::state::Entry;
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint, survey};
 use ckrun_virt::{Process, fault};
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use std::fs::File;
 use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -129,14 +127,7 @@ fn look(args: &Args, init: &Process) -> Result<i32> {
 fn guard(entry: &Entry, image: &Path) -> Result<Guardian> {
     let mut partial = image.as_os_str().to_owned();
     partial.push(".partial");
-    Guardian::post(entry.held(), |_| {
-        // One that somebody works in is another checkpoint's.
-        let free =
-            File::open(&partial).is_ok_and(|dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).is_ok());
-        if free {
-            let _ = std::fs::remove_dir_all(&partial);
-        }
-    })
+    Guardian::post(entry.held(), Charge::Folder(&partial))
 }
 
 fn tell(args: &Args, image: &Path, report: &Report) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod carry;
 pub mod checkpoint;
+pub mod clear_away;
 pub mod completions;
 pub mod create;
 pub mod delete;
