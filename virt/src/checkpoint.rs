@@ -199,7 +199,7 @@ fn write(
     } else {
         Some(frozen)
     };
-    let mut rest = || -> Result<(), Error> {
+    let rest = || -> Result<(), Error> {
         let left = |vma: &Vma| !options.leave_running || vma.survives_clone();
         memory.processes(&mut capture, &sources, &left, false)?;
         fault::point("checkpoint:write")?;

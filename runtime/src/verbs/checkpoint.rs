@@ -10,6 +10,7 @@ use crate::sandbox::guardian::{Charge, Guardian};
 use crate::state::Entry;
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint, survey};
+use ckrun_virt::table::Table;
 use ckrun_virt::{Process, fault};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, stdout};
@@ -75,7 +76,11 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     if args.dry_run {
         return look(args, &init);
     }
-    let options = Options { image: absolute(&args.carry.image_path)?, leave_running: args.leave_running };
+    let options = Options {
+        image: absolute(&args.carry.image_path)?,
+        leave_running: args.leave_running,
+        table: Table::read(entry.dir())?,
+    };
     if let Some(parent) = options.image.parent() {
         std::fs::create_dir_all(parent).map_err(|e| Error::file(parent, &e))?;
     }
