@@ -32,6 +32,7 @@ pub mod hex;
 pub mod image;
 pub mod job;
 pub mod limits;
+mod making;
 pub mod memory;
 pub mod mempolicy;
 pub mod nursery;

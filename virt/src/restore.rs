@@ -1,13 +1,23 @@
-//! Stand-in: the story of a restart is still to come.
+//! A restart: the story of how an image becomes a running job.
+//!
+//! The runtime has built a sandbox, as for a new job, and its first process waits in it. ckrun takes that over and makes
+//! the tree from it. Every task is traced, and dies with ckrun, until all of them are let go together.
 
+use crate::clocks::Clocks;
 use crate::events::Events;
+use crate::image::Image as Opened;
+use crate::job::Job;
+use crate::making::Making;
+use crate::table::{Generation, Table, Time, live};
 use crate::{Error, Failure, fault};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+pub use crate::image::Image;
 
 /// The number of the one descriptor, besides the standard streams, that a process has which is to become the first one
 /// of a restored job: a SOCK_SEQPACKET socket, whose other end ckrun has.
@@ -60,57 +70,69 @@ pub struct Report {
     pub threads: usize,
     /// Size of the memory that was read.
     pub bytes: u64,
+    /// What the job's ids stand for now; to be kept with the job's state.
+    #[serde(skip)]
+    pub table: Table,
 }
 
 /// Checks everything that can be known before the first process exists.
-pub fn check(_image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
+///
+/// # Errors
+/// The image can't be read, or is damaged.
+pub fn check(image: &Opened, _options: &Options) -> Result<Vec<Problem>, Error> {
     fault::point("restore:check")?;
+    Job::read(image)?;
+    image.json::<Table>("table.json")?;
+    image.json::<Clocks>(Clocks::FILE)?;
     Ok(Vec::new())
 }
 
 /// What a process that is to become the job's first one does inside the sandbox: contents of file systems.
+///
+/// # Errors
+/// The kernel's.
 pub fn inside(_image: BorrowedFd<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes `init` the job.
+/// Makes `init`, which waits at the other end of `hatch`, the job of `image`, and lets the job go.
+///
+/// # Errors
+/// The kernel's, the image's. What has been made dies with ckrun, or with `init`.
 pub fn restore(
-    _image: &Image,
-    _init: Pid,
-    _hatch: OwnedFd,
-    _options: &Options,
-    _events: &mut dyn Events,
+    image: &Image,
+    init: Pid,
+    hatch: OwnedFd,
+    options: &Options,
+    events: &mut dyn Events,
 ) -> Result<Report, Error> {
+    let began = Instant::now();
+    let job = Job::read(image)?;
+    let mut table: Table = image.json("table.json")?;
+
     fault::point("restore:seize")?;
-    Err(Error::Unsupported("restore: the engine is missing".into()))
-}
+    let mut making = Making::begin(&job, image, init, hatch)?;
+    fault::point("restore:files")?;
+    making.files(options)?;
+    fault::point("restore:tree")?;
+    making.tree(events)?;
+    fault::point("restore:threads")?;
+    making.threads()?;
+    fault::point("restore:state")?;
+    making.state()?;
 
-/// Stand-in for the image.
-#[derive(Debug)]
-pub struct Image {
-    dir: OwnedFd,
-}
+    let now = Time::now();
+    let number = table.generation().saturating_add(1);
+    table.rebind(Generation::here(number, now)?).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    let seen = live::look(&making.leaders(), live::depth(init)?)?;
+    table.observe(&seen, now).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    events.restart()?;
 
-impl Image {
-    /// Opens one.
-    pub fn open(dir: &std::path::Path) -> Result<Image, Error> {
-        use crate::Doing;
-        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        let dir = rustix::fs::open(dir, flags, rustix::fs::Mode::empty())
-            .doing(|| format!("open the image {}", dir.display()))?;
-        Ok(Image { dir })
-    }
-
-    /// Its directory.
-    pub fn dir_fd(&self) -> BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.dir)
-    }
-
-    /// A file in it.
-    pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}/{name}", self.dir.as_raw_fd());
-        let text = std::fs::read(&path).map_err(|e| Error::Damaged(format!("{name}: {e}")))?;
-        serde_json::from_slice(&text).map_err(|e| Error::Damaged(format!("{name}: {e}")))
-    }
+    fault::point("restore:registers")?;
+    making.registers()?;
+    events.running()?;
+    fault::point("restore:release")?;
+    let bytes = making.bytes;
+    making.release()?;
+    Ok(Report { total: began.elapsed(), processes: job.members.len(), threads: job.cpu.len(), bytes, table })
 }

@@ -1,0 +1,361 @@
+//! The making of a restored job, step by step; [`crate::restore`] tells in which order.
+
+use crate::endings;
+use crate::events::Events;
+use crate::image::{Image, Index};
+use crate::job::Job;
+use crate::nursery::{self, AREA, Birth};
+use crate::program::Program;
+use crate::resource::Resource;
+use crate::restore::{HATCH, Options};
+use crate::signals::Action;
+use crate::sys::ptrace;
+use crate::tree::{self, Life, Member, Step};
+use crate::worker::Worker;
+use crate::{Doing, Error, Failure, vdso};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+/// A job in the making.
+#[derive(Debug)]
+pub struct Making<'a> {
+    job: &'a Job,
+    image: &'a Image,
+    index: Index,
+    /// The leaders of processes, and helpers, by their ids in the job.
+    leaders: BTreeMap<i32, Worker>,
+    /// All other threads.
+    threads: BTreeMap<i32, Worker>,
+    /// Bytes of memory that have been read from the image.
+    pub bytes: u64,
+}
+
+impl<'a> Making<'a> {
+    /// Takes over `init`.
+    ///
+    /// # Errors
+    /// The kernel's; there is no room for ckrun in the job's memory.
+    pub fn begin(job: &'a Job, image: &'a Image, init: Pid, hatch: OwnedFd) -> Result<Self, Error> {
+        let Some(first) = job.members.first() else {
+            return Err(Error::Damaged("tasks.json: there is no process".into()));
+        };
+        let index = image.index()?;
+        let worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
+        Ok(Making {
+            job,
+            image,
+            index,
+            leaders: BTreeMap::from([(first.pid, worker)]),
+            threads: BTreeMap::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Makes the open files of all processes, in the first one.
+    ///
+    /// # Errors
+    /// The kernel's; a file is not what it was.
+    pub fn files(&mut self, _options: &Options) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Makes all processes with their memory, related as they were.
+    ///
+    /// # Errors
+    /// The kernel's, the image's.
+    pub fn tree(&mut self, events: &mut dyn Events) -> Result<(), Error> {
+        let bad = |why| Error::Damaged(format!("tasks.json: {why}"));
+        if let Some(first) = self.job.members.first() {
+            self.memory(first.pid, None)?;
+        }
+        for step in tree::plan(&self.job.members).map_err(bad)? {
+            self.step(step)?;
+            events.progress(self.bytes, 0);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), Error> {
+        match step {
+            Step::Make { pid, maker, sibling, signal, helper } => {
+                let births = [Birth { pid, signal, sibling }];
+                let made = self.leader(maker, |worker| nursery::beget(worker, &births))?;
+                self.leaders.extend(made.into_iter().map(|worker| (pid, worker)));
+                let runs = self.job.layouts.contains_key(&pid);
+                if helper || !runs { Ok(()) } else { self.memory(pid, Some(maker)) }
+            }
+            Step::Lead(pid) => self.call(pid, "begin a session", libc::SYS_setsid, &[]),
+            Step::Join { pid, group } => {
+                self.call(pid, "join a process group", libc::SYS_setpgid, &[0, group])
+            }
+            Step::Dismiss { pid, parent } => {
+                if let Some(helper) = self.leaders.remove(&pid) {
+                    endings::end(helper, 0)?;
+                }
+                self.leader(parent, |worker| endings::reap(worker, pid))
+            }
+        }
+    }
+
+    /// Gives a new process its memory; what it has in common with `maker`, which has just forked it, stays.
+    fn memory(&mut self, _pid: i32, _maker: Option<i32>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Gives every process its files, and makes its threads.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn threads(&mut self) -> Result<(), Error> {
+        let job = self.job;
+        for member in running(job) {
+            let mut program = Program::new();
+            restore(job.processes.permission.get(&member.pid), &mut program);
+            let others = member.threads.get(1..).unwrap_or_default();
+            let made = self.leader(member.pid, |worker| {
+                worker.run(&program)?;
+                nursery::beget_threads(worker, others)
+            })?;
+            self.threads.extend(others.iter().copied().zip(made));
+            for &tid in &member.threads {
+                self.thread(tid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a thread can have before its process is complete.
+    fn thread(&mut self, tid: i32) -> Result<(), Error> {
+        let job = self.job;
+        let mut program = Program::new();
+        restore(job.threads.memory_policy.get(&tid), &mut program);
+        restore(job.threads.at_exit.get(&tid), &mut program);
+        restore(job.threads.alt_stack.get(&tid), &mut program);
+        restore(job.threads.switches.get(&tid), &mut program);
+        let Some(cpu) = job.cpu.get(&tid) else { return Ok(()) };
+        if let Some(rseq) = &cpu.rseq {
+            rseq.check().map_err(|_| Error::Damaged(format!("cpu.json: thread {tid}: rseq")))?;
+            rseq.register(&mut program);
+        }
+        self.task(tid, |worker| {
+            worker.run(&program)?;
+            cpu.extended.expansion().map_or(Ok(()), |(code, data)| worker.run_code(code, &data))
+        })
+    }
+
+    /// Everything else but the registers. Children come before their parents, who must not hear of the ends and stops that
+    /// happen on the way.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn state(&mut self) -> Result<(), Error> {
+        let job = self.job;
+        for member in job.members.iter().rev() {
+            if let Life::Zombie { status } = member.state {
+                if let Some(worker) = self.leaders.remove(&member.pid) {
+                    endings::end(worker, status)?;
+                }
+                continue;
+            }
+            self.process(member)?;
+            if let Life::Stopped { signal, .. } = member.state {
+                self.leader(member.pid, |worker| endings::stop(worker, signal))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, member: &Member) -> Result<(), Error> {
+        let job = self.job;
+        let pid = member.pid;
+        let mut program = Program::new();
+        hush_children(job, pid, &mut program);
+        restore(job.processes.actions.get(&pid), &mut program);
+        restore(job.processes.pending.get(&pid), &mut program);
+        restore(job.threads.pending.get(&pid), &mut program);
+        self.leader(pid, |worker| worker.run(&program).map(drop))?;
+        for &tid in member.threads.iter().skip(1) {
+            let mut program = Program::new();
+            restore(job.threads.pending.get(&tid), &mut program);
+            self.task(tid, |worker| worker.run(&program).map(drop))?;
+        }
+        let mut program = Program::new();
+        restore(job.processes.limits.get(&pid), &mut program);
+        restore(job.processes.switches.get(&pid), &mut program);
+        restore(job.processes.timers.get(&pid), &mut program);
+        if let Some(timers) = job.timers.get(&pid) {
+            timers.restore(&mut program);
+        }
+        self.leader(pid, |worker| worker.run(&program).map(drop))?;
+        self.confine(member)?;
+        let host = self.host(pid)?;
+        job.outside_processes.restore(pid, host)?;
+        Ok(())
+    }
+
+    /// Filters, then credentials: after them a thread can do little for us.
+    fn confine(&mut self, member: &Member) -> Result<(), Error> {
+        let job = self.job;
+        let for_all = job.filters.same(&member.threads);
+        for &tid in member.threads.iter().rev() {
+            let mut program = Program::new();
+            if !for_all || tid == member.pid {
+                job.filters.restore(tid, for_all, &mut program);
+            }
+            restore(job.threads.creds.get(&tid), &mut program);
+            if tid == member.pid {
+                restore(job.processes.dumpable.get(&tid), &mut program);
+            }
+            self.task(tid, |worker| {
+                let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD | ptrace::SUSPEND_SECCOMP;
+                ptrace::set_options(worker.host(), options).doing(|| "suspend filters")?;
+                worker.run(&program).map(drop)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes ckrun's traces out of every process, and gives every thread its registers.
+    ///
+    /// # Errors
+    /// The kernel's; registers that no thread can have.
+    pub fn registers(&mut self) -> Result<(), Error> {
+        let job = self.job;
+        for member in running(job) {
+            let trap = job.processes.actions.get(&member.pid).map(|actions| actions.trap());
+            self.leader(member.pid, |worker| vanish(worker, trap))?;
+            for &tid in &member.threads {
+                let Some(cpu) = job.cpu.get(&tid) else { continue };
+                let bad = |why| Error::Damaged(format!("cpu.json: thread {tid}: {why}"));
+                let regs = cpu.checked().map_err(bad)?;
+                self.task(tid, |worker| {
+                    cpu.extended.write(worker.host())?;
+                    worker.tracee.regs = regs;
+                    worker.tracee.mask = cpu.mask.0;
+                    job.outside_threads.restore(tid, worker.host())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets all of them go. Up to here ckrun's death is theirs.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn release(self) -> Result<(), Error> {
+        for worker in self.leaders.into_values().chain(self.threads.into_values()) {
+            worker.tracee.release()?;
+        }
+        Ok(())
+    }
+
+    /// The ids of all processes in ckrun's pid namespace.
+    pub fn leaders(&self) -> Vec<Pid> {
+        self.leaders.values().map(Worker::host).collect()
+    }
+
+    fn host(&mut self, pid: i32) -> Result<Pid, Error> {
+        self.leader(pid, |worker| Ok(worker.host()))
+    }
+
+    fn call(&mut self, pid: i32, what: &'static str, nr: libc::c_long, args: &[i32]) -> Result<(), Error> {
+        let mut program = Program::new();
+        let args: Vec<_> = args.iter().map(|&arg| arg.into()).collect();
+        program.call(what, nr, &args);
+        self.leader(pid, |worker| worker.run(&program).map(drop))
+    }
+
+    /// Does something with a thread, leader or not.
+    fn task<T>(
+        &mut self,
+        tid: i32,
+        work: impl FnOnce(&mut Worker) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        match self.threads.get_mut(&tid) {
+            Some(worker) => work(worker).map_err(|failure| blame(self.job, tid, failure)),
+            None => self.leader(tid, work),
+        }
+    }
+
+    fn leader<T>(
+        &mut self,
+        pid: i32,
+        work: impl FnOnce(&mut Worker) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let missing = || Failure::new("find it", Errno::ESRCH);
+        let done = self.leaders.get_mut(&pid).ok_or_else(missing).and_then(work);
+        done.map_err(|failure| blame(self.job, pid, failure))
+    }
+}
+
+fn running(job: &Job) -> impl Iterator<Item = &Member> {
+    job.members.iter().filter(|member| !member.threads.is_empty())
+}
+
+fn restore<T: Resource>(state: Option<&T>, program: &mut Program) {
+    if let Some(state) = state {
+        state.restore(program);
+    }
+}
+
+fn blame(job: &Job, tid: i32, failure: Failure) -> Error {
+    let member = job.members.iter().find(|m| m.pid == tid || m.threads.contains(&tid));
+    let (pid, comm) = member.map_or((tid, String::new()), |m| (m.pid, m.comm.clone()));
+    Error::Process { pid, comm, failure }
+}
+
+/// Forgets the signals that ended and stopped children have sent, and asks for the stops that the parent had asked for.
+fn hush_children(job: &Job, pid: i32, program: &mut Program) {
+    for child in job.members.iter().filter(|m| m.parent == pid) {
+        if let Life::Stopped { reported: true, .. } = child.state {
+            const P_PID: u64 = 1;
+            let flags = libc::WSTOPPED | libc::WNOHANG;
+            let info = program.room(size_of::<libc::siginfo_t>());
+            let args = [P_PID.into(), child.pid.into(), info.into(), flags.into(), 0.into()];
+            program.attempt("ask for a child's stop", libc::SYS_waitid, &args);
+        }
+    }
+    // To set an action that ignores a signal discards those that wait.
+    let ignore = program.put(&Action::default().to_bytes());
+    let args = [libc::SIGCHLD.into(), ignore.into(), 0.into(), 8.into()];
+    program.call("forget what children have told", libc::SYS_rt_sigaction, &args);
+}
+
+/// Gives SIGTRAP its action and unmaps ckrun's area, by calls from outside the area.
+fn vanish(worker: &mut Worker, trap: Option<Action>) -> Result<(), Failure> {
+    let syscall = vdso::find(worker.host(), worker.memory())?.syscall;
+    if let Some(action) = trap {
+        let at = worker.area.start;
+        worker.write(at, &action.to_bytes())?;
+        worker.single(syscall, libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, at, 0, 8])?;
+    }
+    let range = worker.stub_range();
+    worker.single(syscall, libc::SYS_munmap, &[range.start, range.end - range.start])?;
+    worker.tracee.settle()
+}
+
+/// A place for ckrun's area that is free in every process.
+fn free_area(job: &Job) -> Result<Range<u64>, Error> {
+    // Below everything that the kernel chooses by itself; the least address is vm.mmap_min_addr.
+    const LEAST: u64 = 0x1_0000;
+    const END: u64 = 0x7fff_ff00_0000;
+    let mut taken: Vec<(u64, u64)> =
+        job.layouts.values().flat_map(|l| &l.vmas).map(|vma| (vma.range.start, vma.range.end)).collect();
+    taken.sort_unstable();
+    let mut at = LEAST;
+    for (start, end) in taken {
+        // A mapping that grows down needs its gap.
+        if start.saturating_sub(at) >= AREA + (1 << 20) {
+            break;
+        }
+        at = at.max(end);
+    }
+    if at + AREA > END {
+        return Err(Error::Unsupported("there is no free place in the job's memory to work from".into()));
+    }
+    Ok(at..at + AREA)
+}
