@@ -14,6 +14,7 @@
 mod bytes;
 mod digest;
 mod error;
+mod folder;
 mod host;
 mod index;
 mod manifest;
@@ -22,6 +23,8 @@ mod pages;
 mod partial;
 mod reader;
 mod sparse;
+#[cfg(test)]
+mod tests;
 mod unique;
 mod writer;
 

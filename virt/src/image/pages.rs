@@ -76,7 +76,7 @@ pub struct PagesWriter {
 
 impl PagesWriter {
     pub(super) fn create(folder: BorrowedFd<'_>, number: u16, path: PathBuf) -> Result<Self> {
-        let file = super::partial::create(folder, &name::pages(number), OFlags::RDWR, &path)?;
+        let file = super::folder::create(folder, &name::pages(number), OFlags::RDWR, &path)?;
         Ok(PagesWriter { file, number, end: 0, path })
     }
 

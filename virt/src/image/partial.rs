@@ -8,23 +8,28 @@
 //!   last. A writer that dies among these renames leaves the manifest in `.partial`, and by it the next writer knows
 //!   which entries of DIR are the remains and which belong to somebody else.
 //!
+//! Where an image is to be replaced, the entries of the old one are first renamed into `.partial/.old`. For the time of a
+//! few renames there is no image; a failure puts the old one back, and so does the next writer after a death.
+//!
 //! A work folder is locked (flock) by the writer in it. The kernel drops the lock when the writer dies, so a folder that
 //! can be locked is stale.
 
+use super::folder::{empty, exists, lock, remove};
 use super::{Error, Manifest, Result, name};
 use crate::{Doing, Failure};
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
-use std::ffi::{CStr, OsString};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-const FOLDER: Mode = Mode::RWXU;
-const FILE: Mode = Mode::RUSR.union(Mode::WUSR);
-const INSIDE: &str = ".partial";
+/// The work folder in DIR, and what is added to DIR's name for the one beside it.
+const WORK: &str = ".partial";
+/// In the work folder: the image that is being replaced. No file of an image can have this name.
+const OLD: &str = ".old";
 
 #[derive(Debug)]
 pub(super) struct Partial {
@@ -38,18 +43,21 @@ pub(super) struct Partial {
     dir: PathBuf,
     /// The last component of DIR, when the work folder is to get this name. None: DIR is `home`.
     becomes: Option<OsString>,
-    /// What was renamed into DIR and is to be removed again if it fails.
-    moved: Vec<String>,
+    /// The entries of the image in DIR that is to be replaced.
+    old: BTreeSet<String>,
+    /// The renames into DIR have begun.
+    moving: bool,
     done: bool,
 }
 
 impl Partial {
-    /// Claims the place for an image at `dir`, clearing away what a dead writer left there.
-    pub(super) fn claim(dir: &Path) -> Result<Self> {
+    /// Claims the place for an image at `dir`, clearing away what a dead writer left there. With `replace` there may be
+    /// an image, which stays until the commit.
+    pub(super) fn claim(dir: &Path, replace: bool) -> Result<Self> {
         let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = |path: &Path| rustix::fs::open(path, open, Mode::empty());
         let (home, name, becomes) = match at(dir) {
-            Ok(home) => (home, OsString::from(INSIDE), None),
+            Ok(home) => (home, OsString::from(WORK), None),
             Err(Errno::NOTDIR) => return Err(Error::Exists { path: dir.to_owned() }),
             Err(Errno::NOENT) => {
                 let Some(last) = dir.file_name() else {
@@ -67,7 +75,7 @@ impl Partial {
                     .doing(|| format!("mkdir {}", above.display()))?;
                 let home = at(above).doing(|| format!("open {}", above.display()))?;
                 let mut name = last.to_owned();
-                name.push(INSIDE);
+                name.push(WORK);
                 (home, name, Some(last.to_owned()))
             }
             Err(e) => return Err(e).doing(|| format!("open {}", dir.display()))?,
@@ -79,13 +87,18 @@ impl Partial {
         let (work, stale) = lock(home.as_fd(), &name, &path)?;
         let dir = dir.to_owned();
         // From here on a failure removes the folder again.
-        let partial = Partial { home, name, work, dir, becomes, moved: Vec::new(), done: false };
+        let mut partial =
+            Partial { home, name, work, dir, becomes, old: BTreeSet::new(), moving: false, done: false };
         if stale {
             partial.clear_stale().doing(|| format!("clear {}", path.display()))?;
         }
         // Looked at under the lock: another writer may just have finished.
         if partial.becomes.is_none() && exists(partial.home.as_fd(), name::MANIFEST) {
-            return Err(Error::Exists { path: partial.dir.join(name::MANIFEST) });
+            let manifest = partial.dir.join(name::MANIFEST);
+            if !replace {
+                return Err(Error::Exists { path: manifest });
+            }
+            partial.old = entries(partial.home.as_fd(), &manifest)?;
         }
         Ok(partial)
     }
@@ -116,7 +129,7 @@ impl Partial {
     /// Refuses a file whose place in DIR is taken by somebody else's, as early as it can be known.
     pub(super) fn refuse_taken(&self, name: &str) -> Result<()> {
         let top = name::top(name);
-        if self.becomes.is_none() && exists(self.home.as_fd(), top) {
+        if self.becomes.is_none() && !self.old.contains(top) && exists(self.home.as_fd(), top) {
             return Err(Error::Exists { path: self.dir.join(top) });
         }
         Ok(())
@@ -133,7 +146,7 @@ impl Partial {
         Ok(())
     }
 
-    fn rename(&mut self, last: &OsString) -> Result<()> {
+    fn rename(&self, last: &OsStr) -> Result<()> {
         // rename(2) puts a directory only where there is nothing or an empty directory: it never replaces an image.
         match rustix::fs::renameat(&self.home, &self.name, &self.home, last) {
             Ok(()) => {}
@@ -154,173 +167,116 @@ impl Partial {
     }
 
     fn move_in(&mut self, entries: impl IntoIterator<Item = String>) -> Result<()> {
-        for entry in entries {
-            self.move_one(&entry)?;
+        self.moving = true;
+        if !self.old.is_empty() {
+            rustix::fs::mkdirat(&self.work, OLD, Mode::RWXU)
+                .doing(|| format!("mkdir {}", self.work_path().join(OLD).display()))?;
+            let old = self.old_image().doing(|| format!("open {}", self.work_path().join(OLD).display()))?;
+            for entry in std::iter::once(name::MANIFEST).chain(self.old.iter().map(String::as_str)) {
+                self.rename_new(self.home.as_fd(), old.as_fd(), entry)?;
+            }
         }
-        let sync = |partial: &Self| {
-            rustix::fs::fsync(&partial.home).doing(|| format!("fsync {}", partial.dir.display()))
-        };
+        for entry in entries {
+            self.rename_new(self.work.as_fd(), self.home.as_fd(), &entry)?;
+        }
+        let sync = || rustix::fs::fsync(&self.home).doing(|| format!("fsync {}", self.dir.display()));
         // The disk must not see the manifest before the rest.
-        sync(self)?;
-        self.move_one(name::MANIFEST)?;
-        sync(self)?;
-        // The image is complete; an empty folder that can't be removed is the next writer's to clear.
+        sync()?;
+        self.rename_new(self.work.as_fd(), self.home.as_fd(), name::MANIFEST)?;
+        if let Err(e) = sync() {
+            // As with a rename: whoever hears of a failure must find no image.
+            rustix::fs::renameat(&self.home, name::MANIFEST, &self.work, name::MANIFEST)
+                .doing(|| format!("take back {}", self.dir.join(name::MANIFEST).display()))?;
+            return Err(e.into());
+        }
+        // The image is complete; what can't be removed is the next writer's to clear.
+        let _ = empty(self.work.as_fd());
         let _ = rustix::fs::unlinkat(&self.home, &self.name, AtFlags::REMOVEDIR);
         Ok(())
     }
 
-    fn move_one(&mut self, entry: &str) -> Result<()> {
-        match rustix::fs::renameat_with(&self.work, entry, &self.home, entry, RenameFlags::NOREPLACE) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Err(Error::Exists { path: self.dir.join(entry) }),
+    /// Renames `entry` from one folder into another that does not have it.
+    fn rename_new(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, entry: &str) -> Result<()> {
+        let taken = || Error::Exists { path: self.dir.join(entry) };
+        let doing = || format!("rename {entry} in {}", self.dir.display());
+        match rustix::fs::renameat_with(from, entry, to, entry, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(taken()),
             // A file system that knows no flags (NFS): the look and the rename are two steps there.
-            Err(Errno::INVAL) => {
-                self.refuse_taken(entry)?;
-                rustix::fs::renameat(&self.work, entry, &self.home, entry)
-                    .doing(|| format!("rename {entry} into {}", self.dir.display()))?;
-            }
-            Err(e) => return Err(e).doing(|| format!("rename {entry} into {}", self.dir.display()))?,
+            Err(Errno::INVAL) if exists(to, entry) => Err(taken()),
+            Err(Errno::INVAL) => Ok(rustix::fs::renameat(from, entry, to, entry).doing(doing)?),
+            Err(e) => Err(e).doing(doing)?,
         }
-        self.moved.push(entry.to_owned());
+    }
+
+    fn old_image(&self) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.work, OLD, flags, Mode::empty())
+    }
+
+    /// Takes back what this writer, or a dead one before it, did to DIR.
+    fn take_back(&self) -> rustix::io::Result<()> {
+        if exists(self.home.as_fd(), name::MANIFEST) {
+            // Either nothing was renamed yet, or everything.
+            return Ok(());
+        }
+        // What the new manifest names and the work folder has no longer was renamed from it: no rename replaced anything.
+        let manifest = Path::new(name::MANIFEST);
+        for entry in entries(self.work.as_fd(), manifest).unwrap_or_default() {
+            if !exists(self.work.as_fd(), &entry) {
+                remove(self.home.as_fd(), &entry)?;
+            }
+        }
+        let Ok(old) = self.old_image() else { return Ok(()) };
+        for entry in entries(old.as_fd(), manifest)
+            .unwrap_or_default()
+            .iter()
+            .map(String::as_str)
+            .chain([name::MANIFEST])
+        {
+            match rustix::fs::renameat(&old, entry, &self.home, entry) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
         Ok(())
     }
 
     /// Takes back what a writer did that died here.
     fn clear_stale(&self) -> rustix::io::Result<()> {
         if self.becomes.is_none() {
-            // A complete manifest in the work folder: it may have died while it renamed. What the manifest names and
-            // the folder has no longer was moved by it, as a rename never replaced anything.
-            for entry in stale_entries(self.work.as_fd()) {
-                if !exists(self.work.as_fd(), &entry) {
-                    remove(self.home.as_fd(), &entry)?;
-                }
-            }
+            self.take_back()?;
         }
         empty(self.work.as_fd())
     }
 }
 
 impl Drop for Partial {
-    /// Without a commit nothing is left.
+    /// Without a commit everything is as it was.
     fn drop(&mut self) {
         if self.done {
             return;
         }
-        // The manifest first: without it the rest is no image, whatever happens next.
-        for entry in self.moved.iter().rev() {
-            let _ = remove(self.home.as_fd(), entry);
+        // If that fails the folder stays, and the next writer tries again.
+        if self.moving && self.take_back().is_err() {
+            return;
         }
         let _ = empty(self.work.as_fd());
         let _ = rustix::fs::unlinkat(&self.home, &self.name, AtFlags::REMOVEDIR);
     }
 }
 
-/// Makes or takes over the folder `name` and locks it. True: it is a dead writer's, with its content.
-fn lock(home: BorrowedFd<'_>, name: &OsString, path: &Path) -> Result<(OwnedFd, bool)> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    loop {
-        let stale = match rustix::fs::mkdirat(home, name, FOLDER) {
-            Ok(()) => false,
-            Err(Errno::EXIST) => true,
-            Err(e) => return Err(e).doing(|| format!("mkdir {}", path.display()))?,
-        };
-        let work = match rustix::fs::openat(home, name, flags, Mode::empty()) {
-            Ok(work) => work,
-            // Its writer has just finished or given up.
-            Err(Errno::NOENT) => continue,
-            Err(Errno::NOTDIR | Errno::LOOP) => {
-                return Err(Error::Foreign { path: path.to_owned(), why: "not a directory" });
-            }
-            Err(e) => return Err(e).doing(|| format!("open {}", path.display()))?,
-        };
-        match rustix::fs::flock(&work, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(Error::Busy { path: path.to_owned() }),
-            Err(e) => return Err(e).doing(|| format!("flock {}", path.display()))?,
-        }
-        // Between the open and the lock it may have been removed, or renamed by a commit.
-        let locked = rustix::fs::fstat(&work).doing(|| format!("stat {}", path.display()))?;
-        match rustix::fs::statat(home, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(named) if (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino) => {}
-            Ok(_) | Err(Errno::NOENT) => continue,
-            Err(e) => return Err(e).doing(|| format!("stat {}", path.display()))?,
-        }
-        // In a directory like /tmp somebody else could have made it, to read a job's memory from.
-        if locked.st_uid != rustix::process::geteuid().as_raw() {
-            return Err(Error::Foreign { path: path.to_owned(), why: "it belongs to another user" });
-        }
-        if locked.st_mode & 0o7777 != FOLDER.as_raw_mode() {
-            rustix::fs::fchmod(&work, FOLDER).doing(|| format!("chmod {}", path.display()))?;
-        }
-        return Ok((work, stale));
-    }
-}
-
-fn exists(folder: BorrowedFd<'_>, name: &str) -> bool {
-    rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-}
-
-/// The first components of the files that a stale manifest names; none when there is no complete one.
-fn stale_entries(work: BorrowedFd<'_>) -> Vec<String> {
+/// The first components of the files that the manifest in `folder` names.
+fn entries(folder: BorrowedFd<'_>, path: &Path) -> Result<BTreeSet<String>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::openat(work, name::MANIFEST, flags, Mode::empty()) else { return Vec::new() };
+    let file = rustix::fs::openat(folder, name::MANIFEST, flags, Mode::empty())
+        .doing(|| format!("open {}", path.display()))?;
     let mut bytes = Vec::new();
-    if File::from(file).take(super::MAX_MANIFEST).read_to_end(&mut bytes).is_err() {
-        return Vec::new();
-    }
-    match Manifest::parse(Path::new(name::MANIFEST), &bytes) {
-        Ok((manifest, _)) => {
-            let mut tops: Vec<_> = manifest.files.keys().map(|file| name::top(file).to_owned()).collect();
-            tops.dedup();
-            tops
-        }
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Removes everything in `folder`, the manifest first: what is half removed must not be taken for half moved.
-fn empty(folder: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    remove(folder, name::MANIFEST)?;
-    for entry in Dir::read_from(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name != c"." && name != c".." {
-            remove(folder, name)?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes a file, or a folder with everything in it; never follows a symlink. Nothing there is fine.
-fn remove(folder: BorrowedFd<'_>, name: impl rustix::path::Arg + Copy) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR) => {}
-        Err(e) => return Err(e),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inner = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-    for entry in Dir::read_from(&inner)? {
-        let entry = entry?;
-        let name: &CStr = entry.file_name();
-        if name != c"." && name != c".." {
-            remove(inner.as_fd(), name)?;
-        }
-    }
-    rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)
-}
-
-/// Makes a new file in the work folder; `path` is for messages.
-pub(super) fn create(folder: BorrowedFd<'_>, name: &str, access: OFlags, path: &Path) -> Result<File> {
-    let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::openat(folder, name, flags, FILE) {
-        Ok(file) => Ok(file.into()),
-        Err(Errno::EXIST) => Err(Error::Exists { path: path.to_owned() }),
-        Err(e) => Err(Error::write(path, nix::errno::Errno::from_raw(e.raw_os_error()))),
-    }
-}
-
-/// Writes all of `bytes` to the beginning of a new file.
-pub(super) fn fill(file: &File, bytes: &[u8], path: &Path) -> Result<()> {
-    file.write_all_at(bytes, 0).map_err(|e| Error::write(path, super::error::errno(&e)))
+    // One byte more than allowed is enough for the digest at the end to be wrong.
+    File::from(file)
+        .take(super::MAX_MANIFEST + 1)
+        .read_to_end(&mut bytes)
+        .doing(|| format!("read {}", path.display()))?;
+    let (manifest, _) = Manifest::parse(path, &bytes)?;
+    Ok(manifest.files.keys().map(|file| name::top(file).to_owned()).collect())
 }

@@ -1,6 +1,7 @@
 //! Making an image.
 
-use super::partial::{self, Partial};
+use super::folder;
+use super::partial::Partial;
 use super::sparse::{self, Side};
 use super::{
     Digest, Entry, Error, Index, MAX_INDEX, MAX_JSON, MAX_MANIFEST, Manifest, Owner, PageRun, PagesWriter,
@@ -47,7 +48,20 @@ impl Writer {
     /// # Errors
     /// [`Error::Exists`], [`Error::Busy`] (another writer is alive there), [`Error::Foreign`], system errors.
     pub fn create(dir: &Path) -> Result<Self> {
-        let partial = Partial::claim(dir)?;
+        Self::begin_at(dir, false)
+    }
+
+    /// Begins an image that will be `dir` like [`Writer::create`], but an image that is there already is replaced by the
+    /// commit, and stays if there is none.
+    ///
+    /// # Errors
+    /// As [`Writer::create`], and [`Error::Damaged`] or [`Error::Newer`] when the old manifest can't be read.
+    pub fn replace(dir: &Path) -> Result<Self> {
+        Self::begin_at(dir, true)
+    }
+
+    fn begin_at(dir: &Path, replace: bool) -> Result<Self> {
+        let partial = Partial::claim(dir, replace)?;
         let mut writer =
             Writer { partial, files: BTreeMap::new(), pages: BTreeSet::new(), folders: BTreeSet::new() };
         writer.bytes(name::INVENTORY, &[])?;
@@ -78,7 +92,7 @@ impl Writer {
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let file = self.begin(name)?;
         if !bytes.is_empty() {
-            partial::fill(&file, bytes, &self.partial.path(name))?;
+            folder::fill(&file, bytes, &self.partial.path(name))?;
         }
         self.finish(name, Entry { size: bytes.len() as u64, digest: Some(Digest::of(bytes)) });
         Ok(())
@@ -213,8 +227,8 @@ impl Writer {
         let (bytes, digest) = manifest.to_bytes()?;
         self.limit(name::MANIFEST, bytes.len() as u64, MAX_MANIFEST)?;
         let path = self.partial.path(name::MANIFEST);
-        let file = partial::create(self.partial.work(), name::MANIFEST, OFlags::WRONLY, &path)?;
-        partial::fill(&file, &bytes, &path)?;
+        let file = folder::create(self.partial.work(), name::MANIFEST, OFlags::WRONLY, &path)?;
+        folder::fill(&file, &bytes, &path)?;
         self.sync(manifest.files.keys().map(String::as_str))?;
         let entries: BTreeSet<_> = manifest.files.keys().map(|file| name::top(file).to_owned()).collect();
         self.partial.commit(entries)?;
@@ -268,7 +282,7 @@ impl Writer {
             return Err(Error::Name { name: name.to_owned(), why: "the name of a file of pages" });
         }
         self.make_folders(name)?;
-        let file = partial::create(self.partial.work(), name, OFlags::WRONLY, &self.partial.path(name))?;
+        let file = folder::create(self.partial.work(), name, OFlags::WRONLY, &self.partial.path(name))?;
         self.files.insert(name.to_owned(), None);
         Ok(file)
     }
