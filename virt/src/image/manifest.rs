@@ -5,7 +5,7 @@ use crate::image::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What an image is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ impl Manifest {
     /// The bytes of `manifest.json`, and the digest that they end with.
     ///
     /// # Errors
-    /// [`Error::Unfit`] for a value without a form in JSON (a time before 1970).
+    /// [`Error::Unfit`] for a value without a form in JSON (a clock that is centuries off).
     pub fn to_bytes(&self) -> Result<(Vec<u8>, Digest)> {
         let mut bytes = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::Unfit { file: name::MANIFEST.into(), why: e.to_string() })?;
@@ -160,8 +160,10 @@ impl Manifest {
 }
 
 fn write_time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    if *time < SystemTime::UNIX_EPOCH {
-        return Err(serde::ser::Error::custom("a time before 1970"));
+    // The formatter knows the years 1970 to 9999.
+    let year_10000 = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800);
+    if !(SystemTime::UNIX_EPOCH..year_10000).contains(time) {
+        return Err(serde::ser::Error::custom("the clock is before 1970 or after 9999"));
     }
     serializer.collect_str(&humantime::format_rfc3339_nanos(*time))
 }
@@ -175,7 +177,6 @@ fn read_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     fn file() -> &'static Path {
         Path::new("manifest.json")
@@ -250,6 +251,14 @@ mod tests {
         ] {
             let error = changed(from, to);
             assert!(matches!(error, Error::Damaged { .. }), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_far_off_is_an_error() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        for taken in [epoch - Duration::from_secs(1), epoch + Duration::from_secs(253_402_300_800)] {
+            assert!(matches!(Manifest { taken, ..small() }.to_bytes(), Err(Error::Unfit { .. })));
         }
     }
 
