@@ -144,7 +144,7 @@ fn moved(dir: &Path, host: i32) {
         "format": 1,
         "observed": "2026-03-02T18:00:00Z",
         "generations": [first, second],
-        "forgotten_generations": 0,
+        "forgotten-generations": 0,
         "tasks": {
             "bound": [binding(json!(1), task(host), 1)],
             "former": [former(binding(json!(1), task(9), 0))],
@@ -185,7 +185,7 @@ fn an_image_tells_which_emulator_held_the_job_when() {
         "generation 0: host emu-a, boot boot of emu-a, since 2026-03-01T12:00:00.000Z until 2026-03-01T18"
     ));
     let words = |start: &str| {
-        let line = text.lines().filter(|line| line.starts_with(start)).next_back().unwrap();
+        let line = text.lines().rfind(|line| line.starts_with(start)).unwrap();
         line.split("   ")
             .map(str::trim)
             .filter(|word| !word.is_empty())

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::state::{Entry, State};
 use crate::status::Status;
 use ckrun_virt::table::file::NAME;
+use ckrun_virt::table::id::Printable;
 use ckrun_virt::table::{Generation, Id, Row, Table, Time, live};
 use nix::errno::Errno;
 use serde::Serialize;
@@ -143,9 +144,9 @@ fn lines(table: &Table, live: bool) -> Vec<String> {
     for row in &bound {
         let what = match (&row.real, row.description) {
             (_, Some((number, what))) if sharers.get(&number).is_some_and(|n| *n > 1) => {
-                format!("{what} (description {number}, shared)")
+                format!("{} (description {number}, shared)", Printable(what))
             }
-            (_, Some((_, what))) => what.to_string(),
+            (_, Some((_, what))) => Printable(what).to_string(),
             (Id::Process(task) | Id::Thread(task), None) if live => comm(*task),
             _ => String::new(),
         };
@@ -174,5 +175,5 @@ fn lines(table: &Table, live: bool) -> Vec<String> {
 /// A task's name, which is its own choice: a terminal must not obey it.
 fn comm(task: i32) -> String {
     let name = std::fs::read(format!("/proc/{task}/comm")).unwrap_or_default();
-    ckrun_virt::table::Bytes(name.trim_ascii_end().to_vec()).to_string()
+    Printable(name.trim_ascii_end()).to_string()
 }

@@ -1,6 +1,7 @@
 //! The map of one kind of id: virtual to real and back, and what was bound before.
 
-use super::{Bytes, Time};
+use super::Time;
+use crate::image::Bytes;
 use serde::de::DeserializeOwned;
 use serde::ser::{Error as _, SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};

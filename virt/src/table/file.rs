@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 pub const FORMAT: u32 = 1;
 /// The name of the file, in the state's directory and in an image.
 pub const NAME: &str = "table.json";
-/// The largest table.json that is read: 100,000 threads with ten descriptors each take a third of it.
-const MAX_SIZE: u64 = 64 << 20;
+/// The largest table.json that is read, as of any JSON in an image.
+const MAX_SIZE: u64 = crate::image::MAX_JSON;
 /// The longest name in a table, in bytes: PATH_MAX.
 const MAX_NAME: usize = 4096;
 
@@ -112,7 +112,7 @@ impl Table {
         for tasks in [&self.tasks, &self.sessions, &self.groups] {
             self.check_dates(tasks, |task| task.id > 0, |id| *id > 0)?;
         }
-        let fits = |name: &super::Bytes| !name.0.is_empty() && name.0.len() <= MAX_NAME;
+        let fits = |name: &crate::image::Bytes| !name.is_empty() && name.len() <= MAX_NAME;
         for names in [&self.sockets, &self.devices] {
             self.check_dates(names, fits, fits)?;
         }

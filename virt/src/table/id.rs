@@ -1,8 +1,8 @@
 //! The names of things, as people and plugins write them.
 
-use super::Bytes;
+use crate::image::Bytes;
 use serde::{Serialize, Serializer};
-use std::fmt;
+use std::fmt::{self, Write};
 use std::str::FromStr;
 
 /// The name of one thing, virtual or real: both sides of the table use the same words.
@@ -104,10 +104,23 @@ impl fmt::Display for Id {
             Id::Session(n) => write!(f, "sid:{n}"),
             Id::Group(n) => write!(f, "pgid:{n}"),
             Id::Descriptor { process, fd } => write!(f, "fd:{process}:{fd}"),
-            Id::Socket(address) => write!(f, "sock:{address}"),
-            Id::Device(path) => write!(f, "dev:{path}"),
-            Id::Handle { space, number } => write!(f, "handle:{space}:{number}"),
+            Id::Socket(address) => write!(f, "sock:{}", Printable(address)),
+            Id::Device(path) => write!(f, "dev:{}", Printable(path)),
+            Id::Handle { space, number } => write!(f, "handle:{}:{number}", Printable(space.as_bytes())),
         }
+    }
+}
+
+/// A name as text in which nothing makes a terminal do more than show it.
+#[derive(Debug, Clone, Copy)]
+pub struct Printable<'a>(pub &'a [u8]);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        String::from_utf8_lossy(self.0).chars().try_for_each(|c| match c {
+            c if c.is_control() => c.escape_default().fmt(f),
+            c => f.write_char(c),
+        })
     }
 }
 

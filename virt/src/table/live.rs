@@ -1,7 +1,8 @@
 //! What is seen of a job: of a stopped one, or by /proc of a running one, which goes on meanwhile. What ends or begins while
 //! that is looked at may be missing.
 
-use super::{Bytes, HostTask, Pair, Seen, SeenDescriptor, SeenTask, Time};
+use super::{HostTask, Pair, Seen, SeenDescriptor, SeenTask, Time};
+use crate::image::Bytes;
 use crate::proc::Stat;
 use crate::seize::Frozen;
 use crate::status::Status;
@@ -12,7 +13,6 @@ use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::{read_dir, read_link};
-use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, SystemTime};
 
 /// How many pid namespaces lie between ckrun's own and the one of `init`, which is the job's: 0 when they share one.
@@ -148,7 +148,7 @@ impl Descriptions {
         }
         let number = u32::try_from(self.what.len()).unwrap_or(u32::MAX);
         met.push((process, fd, number));
-        self.what.insert(number, Bytes(what.into_vec()));
+        self.what.insert(number, what.into());
         number
     }
 }
@@ -207,7 +207,7 @@ mod tests {
         let init = Pid::from_raw(child.id().cast_signed());
         let depth = depth(init).unwrap();
         let mut running = look(&processes(init).unwrap(), depth).unwrap().tasks;
-        let frozen = Frozen::stop(init).unwrap();
+        let frozen = Frozen::stop(init, || Ok(())).unwrap();
         let mut stopped = Seen::stopped(&frozen).tasks;
         let sleep = stopped.iter().find(|task| task.host.id != init.as_raw()).unwrap().host.id;
         frozen.release();

@@ -1,7 +1,8 @@
 //! Questions to the table: what stands for what, line by line, now and before.
 
 use super::bindings::Real;
-use super::{Binding, Bindings, Bytes, Generation, HostTask, Id, Table, Time};
+use super::{Binding, Bindings, Generation, HostTask, Id, Table, Time};
+use crate::image::Bytes;
 use serde::{Serialize, Serializer};
 
 /// A line of the table: one id, both ways.

@@ -26,7 +26,6 @@
 //! - [`rules`]: real paths for virtual ones, by prefix.
 
 pub mod bindings;
-mod bytes;
 pub mod file;
 pub mod generation;
 pub mod id;
@@ -39,13 +38,13 @@ pub mod time;
 mod unique;
 
 pub use bindings::{Binding, Bindings, HostTask};
-pub use bytes::Bytes;
 pub use file::Unreadable;
 pub use generation::Generation;
 pub use id::Id;
 pub use lookup::Row;
 pub use time::Time;
 
+use crate::image::Bytes;
 use bindings::Clash;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +55,7 @@ pub const KEPT_GENERATIONS: usize = 1024;
 
 /// The map between a job's names and this host's. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(remote = "Self", deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Table {
     format: u32,
     /// When the job was last looked at.

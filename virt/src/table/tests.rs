@@ -32,7 +32,7 @@ fn id() -> impl Strategy<Value = Id> {
     prop_oneof![
         "[a-c]".prop_map(|name| Id::Device(format!("/dev/{name}").as_str().into())),
         "[a-c]\\PC?".prop_map(|name| Id::Socket(name.as_str().into())),
-        vec(200_u8.., 1..3).prop_map(|bytes| Id::Device(Bytes(bytes))),
+        vec(200_u8.., 1..3).prop_map(|bytes| Id::Device(Bytes::from(bytes))),
         ("[xy]", 0..4_u64).prop_map(|(space, number)| Id::Handle { space, number }),
     ]
 }
@@ -313,7 +313,7 @@ fn a_damaged_table_is_refused() {
     });
     let text = good.to_string().replace(r#""descriptors":{"1""#, r#""descriptors":{"1":{},"1""#);
     let said = serde_json::from_str::<Table>(&text).unwrap_err().to_string();
-    assert!(said.contains("the key 1 occurs twice"), "{said}");
+    assert!(said.contains("1 comes twice"), "{said}");
 }
 
 #[test]
