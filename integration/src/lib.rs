@@ -7,6 +7,7 @@
 //! - [`agent`]: the other side of a seccomp listener;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
 //! - [`trace`]: ckrun killed at any of its system calls;
+//! - [`images`]: images that no job was needed for;
 //! - [`leftovers`]: what must not be there afterwards.
 //!
 //! Everything in here panics when something is wrong: that is how a test fails.
@@ -16,6 +17,7 @@
 pub mod agent;
 pub mod bundle;
 pub mod clients;
+pub mod images;
 pub mod leftovers;
 pub mod pipes;
 pub mod run;

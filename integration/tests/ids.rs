@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::{Container, Live};
+use ckrun_integration::images::{moved, write};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
 
 /// A shell that shares a file's description with its child, and has the same file open once more.
 fn up() -> (Container, Live) {
@@ -123,55 +123,14 @@ fn what_is_not_there_is_told() {
     live.await_end();
     container.ckrun(&["ids", "ID"]).fails(1, &["container not running"]);
     container.ckrun(&["ids", "other"]).fails(1, &["does not exist"]);
-    container
-        .ckrun(&["ids", "--image", "/nowhere"])
-        .fails(1, &["/nowhere/table.json: no such file or directory"]);
-}
-
-/// A table as a job has it that was moved once, with its emulator.
-fn moved(dir: &Path, host: i32) {
-    let generation = |number: u32, host: &str| json!({"number": number, "host": host, "boot": format!("boot of {host}"), "since": format!("2026-03-0{}T12:00:00Z", number + 1)});
-    let (mut first, second) = (generation(0, "emu-a"), generation(1, "emu-b"));
-    first["until"] = "2026-03-01T18:00:00Z".into();
-    let binding = |id: Value, real: Value, generation: u32| json!({"virtual": id, "real": real, "generation": generation, "since": format!("2026-03-0{}T12:00:00.250Z", generation + 1)});
-    let task = |id: i32| json!({"id": id, "started": 11});
-    let former = |mut binding: Value| {
-        binding["until"] = "2026-03-01T18:00:00Z".into();
-        binding
-    };
-    let none = json!({"bound": [], "former": [], "forgotten": 0});
-    let table = json!({
-        "format": 1,
-        "observed": "2026-03-02T18:00:00Z",
-        "generations": [first, second],
-        "forgotten-generations": 0,
-        "tasks": {
-            "bound": [binding(json!(1), task(host), 1)],
-            "former": [former(binding(json!(1), task(9), 0))],
-            "forgotten": 0,
-        },
-        "sessions": none,
-        "groups": none,
-        "processes": {"1": [1]},
-        "descriptors": {"1": {"3": 7}},
-        "descriptions": {"7": "/dev/pts/4"},
-        "sockets": none,
-        "devices": {
-            "bound": [binding(json!("/dev/emu0"), json!("/dev/pts/4"), 1)],
-            "former": [former(binding(json!("/dev/emu0"), json!("/dev/pts/9"), 0))],
-            "forgotten": 5,
-        },
-        "handles": {"veloce": {"bound": [binding(json!(3), json!(77), 1)], "former": [], "forgotten": 0}},
-    });
-    fs::create_dir_all(dir).unwrap();
-    fs::write(dir.join("table.json"), table.to_string()).unwrap();
+    container.ckrun(&["ids", "--image", "/nowhere"]).fails(1, &["/nowhere: no such file or directory"]);
 }
 
 #[test]
 fn an_image_tells_which_emulator_held_the_job_when() {
     let container = Container::new();
     let dir = container.file("image");
-    moved(&dir, 48211);
+    write(&dir, &[("table.json", &moved(48211))]);
     let image = dir.to_str().unwrap();
     let ids = |words: &[&str]| container.ckrun(&[&["ids", "--image", image], words].concat());
     assert_eq!(ids(&["--to-real", "dev:/dev/emu0"]).ok(), "dev:/dev/pts/4");
@@ -196,16 +155,20 @@ fn an_image_tells_which_emulator_held_the_job_when() {
     assert_eq!(words("dev:/dev/emu0 "), ["dev:/dev/emu0", "dev:/dev/pts/9", "0", "emu-a", since, until]);
     assert!(text.ends_with("and 5 older ones, which are no longer kept"), "{text}");
 
-    let path = dir.join("table.json");
-    fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"bound\"", "\"unbound\"")).unwrap();
-    ids(&[]).fails(1, &["table.json: unknown field `unbound`"]);
+    let mut bad = moved(48211);
+    bad["devices"]["unbound"] = json!([]);
+    let dir = container.file("bad");
+    write(&dir, &[("table.json", &bad)]);
+    let refused = container.ckrun(&["ids", "--image", dir.to_str().unwrap()]);
+    refused.fails(1, &["table.json: unknown field `unbound`", "the image is damaged"]);
 }
 
 #[test]
 fn a_restored_job_keeps_its_history_and_is_looked_at_anew() {
     let (container, live) = up();
     // Its past, as a restart would have left it.
-    moved(&container.store().join(container.id()), 5);
+    let path = container.store().join(container.id()).join("table.json");
+    fs::write(&path, moved(5).to_string()).unwrap();
     let all = table(&container);
     assert_eq!(row(&all, "pid:1")["real"], format!("pid:{}", live.pid));
     assert_eq!(row(&all, "pid:1")["generation"], 1);
@@ -215,8 +178,6 @@ fn a_restored_job_keeps_its_history_and_is_looked_at_anew() {
     assert_eq!(held, [(&json!("pid:9"), &json!("emu-a")), (&json!("dev:/dev/pts/9"), &json!("emu-a"))]);
     assert_eq!(all["forgotten"], 5);
     // The look itself writes nothing down.
-    let kept: Value =
-        serde_json::from_slice(&fs::read(container.store().join(container.id()).join("table.json")).unwrap())
-            .unwrap();
+    let kept: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(kept["tasks"]["bound"][0]["real"]["id"], 5);
 }

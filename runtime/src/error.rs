@@ -73,6 +73,11 @@ pub enum Error {
     /// Ids that contradict each other.
     #[error("translation table: {0}")]
     Ids(#[from] ckrun_virt::table::Error),
+
+    /// An image that can't be read.
+    #[error(transparent)]
+    Image(#[from] ckrun_virt::image::Error),
+
     /// What a checkpoint or a restart could not do.
     #[error(transparent)]
     Virt(#[from] ckrun_virt::Error),

@@ -4,10 +4,10 @@ use super::{Context, columns, look, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::state::{Entry, State};
 use crate::status::Status;
+use ckrun_virt::image::Image;
 use ckrun_virt::table::file::NAME;
 use ckrun_virt::table::id::Printable;
 use ckrun_virt::table::{Generation, Id, Row, Table, Time, live};
-use nix::errno::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ pub struct Args {
 /// The whole table in one object.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown<'a> {
+pub(super) struct Shown<'a> {
     observed: Time,
     generations: &'a [Generation],
     forgotten_generations: u64,
@@ -60,13 +60,24 @@ struct Shown<'a> {
     forgotten: u64,
 }
 
+impl<'a> Shown<'a> {
+    /// All of it.
+    pub(super) fn of(table: &'a Table) -> Self {
+        Shown {
+            observed: table.observed(),
+            generations: table.generations(),
+            forgotten_generations: table.forgotten_generations(),
+            bound: table.rows(),
+            former: table.former(),
+            forgotten: table.forgotten(),
+        }
+    }
+}
+
 /// Carries it out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let (table, whose) = match (&args.image, &args.id) {
-        (Some(dir), _) => {
-            let missing = || Error::File { path: dir.join(NAME), errno: Errno::ENOENT };
-            (Table::read(dir)?.ok_or_else(missing)?, dir.display().to_string())
-        }
+        (Some(dir), _) => (Image::open(dir)?.json(NAME)?, dir.display().to_string()),
         (None, id) => {
             let id = id.as_deref().unwrap_or_default();
             let (entry, state, status) = look(context, id)?;
@@ -77,14 +88,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let question = question.or_else(|| args.to_virtual.as_ref().map(|name| (name, false)));
     match question {
         Some((name, to_real)) => answer(args, &table, name, to_real, &whose),
-        None if args.json => print_json(&Shown {
-            observed: table.observed(),
-            generations: table.generations(),
-            forgotten_generations: table.forgotten_generations(),
-            bound: table.rows(),
-            former: table.former(),
-            forgotten: table.forgotten(),
-        }),
+        None if args.json => print_json(&Shown::of(&table)),
         None => lines(&table, args.image.is_none()).iter().try_for_each(|line| print_line(line)),
     }
 }
@@ -128,12 +132,7 @@ fn answer(args: &Args, table: &Table, name: &str, to_real: bool, whose: &str) ->
 
 /// The table for people.
 fn lines(table: &Table, live: bool) -> Vec<String> {
-    let mut lines = Vec::new();
-    for generation in table.generations() {
-        let until = generation.until.map_or_else(String::new, |until| format!(" until {until}"));
-        let Generation { number, host, boot, since, .. } = generation;
-        lines.push(format!("generation {number}: host {host}, boot {boot}, since {since}{until}"));
-    }
+    let mut lines = generations(table);
     let mut rows = vec![["VIRTUAL", "REAL", "SINCE", "WHAT"].map(str::to_owned)];
     // Descriptors that share a description say so: an offset moved through one of them moves for all.
     let mut sharers: BTreeMap<u32, usize> = BTreeMap::new();
@@ -154,18 +153,36 @@ fn lines(table: &Table, live: bool) -> Vec<String> {
     }
     lines.push(String::new());
     lines.extend(columns(&rows));
+    lines.extend(history(table));
+    lines
+}
+
+/// Where the job has lived.
+pub(super) fn generations(table: &Table) -> Vec<String> {
+    let line = |generation: &Generation| {
+        let Generation { number, host, boot, since, until } = generation;
+        let (host, boot) = (Printable(host.as_bytes()), Printable(boot.as_bytes()));
+        let until = until.map_or_else(String::new, |until| format!(" until {until}"));
+        format!("generation {number}: host {host}, boot {boot}, since {since}{until}")
+    };
+    table.generations().iter().map(line).collect()
+}
+
+/// What was bound before, after an empty line; nothing when there was nothing.
+pub(super) fn history(table: &Table) -> Vec<String> {
     let former = table.former();
-    if !former.is_empty() {
-        let head = ["BEFORE", "REAL", "GENERATION", "HOST", "SINCE", "UNTIL"].map(str::to_owned);
-        let rows = former.iter().map(|row| {
-            let host = row.place.map_or_else(String::new, |place| place.host.clone());
-            let until = row.until.map_or_else(String::new, |until| until.to_string());
-            let since = row.since.to_string();
-            [row.id.to_string(), row.real.to_string(), row.generation.to_string(), host, since, until]
-        });
-        lines.push(String::new());
-        lines.extend(columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    if former.is_empty() {
+        return Vec::new();
     }
+    let head = ["BEFORE", "REAL", "GENERATION", "HOST", "SINCE", "UNTIL"].map(str::to_owned);
+    let rows = former.iter().map(|row| {
+        let host = row.place.map_or_else(String::new, |place| Printable(place.host.as_bytes()).to_string());
+        let until = row.until.map_or_else(String::new, |until| until.to_string());
+        let since = row.since.to_string();
+        [row.id.to_string(), row.real.to_string(), row.generation.to_string(), host, since, until]
+    });
+    let mut lines = vec![String::new()];
+    lines.extend(columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
     if table.forgotten() > 0 {
         lines.push(format!("and {} older ones, which are no longer kept", table.forgotten()));
     }
