@@ -5,7 +5,7 @@
 
 use crate::clocks::Clocks;
 use crate::events::Events;
-use crate::image::Image as Opened;
+use crate::image::Image;
 use crate::job::Job;
 use crate::making::Making;
 use crate::table::{Generation, Table, Time, live};
@@ -17,7 +17,6 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub use crate::image::Image;
 
 /// The number of the one descriptor, besides the standard streams, that a process has which is to become the first one
 /// of a restored job: a SOCK_SEQPACKET socket, whose other end ckrun has.
@@ -79,7 +78,7 @@ pub struct Report {
 ///
 /// # Errors
 /// The image can't be read, or is damaged.
-pub fn check(image: &Opened, _options: &Options) -> Result<Vec<Problem>, Error> {
+pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
     fault::point("restore:check")?;
     Job::read(image)?;
     image.json::<Table>("table.json")?;

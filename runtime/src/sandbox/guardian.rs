@@ -56,8 +56,8 @@ struct Orders {
 pub enum Charge<'a> {
     /// The container `id` of the store in this directory.
     Container(&'a OsStr, &'a str),
-    /// A folder, if nobody holds a lock on it.
-    Folder(&'a OsStr),
+    /// What there is of an image that was to be in this directory, if it is not complete.
+    Image(&'a OsStr),
 }
 
 impl Guardian {
@@ -125,7 +125,7 @@ impl Orders {
                     OsStr::new(id),
                 ]);
             }
-            Charge::Folder(folder) => words.extend([option("clear-away"), option("--folder"), folder]),
+            Charge::Image(dir) => words.extend([option("clear-away"), option("--image"), dir]),
         }
         words.extend([option("--line"), OsStr::new(&number)]);
         let words: Vec<CString> = words
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_dismissed_one_is_gone() {
         in_child(|| {
-            let guardian = Guardian::post(None, Charge::Folder(OsStr::new("/nowhere"))).unwrap();
+            let guardian = Guardian::post(None, Charge::Image(OsStr::new("/nowhere"))).unwrap();
             guardian.tell(InitProcess { pid: 42, started: 7 }).unwrap();
             let pid = guardian.process.pid();
             drop(guardian);
@@ -217,7 +217,7 @@ mod tests {
         let container = Charge::Container(OsStr::new("/r"), "web");
         for (charge, expected) in [
             (container, "ckrun --root /r clear-away --container web --line 7"),
-            (Charge::Folder(OsStr::new("/i.partial")), "ckrun clear-away --folder /i.partial --line 7"),
+            (Charge::Image(OsStr::new("/i")), "ckrun clear-away --image /i --line 7"),
         ] {
             let orders = Orders::new(7, None, charge).unwrap();
             let words: Vec<_> = orders._words.iter().map(|word| word.to_str().unwrap()).collect();

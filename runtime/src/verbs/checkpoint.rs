@@ -7,7 +7,6 @@ use crate::journal::Journal;
 use crate::progress::size;
 use crate::sandbox::destroy;
 use crate::sandbox::guardian::{Charge, Guardian};
-use crate::state::Entry;
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint, survey};
 use ckrun_virt::table::Table;
@@ -81,11 +80,9 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
         leave_running: args.leave_running,
         table: Table::read(entry.dir())?,
     };
-    if let Some(parent) = options.image.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| Error::file(parent, &e))?;
-    }
     let config = entry.config()?;
-    let guardian = guard(&entry, &options.image)?;
+    // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
+    let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
     let frozen = (status == Status::Paused).then_some(&state.cgroups);
     let written =
         checkpoint(init.pid(), &options, &[("config.json", config)], &mut Watcher::new("checkpoint", frozen));
@@ -126,13 +123,6 @@ fn look(args: &Args, init: &Process) -> Result<i32> {
         blockers.iter().try_for_each(|blocker| print_line(&blocker.to_string()))?;
     }
     Ok(i32::from(!blockers.is_empty()))
-}
-
-/// After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
-fn guard(entry: &Entry, image: &Path) -> Result<Guardian> {
-    let mut partial = image.as_os_str().to_owned();
-    partial.push(".partial");
-    Guardian::post(entry.held(), Charge::Folder(&partial))
 }
 
 fn tell(args: &Args, image: &Path, report: &Report) -> Result<()> {

@@ -3,8 +3,7 @@
 use super::Context;
 use crate::error::{Error, Result};
 use crate::sandbox::{destroy, guardian};
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::File;
+use ckrun_virt::image::{self, Writer};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -15,9 +14,9 @@ pub struct Args {
     /// A container that has not come to be
     #[arg(long, value_name = "ID")]
     container: Option<String>,
-    /// A folder that was not finished
+    /// An image that was not finished
     #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
+    image: Option<PathBuf>,
     /// The pipe from the ckrun that has ended
     #[arg(long, value_name = "FD")]
     line: RawFd,
@@ -35,15 +34,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if let Some(id) = &args.container {
         destroy::unmake(&context.store, id, guardian::last_words(line.into()))?;
     }
-    args.folder.as_deref().map_or(Ok(()), remove)
+    args.image.as_deref().map_or(Ok(()), remove)
 }
 
-/// Removes a folder, unless somebody works in it again.
-fn remove(folder: &Path) -> Result<()> {
-    let Ok(dir) = File::open(folder) else { return Ok(()) };
-    match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-        Ok(_held) => std::fs::remove_dir_all(folder).map_err(|e| Error::file(folder, &e)),
-        Err(_) => Ok(()),
+/// Removes what a dead writer left at the place of an image: the next one who wants to write there does so first of all.
+fn remove(dir: &Path) -> Result<()> {
+    match Writer::create(dir) {
+        // Complete, or somebody else is at work.
+        Err(image::Error::Exists { .. } | image::Error::Busy { .. }) => Ok(()),
+        other => Ok(other.map(drop).map_err(ckrun_virt::Error::from)?),
     }
 }
 
@@ -52,17 +51,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_in_use_stays() {
+    fn a_half_image_goes_unless_somebody_works_on_it() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("image.partial");
-        remove(&folder).unwrap();
-        std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join("pages-0.img"), "half").unwrap();
-        let held = Flock::lock(File::open(&folder).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
-        remove(&folder).unwrap();
-        assert!(folder.exists());
-        drop(held);
-        remove(&folder).unwrap();
-        assert!(!folder.exists());
+        let (image, partial) = (dir.path().join("image"), dir.path().join("image.partial"));
+        remove(&image).unwrap();
+        std::fs::create_dir(&partial).unwrap();
+        std::fs::write(partial.join("pages-0.img"), "half").unwrap();
+        let writer = Writer::create(&image).unwrap();
+        remove(&image).unwrap();
+        assert!(partial.exists());
+        // As after a kill: the lock is gone, the folder is not.
+        std::fs::rename(&partial, dir.path().join("kept")).unwrap();
+        drop(writer);
+        std::fs::rename(dir.path().join("kept"), &partial).unwrap();
+        remove(&image).unwrap();
+        assert!(!partial.exists() && !image.exists());
     }
 }

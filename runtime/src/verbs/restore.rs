@@ -12,7 +12,8 @@ use crate::sandbox::{console, destroy, hooks, labels, validate};
 use crate::status::Status;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::fault;
-use ckrun_virt::restore::{Changed, Image, Options, Problem, check, restore};
+use ckrun_virt::image::Image;
+use ckrun_virt::restore::{Changed, Options, Problem, check, restore};
 use serde_json::json;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -100,7 +101,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let options = args.new.options(context);
     args.carry.check("restore")?;
     let path = absolute(&args.carry.image_path)?;
-    let image = Image::open(&path)?;
+    let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
     let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
     let wishes = args.options();
     let problems = problems(&image, &bundle, &wishes)?;
@@ -117,7 +118,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
         (None, Some(foreground)) if terminal => Some(foreground.offer_terminal()?),
         _ => None,
     };
-    let clocks = image.json::<Clocks>(Clocks::FILE)?.go_on_here()?;
+    let clocks: Clocks = image.json(Clocks::FILE).map_err(ckrun_virt::Error::from)?;
+    let clocks = clocks.go_on_here()?;
     let start = Start::Restart(Restart { image: image.dir_fd(), clocks });
     log::debug!("checked the image {}", path.display());
     let mut built = build(&context.store, &args.id, &bundle, &options, start, console)?;
