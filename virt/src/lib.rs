@@ -31,6 +31,7 @@ pub mod fault;
 pub mod hex;
 pub mod image;
 pub mod job;
+pub mod landlock;
 pub mod limits;
 mod making;
 pub mod memory;
