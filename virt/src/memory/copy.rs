@@ -35,8 +35,10 @@ pub(super) struct Piece {
     pub part: u32,
     /// Pages of zeroes are stored as well.
     pub zeroes: bool,
-    /// The process itself may read it; else it must be forced.
-    pub readable: bool,
+    /// process_vm_readv(2) is to be used: the process may read the pages itself, and no other process has them. That
+    /// call pins what it reads, and the kernel makes a copy of a page that fork(2) has left shared before it pins it.
+    /// What is read through `/proc/PID/mem` is left as it is.
+    pub pin: bool,
     /// The image has these pages already, there: file and offset. Only their digest is wanted.
     pub stored: Option<(u16, u64)>,
 }
@@ -135,11 +137,11 @@ impl<'a> Copier<'a> {
                 }
             }
             Source::Task(pid, memory) => {
-                for group in self.pieces.chunk_by(|a, b| a.readable == b.readable) {
+                for group in self.pieces.chunk_by(|a, b| a.pin == b.pin) {
                     let len: u64 = group.iter().map(Piece::len).sum();
                     let (mut here, rest) = std::mem::take(&mut buffer).split_at_mut(len as usize);
                     buffer = rest;
-                    if group[0].readable {
+                    if group[0].pin {
                         read_task(pid, here, group)?;
                         continue;
                     }

@@ -72,7 +72,7 @@ pub fn dump(
                 end: region.end,
                 part,
                 zeroes: !vma.zero_based(),
-                readable: vma.prot.allows(Prot::READ),
+                pin: vma.prot.allows(Prot::READ),
                 stored: None,
             };
             sharing.split(piece, &mut ready, give)
@@ -94,7 +94,7 @@ pub fn dump_object(file: &File, sinks: &mut [PagesWriter]) -> Result<Dumped, Err
     let mut dumped = copy(Source::Object(file), sinks, |give| {
         let mut at = 0;
         while let Some((start, end)) = data(file, at, size)? {
-            give(Piece { start, end, part: 0, zeroes: false, readable: true, stored: None })?;
+            give(Piece { start, end, part: 0, zeroes: false, pin: false, stored: None })?;
             at = end;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Pages that fork(2) has left shared by two processes are stored once. They are found by the frames of memory that hold
-//! them: the same frame at the same address of a process that was stored before.
+//! Pages that fork(2) has left shared by two processes are stored once, and are left shared. They are found by the
+//! frames of memory that hold them: the same frame at the same address of a process that was stored before.
 
 use super::copy::Piece;
 use super::vma::PAGE;
@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// Pages that are looked at in one go.
-const WINDOW: u64 = 512;
+const WINDOW: u64 = 4096;
 
 /// A stopped process whose pages are in the image already: the parent, or an elder brother.
 #[derive(Debug)]
@@ -55,9 +55,6 @@ impl<'a> Sharing<'a> {
         ready: &mut Vec<PageRun>,
         give: &mut dyn FnMut(Piece) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if self.relatives.is_empty() {
-            return give(piece);
-        }
         let mut start = piece.start;
         while start < piece.end {
             let end = piece.end.min((start / PAGE / WINDOW + 1) * WINDOW * PAGE);
@@ -84,8 +81,10 @@ impl<'a> Sharing<'a> {
         let mut n = 0;
         while n < places.len() {
             let Some(run) = places[n] else {
-                let end = places[n..].iter().position(Option::is_some).map_or(places.len(), |more| n + more);
-                give(Piece { start: page(n), end: page(end), ..piece })?;
+                let alone = own[n].exclusive();
+                let alike = |n: &usize| places[*n].is_none() && own[*n].exclusive() == alone;
+                let end = n + (n..places.len()).take_while(alike).count();
+                give(Piece { start: page(n), end: page(end), pin: piece.pin && alone, ..piece })?;
                 n = end;
                 continue;
             };
@@ -97,7 +96,7 @@ impl<'a> Sharing<'a> {
             } else {
                 // A part of a run has a digest of its own.
                 let stored = Some((run.file, run.offset + (page(n) - run.vaddr)));
-                give(Piece { start: page(n), end: page(end), stored, ..piece })?;
+                give(Piece { start: page(n), end: page(end), stored, pin: false, ..piece })?;
             }
             n = end;
         }

@@ -197,6 +197,9 @@ fn pages_that_parent_and_child_share_are_stored_once() {
         (run.file, run.offset + at + 900 * PAGE - run.vaddr)
     };
     assert_eq!(place(&elder.runs), place(&younger.runs));
+    // Being read has not given either of them a copy of its own: whatever is stored now is found shared again.
+    let again = dump(child.pid, &child.memory, &layout, |_| true, &relatives, &mut sinks).unwrap();
+    assert_eq!(again.shared, younger.shared);
 }
 
 #[test]
