@@ -600,7 +600,7 @@ static const struct mode modes[] = {
     {"dup", set_dup, verify_dup},
     {"many", set_many, verify_many},
     {"closed", set_closed, verify_closed},
-    {"async", set_async, verify_async},
+    {"signal-driven", set_async, verify_async},
     {"flock", set_flock, verify_flock},
     {"posix-lock", set_posix_lock, verify_posix_lock},
     {"ofd-lock", set_ofd_lock, verify_ofd_lock},

@@ -5,6 +5,7 @@
 //! - [`pipes`]: lines from pipes and the ends of processes, awaited;
 //! - [`terminal`]: pseudoterminals and descriptors sent over sockets;
 //! - [`agent`]: the other side of a seccomp listener;
+//! - [`guests`], [`status`], [`job`]: programs that verify their own state, checkpointed and restored;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
 //! - [`trace`]: ckrun killed at any of its system calls;
 //! - [`images`]: images that no job was needed for;
@@ -17,9 +18,12 @@
 pub mod agent;
 pub mod bundle;
 pub mod clients;
+pub mod guests;
 pub mod images;
+pub mod job;
 pub mod leftovers;
 pub mod pipes;
 pub mod run;
+pub mod status;
 pub mod terminal;
 pub mod trace;

@@ -17,7 +17,6 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-
 /// The number of the one descriptor, besides the standard streams, that a process has which is to become the first one
 /// of a restored job: a SOCK_SEQPACKET socket, whose other end ckrun has.
 pub const HATCH: RawFd = 3;

@@ -1,0 +1,219 @@
+//! A job that is checkpointed and restored.
+
+use crate::bundle::Container;
+use crate::guests::guest;
+use crate::leftovers;
+use crate::pipes::{await_end, pidfd};
+use crate::run::{Ended, finish};
+use crate::status::Status;
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A container in which a guest runs. Its streams lead nowhere.
+#[derive(Debug)]
+pub struct Job {
+    /// The container.
+    pub container: Container,
+    status: Status,
+}
+
+impl Job {
+    /// A container for a mode of a guest, with every capability that we have ourselves; nothing runs yet.
+    pub fn new(program: &str, mode: &str) -> Job {
+        let container = Container::new().args(&["/guest", mode, "/status"]).with(|c| {
+            let all = capabilities();
+            c["process"]["capabilities"] =
+                json!({"bounding": all, "effective": all, "permitted": all, "inheritable": all});
+            c["process"]["noNewPrivileges"] = json!(false);
+            c["root"]["readonly"] = json!(false);
+        });
+        fs::copy(guest(program), container.rootfs().join("guest")).expect("copy a guest");
+        let status = Status::at(&container.put("/status", "", 0o666));
+        Job { container, status }
+    }
+
+    /// [`Job::new`], which runs and is well.
+    pub fn up(program: &str, mode: &str) -> Job {
+        let job = Job::new(program, mode);
+        job.start();
+        job
+    }
+
+    /// Runs it.
+    pub fn start(&self) {
+        self.quietly(&["run", "--detach", "ID"]).ok();
+        self.status.rises(5, self.container.pid());
+    }
+
+    /// ckrun with streams that lead nowhere, as the job's then do; what it complains about comes from `--log`.
+    pub fn quietly(&self, words: &[&str]) -> Ended {
+        quietly(&self.container, words)
+    }
+
+    /// The directory of an image.
+    pub fn image(&self, name: &str) -> PathBuf {
+        self.container.file(name)
+    }
+
+    /// `ckrun checkpoint`, after which there is an image and no trace of the container.
+    pub fn checkpoint(&self, image: &Path) {
+        let end = pidfd(self.container.pid());
+        self.container.ckrun(&["checkpoint", "--image-path", path(image), "ID"]).ok();
+        await_end(end);
+        self.container.no_trace();
+        assert_eq!(mode(image), 0o700, "an image holds the memory of a job");
+        self.status.count();
+    }
+
+    /// `ckrun restore --detach`, after which it is well.
+    pub fn restore(&self, image: &Path) {
+        self.restore_with(image, &[]);
+    }
+
+    /// [`Job::restore`] with more words.
+    pub fn restore_with(&self, image: &Path, more: &[&str]) {
+        let mut words = vec!["restore", "--detach", "--image-path", path(image)];
+        words.extend_from_slice(more);
+        words.push("ID");
+        self.quietly(&words).ok();
+        assert_eq!(self.container.status(), "running");
+        self.is_well();
+    }
+
+    /// Waits until the guest has verified itself a good number of times from now on; some things it does not look at
+    /// every time.
+    pub fn is_well(&self) {
+        self.status.rises(60, self.container.pid());
+    }
+
+    /// Two generations, and a look at what is left.
+    pub fn survives(self) {
+        let (first, second) = (self.image("first"), self.image("second"));
+        self.checkpoint(&first);
+        self.restore(&first);
+        self.checkpoint(&second);
+        self.restore(&second);
+        self.container.ckrun(&["delete", "--force", "ID"]).ok();
+        self.container.no_trace();
+    }
+
+    /// As [`Job::survives`]; or the checkpoint is refused, by words, and has done no harm.
+    pub fn survives_or_is_refused(self, words: &[&str]) {
+        let look = self.container.ckrun(&["checkpoint", "--dry-run", "ID"]);
+        if look.code == 0 {
+            return self.survives();
+        }
+        for word in words {
+            assert!(look.stdout.contains(word), "{word:?} is not in {:?}", look.stdout);
+        }
+        self.is_refused(words);
+    }
+
+    /// The checkpoint is refused, by words, and has done no harm.
+    pub fn is_refused(self, words: &[&str]) {
+        let image = self.image("image");
+        let refused = self.container.ckrun(&["checkpoint", "--image-path", path(&image), "ID"]);
+        assert_ne!(refused.code, 0, "{refused:?}");
+        for word in words {
+            assert!(refused.stderr.contains(word), "{word:?} is not in {:?}", refused.stderr);
+        }
+        self.is_unharmed(&image);
+    }
+
+    /// After a checkpoint that failed: the job goes on and there is no image, not even half of one.
+    pub fn is_unharmed(&self, image: &Path) {
+        assert_eq!(self.container.status(), "running");
+        assert!(!image.exists(), "{}", image.display());
+        let mut partial = image.as_os_str().to_owned();
+        partial.push(".partial");
+        assert!(!Path::new(&partial).exists(), "{partial:?}");
+        self.is_well();
+    }
+}
+
+/// See [`Job::quietly`].
+pub fn quietly(container: &Container, words: &[&str]) -> Ended {
+    let log = container.file("log");
+    // What happened before is no news.
+    let _ = fs::remove_file(&log);
+    let mut command = container.command(&[&["--log", path(&log)][..], words].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("spawn ckrun");
+    await_end(pidfd(child.id().cast_signed()));
+    let status = child.wait().expect("wait for ckrun");
+    let complaints = fs::read_to_string(&log).unwrap_or_default();
+    Ended { code: status.code().unwrap_or(-1), stdout: String::new(), stderr: complaints }
+}
+
+/// Waits until nothing of a container is left, whose ckrun was killed; for those who clear up after it.
+pub fn settles(container: &Container) {
+    leftovers::settle(container.id());
+}
+
+/// A path as a word.
+pub fn path(path: &Path) -> &str {
+    path.to_str().expect("a path of ours is UTF-8")
+}
+
+/// How many bytes a directory has, with all below it.
+pub fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    entries
+        .map(|entry| {
+            let entry = entry.expect("read a directory");
+            let about = entry.metadata().expect("stat");
+            if about.is_dir() { size(&entry.path()) } else { about.len() }
+        })
+        .sum()
+}
+
+/// A copy of a directory.
+pub fn copy(from: &Path, to: &Path) {
+    let mut cp = Command::new("cp");
+    cp.arg("-a").arg("--reflink=auto").args([from, to]);
+    finish(cp).ok();
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).permissions().mode() & 0o7777
+}
+
+/// The names of the capabilities that this process has, which are all that it can give.
+fn capabilities() -> Vec<String> {
+    const NAMES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE \
+        NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE \
+        SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE \
+        AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF \
+        CHECKPOINT_RESTORE";
+    let status = fs::read_to_string("/proc/self/status").expect("read /proc/self/status");
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapPrm:\t")).expect("CapPrm");
+    let mask = u64::from_str_radix(mask, 16).expect("CapPrm is a number");
+    let names = NAMES.split_whitespace().enumerate();
+    names.filter(|(bit, _)| mask >> bit & 1 == 1).map(|(_, name)| format!("CAP_{name}")).collect()
+}
+
+/// Tests of all modes of a guest, each named after its mode: the job survives two checkpoints and restarts. `else` lists
+/// the modes that have a test of their own.
+#[macro_export]
+macro_rules! modes_survive {
+    ($guest:literal: $($mode:ident)* ; else $($other:literal)*) => {
+        $(
+            #[test]
+            fn $mode() {
+                $crate::job::Job::up($guest, &stringify!($mode).replace('_', "-")).survives();
+            }
+        )*
+
+        #[test]
+        fn no_mode_is_forgotten() {
+            let mut tested = vec![$(stringify!($mode).replace('_', "-"),)* $($other.to_owned(),)*];
+            let mut known = $crate::guests::modes($guest);
+            tested.sort();
+            known.sort();
+            assert_eq!(tested, known);
+        }
+    };
+}

@@ -1,0 +1,23 @@
+//! Processes and threads: trees of any shape, sessions, groups, zombies, stopped ones.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use ckrun_integration::job::Job;
+use ckrun_integration::modes_survive;
+
+modes_survive!("processes":
+    wide deep tree threads threads_in_tree leaderless condition robust_mutex zombies zombie_leads_session
+    stopped stopped_by_tstp stopped_and_waited sessions lost_session_leader lost_group_leader subreaper
+    fork_storm exec_storm thread_storm late_pid
+    ; else "shared-memory" "shared-files"
+);
+
+#[test]
+fn processes_that_share_all_their_memory() {
+    Job::up("processes", "shared-memory").survives_or_is_refused(&["share", "memory"]);
+}
+
+#[test]
+fn processes_that_share_their_descriptors() {
+    Job::up("processes", "shared-files").survives_or_is_refused(&["share", "descriptors"]);
+}
