@@ -2,8 +2,9 @@
 
 use crate::endings;
 use crate::events::Events;
-use crate::image::{Image, Index};
+use crate::image::{Image, Index, Owner};
 use crate::job::Job;
+use crate::memory::{self, Handles, PageFiles, Plan};
 use crate::nursery::{self, AREA, Birth};
 use crate::program::Program;
 use crate::resource::Resource;
@@ -23,8 +24,10 @@ use std::os::fd::OwnedFd;
 #[derive(Debug)]
 pub struct Making<'a> {
     job: &'a Job,
-    image: &'a Image,
     index: Index,
+    pages: PageFiles,
+    /// Shared memory and deleted files, open in the first process and inherited by all.
+    handles: Handles,
     /// The leaders of processes, and helpers, by their ids in the job.
     leaders: BTreeMap<i32, Worker>,
     /// All other threads.
@@ -46,8 +49,9 @@ impl<'a> Making<'a> {
         let worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
         Ok(Making {
             job,
-            image,
+            pages: PageFiles::open(image, index.runs())?,
             index,
+            handles: Handles::new(),
             leaders: BTreeMap::from([(first.pid, worker)]),
             threads: BTreeMap::new(),
             bytes: 0,
@@ -100,8 +104,28 @@ impl<'a> Making<'a> {
         }
     }
 
-    /// Gives a new process its memory; what it has in common with `maker`, which has just forked it, stays.
-    fn memory(&mut self, _pid: i32, _maker: Option<i32>) -> Result<(), Error> {
+    /// Gives a new process its memory; what it has in common with `maker`, which has just been forked, stays.
+    fn memory(&mut self, pid: i32, maker: Option<i32>) -> Result<(), Error> {
+        let job = self.job;
+        let (Some(layout), Some(state)) = (job.layouts.get(&pid), job.memory.get(&pid)) else {
+            return Ok(());
+        };
+        let runs = self.index.of(Owner::Process(pid));
+        let elder = maker.and_then(|maker| Some((maker, job.layouts.get(&maker)?)));
+        let plan = match elder {
+            Some((maker, theirs)) => {
+                Plan::inherit(theirs, self.index.of(Owner::Process(maker)), layout, runs)
+            }
+            None => Plan::fresh(runs),
+        };
+        let inherited = maker.and_then(|maker| job.memory.get(&maker));
+        let handles = &self.handles;
+        let Some(worker) = self.leaders.get_mut(&pid) else { return Ok(()) };
+        let blamed = |failure| blame(job, pid, failure);
+        memory::build(worker, layout, &job.objects, handles, &plan).map_err(blamed)?;
+        memory::fill(worker, layout, &plan, &self.pages)?;
+        memory::finish(worker, layout, state, &job.objects, handles, &plan, inherited).map_err(blamed)?;
+        self.bytes += runs.iter().map(|run| u64::from(run.pages) * memory::PAGE).sum::<u64>();
         Ok(())
     }
 

@@ -103,9 +103,7 @@ pub fn plan(members: &[Member]) -> Result<Vec<Step>, String> {
         steps: Vec::new(),
         stand_ins: BTreeMap::new(),
     };
-    if first.session == first.pid {
-        plan.steps.push(Step::Lead(first.pid));
-    } else if first.session != 0 {
+    if first.session != first.pid {
         return Err(format!(
             "process {} is in session {}, which is outside the job",
             first.pid, first.session
@@ -293,7 +291,7 @@ mod tests {
 
     /// Carries the steps out by the kernel's rules and says what comes of them: (pid, parent, group, session).
     fn act(first: &Member, steps: &[Step]) -> Vec<(i32, i32, i32, i32)> {
-        let mut world = BTreeMap::from([(first.pid, (0, 0, 0))]);
+        let mut world = BTreeMap::from([(first.pid, (0, first.pid, first.pid))]);
         for step in steps {
             match *step {
                 Step::Make { pid, maker, sibling, .. } => {

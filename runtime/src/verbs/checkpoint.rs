@@ -175,6 +175,8 @@ mod tests {
             processes: 2,
             threads: 3,
             bytes: 4096,
+            memory: 0,
+            zeroes: 0,
         };
         let json = in_json(Path::new("/i"), &report);
         assert_eq!(json["frozenMs"], 1.234);

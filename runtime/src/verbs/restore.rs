@@ -186,6 +186,7 @@ fn revive(
     );
     fault::point("restore:save")?;
     built.restored()?;
+    restored.table.write(built.entry.dir())?;
     if let Some(path) = pid_file {
         write_pid_file(path, built.init.pid().as_raw())?;
     }

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// What is read at once: large enough for the call not to matter, small enough for the second-level cache.
-const CHUNK: u64 = 256 << 10;
+pub(super) const CHUNK: u64 = 256 << 10;
 /// Ranges of one call; the kernel takes 1024.
 const PIECES: usize = 512;
 

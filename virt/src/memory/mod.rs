@@ -3,20 +3,30 @@
 //! Capture: [`Layout::read`] reads the map, [`MmState::capture`] the kernel's notes beside it, [`dump`] stores the pages
 //! that are the process's own, [`dump_object`] those of what processes share. [`survey`] tells beforehand what can't be
 //! carried.
+//!
+//! Restore, in a stopped task that runs calls for ckrun: a [`Plan`] says what it keeps of what it has inherited, [`build`]
+//! makes the mappings, [`fill`] puts the pages in place, [`finish`] adds the rest, [`seal`] closes.
 
+mod batch;
+mod build;
 mod copy;
 mod dump;
+mod fill;
 mod layout;
 mod mm;
 mod object;
+mod plan;
 mod relative;
 mod smaps;
 mod vma;
 
+pub use build::{Handle, Handles, build, finish, seal};
 pub use dump::{Dumped, dump, dump_object};
+pub use fill::{PageFiles, fill};
 pub use layout::{Layout, blockers, survey};
 pub use mm::MmState;
 pub use object::{Census, Kind, Object, Obstacle};
+pub use plan::Plan;
 pub use relative::Relative;
 pub use vma::{Backing, Flags, PAGE, Prot, Span, Vma};
 

@@ -1,0 +1,318 @@
+//! Mappings, made in a task that has none of its own yet, or only inherited ones.
+//!
+//! The order is: [`build`] (the mappings, with their final protection), [`super::fill`] (the pages), [`finish`] (what
+//! would be in the way of filling), and [`seal`] when no other process is made from this one any more.
+
+use super::batch::Batch;
+use super::layout::Layout;
+use super::mm::MmState;
+use super::object::{Kind, Object};
+use super::plan::Plan;
+use super::vma::{Backing, Flags, Prot, Span, Vma};
+use crate::Failure;
+use crate::program::{Arg, Program};
+use crate::worker::Worker;
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+
+/// The end of what mmap(2) gives without being asked for more: 47 bits.
+const TASK_END: u64 = 0x7fff_ffff_f000;
+/// The end of what it gives at all, with five levels of page tables.
+const LAST_END: u64 = (1 << 56) - 0x1000;
+
+const ARCH_MAP_VDSO_64: u64 = 0x2003;
+const MADV_GUARD_INSTALL: i32 = 102;
+const PR_SET_VMA: i32 = 0x53_56_4d_41;
+const SYS_MSEAL: libc::c_long = 462;
+const MAP_DROPPABLE: i32 = 8;
+const MAP_HUGE_2MB: i32 = 21 << 26;
+
+/// Where a task has a carried object open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle {
+    /// For reading and writing.
+    pub write: RawFd,
+    /// For reading only; the same as `write` if no mapping asks for it.
+    pub read: RawFd,
+}
+
+/// The carried objects that a task has open, by their places in the list.
+pub type Handles = BTreeMap<u32, Handle>;
+
+/// Unmaps everything that `plan` does not keep, and maps what `layout` says. Files are opened by their paths: the task's
+/// root directory must be the container's. rseq and other registrations of user memory must have been taken back.
+///
+/// # Errors
+/// The failed call: `map 7f00-7f01 of /usr/lib/x: no such file or directory`.
+pub fn build(
+    worker: &mut Worker,
+    layout: &Layout,
+    objects: &[Object],
+    handles: &Handles,
+    plan: &Plan,
+) -> Result<(), Failure> {
+    let stub = worker.stub_range();
+    let mut batch = Batch::new(worker);
+    clear(&mut batch.program, Span::new(stub.start, stub.end), plan);
+    for range in &plan.forgotten {
+        batch.pause()?;
+        advise(&mut batch.program, *range, libc::MADV_DONTNEED, "forget inherited pages");
+    }
+    if let Some(vdso) = layout.vdso().filter(|vdso| plan.missing(*vdso).next().is_some()) {
+        // It lands where it is asked to, as nothing is in the way yet.
+        batch.program.call(
+            format!("map the vdso at {vdso}"),
+            libc::SYS_arch_prctl,
+            &[ARCH_MAP_VDSO_64.into(), vdso.start.into()],
+        );
+    }
+    // The pieces to be mapped; those of one file share its opening.
+    let pieces: Vec<(&Vma, Span)> =
+        layout.vmas.iter().flat_map(|vma| plan.missing(vma.range).map(move |piece| (vma, piece))).collect();
+    for group in
+        pieces.chunk_by(|(a, _), (b, _)| file(a, objects).is_some() && file(a, objects) == file(b, objects))
+    {
+        // Not so many that they would not fit into one program.
+        for group in group.chunks(256) {
+            batch.pause()?;
+            map_group(&mut batch.program, group, objects, handles)?;
+        }
+    }
+    batch.run().map(drop)
+}
+
+/// The file behind a mapping that must be opened for it: its path, and whether for writing.
+fn file<'a>(vma: &Vma, objects: &'a [Object]) -> Option<(&'a [u8], bool)> {
+    let Backing::Object { id, shared, .. } = vma.backing else { return None };
+    match &objects.get(id as usize)?.kind {
+        Kind::File { path, .. } => Some((path.as_bytes(), shared && vma.flags.has(Flags::MAY_WRITE))),
+        _ => None,
+    }
+}
+
+/// Unmaps all but the stub and what is kept.
+fn clear(program: &mut Program, stub: Span, plan: &Plan) {
+    let mut stay: Vec<Span> = plan.kept.iter().copied().chain([stub]).collect();
+    stay.sort_unstable();
+    let mut at = 0;
+    for span in stay.iter().copied().chain([Span::new(TASK_END, TASK_END)]) {
+        if at < span.start {
+            program.call("unmap inherited memory", libc::SYS_munmap, &[at.into(), (span.start - at).into()]);
+        }
+        at = at.max(span.end);
+    }
+    // A CPU or kernel that has no addresses there says EINVAL.
+    if at < LAST_END {
+        program.attempt(
+            "unmap inherited high memory",
+            libc::SYS_munmap,
+            &[at.into(), (LAST_END - at).into()],
+        );
+    }
+}
+
+fn map_group(
+    program: &mut Program,
+    group: &[(&Vma, Span)],
+    objects: &[Object],
+    handles: &Handles,
+) -> Result<(), Failure> {
+    let Some((first, _)) = group.first() else { return Ok(()) };
+    let Some((path, write)) = file(first, objects) else {
+        for (vma, piece) in group {
+            let fd = match vma.backing {
+                Backing::Anonymous => -1,
+                Backing::Object { id, shared, .. } => {
+                    let handle = handles
+                        .get(&id)
+                        .ok_or_else(|| Failure::new(format!("map {piece} of object {id}"), Errno::EBADF))?;
+                    let write = shared && vma.flags.has(Flags::MAY_WRITE);
+                    if write { handle.write } else { handle.read }
+                }
+                Backing::Vdso | Backing::Vvar => continue,
+            };
+            map(program, vma, *piece, fd.into(), b"");
+        }
+        return Ok(());
+    };
+    let name = String::from_utf8_lossy(path);
+    let flags = libc::O_CLOEXEC | if write { libc::O_RDWR } else { libc::O_RDONLY };
+    let place = program.put_cstr(path);
+    let open = program.call(
+        format!("open {name} to map it"),
+        libc::SYS_openat,
+        &[libc::AT_FDCWD.into(), place.into(), flags.into()],
+    );
+    for (vma, piece) in group {
+        map(program, vma, *piece, open.into(), path);
+    }
+    program.call(format!("close {name}"), libc::SYS_close, &[open.into()]);
+    Ok(())
+}
+
+/// Maps the part `piece` of a mapping.
+fn map(program: &mut Program, vma: &Vma, piece: Span, fd: Arg, path: &[u8]) {
+    let mut flags = libc::MAP_FIXED_NOREPLACE;
+    let mut offset = 0;
+    match vma.backing {
+        Backing::Object { offset: start, shared, .. } => {
+            offset = start.wrapping_add(piece.start - vma.range.start);
+            flags |= match (shared, vma.flags.has(Flags::SYNC)) {
+                (true, true) => libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC,
+                (true, false) => libc::MAP_SHARED,
+                (false, _) => libc::MAP_PRIVATE,
+            };
+        }
+        _ => {
+            flags |= libc::MAP_ANONYMOUS;
+            flags |= if vma.flags.has(Flags::DROPPABLE) { MAP_DROPPABLE } else { libc::MAP_PRIVATE };
+            if vma.flags.has(Flags::HUGETLB) {
+                flags |= libc::MAP_HUGETLB | MAP_HUGE_2MB;
+            }
+        }
+    }
+    for (flag, bit) in [(Flags::GROWS_DOWN, libc::MAP_GROWSDOWN), (Flags::NO_RESERVE, libc::MAP_NORESERVE)] {
+        if vma.flags.has(flag) {
+            flags |= bit;
+        }
+    }
+    let what = if path.is_empty() {
+        format!("map memory at {piece}")
+    } else {
+        format!("map {piece} of {}", String::from_utf8_lossy(path))
+    };
+    let args =
+        [piece.start.into(), piece.len().into(), initial(vma).bits().into(), flags.into(), fd, offset.into()];
+    program.call(what.clone(), libc::SYS_mmap, &args);
+    if initial(vma) != vma.prot {
+        let args = [piece.start.into(), piece.len().into(), vma.prot.bits().into()];
+        program.call(what, libc::SYS_mprotect, &args);
+    }
+}
+
+/// Memory that counts as committed without being writable was writable once (the relocations of a program, say): only
+/// by having been can it count again.
+fn initial(vma: &Vma) -> Prot {
+    let was_writable = vma.private() && vma.flags.has(Flags::ACCOUNT) && !vma.flags.has(Flags::HUGETLB);
+    if was_writable { vma.prot.and(Prot::WRITE) } else { vma.prot }
+}
+
+/// Sets what a mapping has besides its pages and its protection, and the kernel's notes on the address space.
+/// `inherited` are the notes of the process that this one was made from, if it was.
+///
+/// # Errors
+/// The failed call.
+pub fn finish(
+    worker: &mut Worker,
+    layout: &Layout,
+    state: &MmState,
+    objects: &[Object],
+    handles: &Handles,
+    plan: &Plan,
+    inherited: Option<&MmState>,
+) -> Result<(), Failure> {
+    let mut batch = Batch::new(worker);
+    for guard in &layout.guards {
+        batch.pause()?;
+        advise(&mut batch.program, *guard, MADV_GUARD_INSTALL, "install guard pages (Linux 6.13)");
+    }
+    for vma in &layout.vmas {
+        for piece in plan.missing(vma.range) {
+            batch.pause()?;
+            embellish(&mut batch.program, vma, piece);
+        }
+    }
+    // Locking comes behind all else: guard pages can't be installed in what is locked.
+    for vma in layout.vmas.iter().filter(|vma| vma.flags.has(Flags::LOCKED)) {
+        batch.pause()?;
+        lock(&mut batch.program, vma);
+    }
+    if inherited == Some(state) {
+        return batch.run().map(drop);
+    }
+    let kept = inherited.is_some_and(|inherited| inherited.exe == state.exe);
+    let exe = match objects.get(state.exe as usize).map(|object| &object.kind) {
+        _ if kept => None,
+        Some(Kind::File { path, .. }) => {
+            let place = batch.program.put_cstr(path);
+            let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+            let open = batch.program.call(
+                format!("open the executable {path}"),
+                libc::SYS_openat,
+                &[libc::AT_FDCWD.into(), place.into(), flags.into()],
+            );
+            let opened = batch.run()?.of(open);
+            Some(opened.map_err(|errno| Failure::new(format!("open {path}"), errno))? as RawFd)
+        }
+        _ => handles.get(&state.exe).map(|handle| handle.read),
+    };
+    state.restore(&mut batch.program, exe);
+    if let Some(exe) = exe.filter(|_| !handles.contains_key(&state.exe)) {
+        batch.program.call("close the executable", libc::SYS_close, &[exe.into()]);
+    }
+    batch.run().map(drop)
+}
+
+fn embellish(program: &mut Program, vma: &Vma, piece: Span) {
+    // A kernel without huge or mergeable pages refuses these; without them, they mean nothing.
+    let hints = [
+        (Flags::HUGE, libc::MADV_HUGEPAGE),
+        (Flags::NO_HUGE, libc::MADV_NOHUGEPAGE),
+        (Flags::MERGEABLE, libc::MADV_MERGEABLE),
+    ];
+    for (_, advice) in hints.into_iter().filter(|(flag, _)| vma.flags.has(*flag)) {
+        let args = [piece.start.into(), piece.len().into(), advice.into()];
+        program.attempt("advise on huge pages", libc::SYS_madvise, &args);
+    }
+    let duties = [
+        (Flags::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+        (Flags::RANDOM, libc::MADV_RANDOM),
+        (Flags::DONT_DUMP, libc::MADV_DONTDUMP),
+        (Flags::DONT_FORK, libc::MADV_DONTFORK),
+        (Flags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+    ];
+    // Droppable memory is born with what it has.
+    for (flag, advice) in duties.into_iter().filter(|_| !vma.flags.has(Flags::DROPPABLE)) {
+        if vma.flags.has(flag) {
+            advise(program, piece, advice, &format!("set the flag {flag}"));
+        }
+    }
+    if let Some(name) = &vma.name {
+        let place = program.put_cstr(name);
+        let args = [PR_SET_VMA.into(), 0.into(), piece.start.into(), piece.len().into(), place.into()];
+        // A kernel without names for memory can't have shown one, but the new one may be another.
+        program.attempt("name memory", libc::SYS_prctl, &args);
+    }
+}
+
+fn lock(program: &mut Program, vma: &Vma) {
+    let on_fault = u64::from(vma.flags.has(Flags::LOCK_ON_FAULT));
+    let args = [vma.range.start.into(), vma.range.len().into(), on_fault.into()];
+    let what = format!("lock memory at {}", vma.range);
+    // What can't be read is locked all the same, but the kernel complains that it could not bring it in.
+    if vma.prot.allows(Prot::READ) {
+        program.call(what, libc::SYS_mlock2, &args);
+    } else {
+        program.attempt(what, libc::SYS_mlock2, &args);
+    }
+}
+
+/// Seals what was sealed. Whoever is forked from this process afterwards could not get rid of it.
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.10.
+pub fn seal(worker: &mut Worker, layout: &Layout) -> Result<(), Failure> {
+    let mut batch = Batch::new(worker);
+    for vma in layout.vmas.iter().filter(|vma| vma.flags.has(Flags::SEALED)) {
+        batch.pause()?;
+        let args = [vma.range.start.into(), vma.range.len().into(), 0.into()];
+        batch.program.call(format!("seal memory at {}", vma.range), SYS_MSEAL, &args);
+    }
+    batch.run().map(drop)
+}
+
+fn advise(program: &mut Program, range: Span, advice: i32, what: &str) {
+    let args = [range.start.into(), range.len().into(), advice.into()];
+    program.call(format!("{what} at {range}"), libc::SYS_madvise, &args);
+}
