@@ -17,7 +17,7 @@
 use super::folder::{empty, exists, lock, remove};
 use super::{Error, Manifest, Result, name};
 use crate::{Doing, Failure};
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -254,15 +254,13 @@ impl Partial {
 impl Drop for Partial {
     /// Without a commit everything is as it was.
     fn drop(&mut self) {
-        if self.done {
-            return;
+        // If it can't be taken back the folder stays, and the next writer tries again.
+        if !self.done && (!self.moving || self.take_back().is_ok()) {
+            let _ = empty(self.work.as_fd());
+            let _ = rustix::fs::unlinkat(&self.home, &self.name, AtFlags::REMOVEDIR);
         }
-        // If that fails the folder stays, and the next writer tries again.
-        if self.moving && self.take_back().is_err() {
-            return;
-        }
-        let _ = empty(self.work.as_fd());
-        let _ = rustix::fs::unlinkat(&self.home, &self.name, AtFlags::REMOVEDIR);
+        // Said aloud, because a child that was forked meanwhile has the descriptor too, and would go on holding the lock.
+        let _ = rustix::fs::flock(&self.work, FlockOperation::Unlock);
     }
 }
 

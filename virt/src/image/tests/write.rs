@@ -5,6 +5,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 
 const ENTRIES: [&str; 7] =
@@ -225,6 +226,33 @@ fn two_writers_don_t_meet() {
         first.commit(manifest()).unwrap();
         Image::open(&path).unwrap().verify().unwrap();
     }
+}
+
+#[test]
+fn a_child_that_was_forked_meanwhile_does_not_hold_the_lock() {
+    let (dir, path) = place();
+    let (reader, ends) = std::io::pipe().unwrap();
+    let writer = Writer::create(&path).unwrap();
+    // SAFETY: the child only reads and ends, both by calls that are safe after a fork.
+    let child = match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let mut byte = [0u8];
+            let parts = (reader.as_raw_fd(), ends.as_raw_fd());
+            // SAFETY: close, read and _exit take nothing but the byte that lives here.
+            unsafe {
+                libc::close(parts.1);
+                libc::read(parts.0, byte.as_mut_ptr().cast(), 1);
+                libc::_exit(0)
+            }
+        }
+    };
+    writer.commit(manifest()).unwrap();
+    fs::rename(&path, dir.path().join("checkpoint.partial")).unwrap();
+    let next = Writer::create(&path);
+    drop(ends);
+    assert_eq!(exited(waitpid(child, None).unwrap()), 0);
+    next.unwrap();
 }
 
 #[test]
