@@ -1,6 +1,6 @@
 //! Mappings, made in a task that has none of its own yet, or only inherited ones.
 //!
-//! The order is: [`build`] (the mappings, with their final protection), [`super::fill`] (the pages), [`finish`] (what
+//! The order is: [`build`] (the mappings), [`super::fill`] (the pages), [`finish`] (what
 //! would be in the way of filling), and [`seal`] when no other process is made from this one any more.
 
 use super::batch::Batch;
@@ -40,18 +40,30 @@ pub struct Handle {
 /// The carried objects that a task has open, by their places in the list.
 pub type Handles = BTreeMap<u32, Handle>;
 
-/// Unmaps everything that `plan` does not keep, and maps what `layout` says. Files are opened by their paths: the task's
-/// root directory must be the container's. rseq and other registrations of user memory must have been taken back.
+/// What a task's memory is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Blueprint<'a> {
+    /// The mappings.
+    pub layout: &'a Layout,
+    /// The kernel's notes beside them.
+    pub state: &'a MmState,
+    /// All objects of the job.
+    pub objects: &'a [Object],
+    /// Where the task has the carried ones open.
+    pub handles: &'a Handles,
+    /// What it keeps of what it has inherited.
+    pub plan: &'a Plan,
+    /// The notes of the process that it was made from, if that is one of the job.
+    pub inherited: Option<&'a MmState>,
+}
+
+/// Unmaps everything that the plan does not keep, and maps what the layout says. Files are opened by their paths: the
+/// task's root directory must be the container's. rseq and other registrations of user memory must have been taken back.
 ///
 /// # Errors
 /// The failed call: `map 7f00-7f01 of /usr/lib/x: no such file or directory`.
-pub fn build(
-    worker: &mut Worker,
-    layout: &Layout,
-    objects: &[Object],
-    handles: &Handles,
-    plan: &Plan,
-) -> Result<(), Failure> {
+pub fn build(worker: &mut Worker, blueprint: &Blueprint<'_>) -> Result<(), Failure> {
+    let Blueprint { layout, objects, handles, plan, .. } = *blueprint;
     let stub = worker.stub_range();
     let mut batch = Batch::new(worker);
     clear(&mut batch.program, Span::new(stub.start, stub.end), plan);
@@ -59,6 +71,7 @@ pub fn build(
         batch.pause()?;
         advise(&mut batch.program, *range, libc::MADV_DONTNEED, "forget inherited pages");
     }
+    note(&mut batch, blueprint)?;
     if let Some(vdso) = layout.vdso().filter(|vdso| plan.missing(*vdso).next().is_some()) {
         // It lands where it is asked to, as nothing is in the way yet.
         batch.program.call(
@@ -80,6 +93,35 @@ pub fn build(
         }
     }
     batch.run().map(drop)
+}
+
+/// Gives the kernel its notes. It lets an executable go only when nothing of it is mapped, not even by those who are to
+/// have it again: so this is done when the old memory is gone and the new one not there yet.
+fn note(batch: &mut Batch<'_>, blueprint: &Blueprint<'_>) -> Result<(), Failure> {
+    let Blueprint { state, objects, handles, inherited, .. } = *blueprint;
+    if inherited == Some(state) {
+        return Ok(());
+    }
+    if inherited.is_some_and(|inherited| inherited.exe == state.exe) {
+        state.restore(&mut batch.program, None);
+        return Ok(());
+    }
+    if let Some(handle) = handles.get(&state.exe) {
+        state.restore(&mut batch.program, Some(handle.read));
+        return Ok(());
+    }
+    let Some(Kind::File { path, .. }) = objects.get(state.exe as usize).map(|object| &object.kind) else {
+        return Err(Failure::new(format!("find the executable, object {}", state.exe), Errno::EBADF));
+    };
+    let place = batch.program.put_cstr(path);
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    let what = format!("open the executable {path}");
+    let args = [libc::AT_FDCWD.into(), place.into(), flags.into()];
+    let open = batch.program.call(what.clone(), libc::SYS_openat, &args);
+    let exe = batch.run()?.of(open).map_err(|errno| Failure::new(what, errno))? as RawFd;
+    state.restore(&mut batch.program, Some(exe));
+    batch.program.call("close the executable", libc::SYS_close, &[exe.into()]);
+    Ok(())
 }
 
 /// The file behind a mapping that must be opened for it: its path, and whether for writing.
@@ -184,34 +226,21 @@ fn map(program: &mut Program, vma: &Vma, piece: Span, fd: Arg, path: &[u8]) {
     };
     let args =
         [piece.start.into(), piece.len().into(), initial(vma).bits().into(), flags.into(), fd, offset.into()];
-    program.call(what.clone(), libc::SYS_mmap, &args);
-    if initial(vma) != vma.prot {
-        let args = [piece.start.into(), piece.len().into(), vma.prot.bits().into()];
-        program.call(what, libc::SYS_mprotect, &args);
-    }
+    program.call(what, libc::SYS_mmap, &args);
 }
 
-/// Memory that counts as committed without being writable was writable once (the relocations of a program, say): only
-/// by having been can it count again.
-fn initial(vma: &Vma) -> Prot {
+/// The protection of a mapping while it is filled. Memory that counts as committed without being writable was writable
+/// once (the relocations of a program, say): only by having been, with pages in it, can it count again.
+pub(super) fn initial(vma: &Vma) -> Prot {
     let was_writable = vma.private() && vma.flags.has(Flags::ACCOUNT) && !vma.flags.has(Flags::HUGETLB);
     if was_writable { vma.prot.and(Prot::WRITE) } else { vma.prot }
 }
 
-/// Sets what a mapping has besides its pages and its protection, and the kernel's notes on the address space.
-/// `inherited` are the notes of the process that this one was made from, if it was.
+/// Sets what mappings have besides their pages, and the protection of those that had to be writable until now.
 ///
 /// # Errors
 /// The failed call.
-pub fn finish(
-    worker: &mut Worker,
-    layout: &Layout,
-    state: &MmState,
-    objects: &[Object],
-    handles: &Handles,
-    plan: &Plan,
-    inherited: Option<&MmState>,
-) -> Result<(), Failure> {
+pub fn finish(worker: &mut Worker, layout: &Layout, plan: &Plan) -> Result<(), Failure> {
     let mut batch = Batch::new(worker);
     for guard in &layout.guards {
         batch.pause()?;
@@ -220,6 +249,10 @@ pub fn finish(
     for vma in &layout.vmas {
         for piece in plan.missing(vma.range) {
             batch.pause()?;
+            if initial(vma) != vma.prot {
+                let args = [piece.start.into(), piece.len().into(), vma.prot.bits().into()];
+                batch.program.call(format!("protect memory at {piece}"), libc::SYS_mprotect, &args);
+            }
             embellish(&mut batch.program, vma, piece);
         }
     }
@@ -227,29 +260,6 @@ pub fn finish(
     for vma in layout.vmas.iter().filter(|vma| vma.flags.has(Flags::LOCKED)) {
         batch.pause()?;
         lock(&mut batch.program, vma);
-    }
-    if inherited == Some(state) {
-        return batch.run().map(drop);
-    }
-    let kept = inherited.is_some_and(|inherited| inherited.exe == state.exe);
-    let exe = match objects.get(state.exe as usize).map(|object| &object.kind) {
-        _ if kept => None,
-        Some(Kind::File { path, .. }) => {
-            let place = batch.program.put_cstr(path);
-            let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-            let open = batch.program.call(
-                format!("open the executable {path}"),
-                libc::SYS_openat,
-                &[libc::AT_FDCWD.into(), place.into(), flags.into()],
-            );
-            let opened = batch.run()?.of(open);
-            Some(opened.map_err(|errno| Failure::new(format!("open {path}"), errno))? as RawFd)
-        }
-        _ => handles.get(&state.exe).map(|handle| handle.read),
-    };
-    state.restore(&mut batch.program, exe);
-    if let Some(exe) = exe.filter(|_| !handles.contains_key(&state.exe)) {
-        batch.program.call("close the executable", libc::SYS_close, &[exe.into()]);
     }
     batch.run().map(drop)
 }

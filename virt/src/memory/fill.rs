@@ -1,6 +1,7 @@
 //! Pages from the image into a process: read, checked against their digests and put in place while they are in the
 //! cache, by two threads if there are many.
 
+use super::build::initial;
 use super::copy::CHUNK;
 use super::dump::leave_the_callers_cpu;
 use super::layout::Layout;
@@ -54,7 +55,7 @@ impl PageFiles {
     }
 
     /// Reads the bytes of runs, one behind the other, and checks each.
-    fn read(&self, runs: &[PageRun], mut buffer: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn read(&self, runs: &[PageRun], mut buffer: &mut [u8]) -> Result<(), Error> {
         let adjacent = |a: &PageRun, b: &PageRun| a.file == b.file && a.offset + a.len() == b.offset;
         for group in runs.chunk_by(adjacent) {
             let (here, rest) = std::mem::take(&mut buffer).split_at_mut(bytes(group) as usize);
@@ -115,7 +116,7 @@ pub fn fill(worker: &mut Worker, layout: &Layout, plan: &Plan, pages: &PageFiles
         let way = if anonymous && fresh && bytes(of_it) >= LARGE {
             large.push(vma.range);
             Way::Place
-        } else if vma.prot.allows(Prot::WRITE) {
+        } else if fresh && initial(vma).allows(Prot::WRITE) || vma.prot.allows(Prot::WRITE) {
             Way::Write
         } else {
             Way::Force

@@ -17,10 +17,11 @@ mod mm;
 mod object;
 mod plan;
 mod relative;
+mod shared;
 mod smaps;
 mod vma;
 
-pub use build::{Handle, Handles, build, finish, seal};
+pub use build::{Blueprint, Handle, Handles, build, finish, seal};
 pub use dump::{Dumped, dump, dump_object};
 pub use fill::{PageFiles, fill};
 pub use layout::{Layout, blockers, survey};
@@ -28,8 +29,11 @@ pub use mm::MmState;
 pub use object::{Census, Kind, Object, Obstacle};
 pub use plan::Plan;
 pub use relative::Relative;
+pub use shared::{make_objects, seal_objects};
 pub use vma::{Backing, Flags, PAGE, Prot, Span, Vma};
 
+#[cfg(test)]
+mod restore_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -1,13 +1,20 @@
 //! Real processes for the tests of this room.
 
 use crate::image::{PagesWriter, Writer};
-use crate::memory::{Census, Dumped, Layout, dump};
+use crate::memory::{Census, Dumped, Layout, MmState, PageFiles, dump};
+use crate::nursery::{Birth, beget, take_over};
+use crate::program::Program;
+use crate::resource::Stopped;
+use crate::status::Status;
 use crate::tracee::Tracee;
+use crate::visit::{Visit, stay_on_this_cpu};
+use crate::worker::Worker;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pipe};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 /// A child of the test, traced and stopped. It dies with this.
@@ -68,6 +75,21 @@ impl Task {
         layout
     }
 
+    /// The kernel's notes on its memory, asked for as in a checkpoint.
+    pub fn state(&self, census: &mut Census) -> MmState {
+        let leader = self.tracee.as_ref().unwrap();
+        let mut program = Program::new();
+        let asked = MmState::ask(&mut program);
+        stay_on_this_cpu().unwrap();
+        let mut visit = Visit::enter(leader, nix::sched::sched_getcpu().unwrap()).unwrap();
+        let answers = visit.run(leader, &program).unwrap();
+        visit.leave().unwrap();
+        let status = Status::parse(&std::fs::read(format!("/proc/{}/status", self.pid)).unwrap());
+        let id = self.pid.as_raw();
+        let stopped = Stopped { host: self.pid, tid: id, pid: id, status };
+        MmState::capture(&stopped, asked, &answers, census).unwrap().unwrap()
+    }
+
     pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.memory.read_exact_at(&mut bytes, at).unwrap();
@@ -122,4 +144,54 @@ pub fn sinks(count: u16) -> (Writer, Vec<PagesWriter>) {
     let mut writer = Writer::create(&dir.join("image")).unwrap();
     let sinks = (0..count).map(|n| writer.pages(n.into()).unwrap()).collect();
     (writer, sinks)
+}
+
+/// The files of `sinks`, to be read.
+pub fn page_files(sinks: &[PagesWriter]) -> PageFiles {
+    PageFiles::new(sinks.iter().map(|sink| (sink.number(), sink.file().try_clone().unwrap())))
+}
+
+/// Where no test's process has anything.
+const AREA: std::ops::Range<u64> = 0x1000_0000_0000..0x1000_0000_0000 + crate::nursery::AREA;
+/// The descriptor of the hatch in a new task.
+const HATCH: i32 = 150;
+
+/// A task as the first process of a restored job is one. It dies with the test's thread.
+pub fn newborn() -> Worker {
+    let (here, there) = nix::sys::socket::socketpair(
+        nix::sys::socket::AddressFamily::Unix,
+        nix::sys::socket::SockType::SeqPacket,
+        None,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+    )
+    .unwrap();
+    // SAFETY: the child calls only what is safe there, and never returns.
+    let pid = match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            // SAFETY: system calls on a descriptor.
+            unsafe { libc::dup2(there.as_raw_fd(), HATCH) };
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        ForkResult::Parent { child } => child,
+    };
+    // The hatch must be there before the child stops.
+    let path = format!("/proc/{pid}/fd/{HATCH}");
+    while std::fs::read_link(&path).is_err() {
+        std::thread::yield_now();
+    }
+    take_over(pid, here, HATCH, AREA).unwrap()
+}
+
+/// A child of `parent`, with its memory and descriptors.
+pub fn child_of(parent: &mut Worker) -> Worker {
+    let birth = Birth { pid: free_pid(), signal: libc::SIGCHLD, sibling: false };
+    beget(parent, &[birth]).unwrap().pop().unwrap()
+}
+
+/// An id that no process has: far from those that the kernel is going to give.
+pub fn free_pid() -> i32 {
+    let candidates = (1..).map(|n| 32_000 - n * 7 - (std::process::id().cast_signed() % 1000));
+    candidates.into_iter().find(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()).unwrap()
 }

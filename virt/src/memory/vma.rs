@@ -65,7 +65,11 @@ impl FromStr for Span {
         let (start, end) = text.split_once('-').ok_or("not two addresses")?;
         let number = |digits: &str| u64::from_str_radix(digits, 16).map_err(|_| "not a hexadecimal address");
         let span = Span { start: number(start)?, end: number(end)? };
-        if span.is_empty() || span.start % PAGE != 0 || span.end % PAGE != 0 || span.end > ADDRESS_END {
+        if span.is_empty()
+            || !span.start.is_multiple_of(PAGE)
+            || !span.end.is_multiple_of(PAGE)
+            || span.end > ADDRESS_END
+        {
             return Err("not a range of whole pages");
         }
         Ok(span)
