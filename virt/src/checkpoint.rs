@@ -99,6 +99,7 @@ pub fn checkpoint(
     for (name, bytes) in extra {
         image.bytes(name, bytes)?;
     }
+    let manifest = Manifest::new(options.table.as_ref().map_or(0, Table::generation))?;
     events.presuspend()?;
 
     fault::point("checkpoint:seize")?;
@@ -116,7 +117,6 @@ pub fn checkpoint(
             return Err(e);
         }
     };
-    let manifest = manifest(options)?;
     fault::point("checkpoint:commit")?;
     let committed = match image.commit(manifest) {
         Ok(committed) => committed,
@@ -230,10 +230,6 @@ fn refuse(blockers: Vec<Blocker>) -> Result<(), Error> {
 
 fn first_table() -> Result<Table, Error> {
     Ok(Table::new(Generation::here(0, Time::now())?))
-}
-
-fn manifest(options: &Options) -> Result<Manifest, Error> {
-    Ok(Manifest::new(options.table.as_ref().map_or(0, Table::generation))?)
 }
 
 /// Pages on their way into the image.

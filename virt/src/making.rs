@@ -4,7 +4,7 @@ use crate::endings;
 use crate::events::Events;
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
-use crate::memory::{self, Handles, PageFiles, Plan};
+use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
 use crate::nursery::{self, AREA, Birth};
 use crate::program::Program;
 use crate::resource::Resource;
@@ -58,12 +58,24 @@ impl<'a> Making<'a> {
         })
     }
 
-    /// Makes the open files of all processes, in the first one.
+    /// Makes the open files of all processes, and the memory that they share, in the first one.
     ///
     /// # Errors
-    /// The kernel's; a file is not what it was.
+    /// The kernel's, the image's; a file is not what it was.
     pub fn files(&mut self, _options: &Options) -> Result<(), Error> {
-        Ok(())
+        let job = self.job;
+        let Some(worker) = self.leaders.values_mut().next() else { return Ok(()) };
+        let index = &self.index;
+        let runs = |id| index.of(Owner::Shared(id));
+        memory::make_objects(
+            worker,
+            &job.objects,
+            job.layouts.values(),
+            runs,
+            &self.pages,
+            512,
+            &mut self.handles,
+        )
     }
 
     /// Makes all processes with their memory, related as they were.
@@ -122,9 +134,11 @@ impl<'a> Making<'a> {
         let handles = &self.handles;
         let Some(worker) = self.leaders.get_mut(&pid) else { return Ok(()) };
         let blamed = |failure| blame(job, pid, failure);
-        memory::build(worker, layout, &job.objects, handles, &plan).map_err(blamed)?;
+        let objects = &job.objects;
+        let blueprint = Blueprint { layout, state, objects, handles, plan: &plan, inherited };
+        memory::build(worker, &blueprint).map_err(blamed)?;
         memory::fill(worker, layout, &plan, &self.pages)?;
-        memory::finish(worker, layout, state, &job.objects, handles, &plan, inherited).map_err(blamed)?;
+        memory::finish(worker, layout, &plan).map_err(blamed)?;
         self.bytes += runs.iter().map(|run| u64::from(run.pages) * memory::PAGE).sum::<u64>();
         Ok(())
     }
@@ -148,7 +162,14 @@ impl<'a> Making<'a> {
                 self.thread(tid)?;
             }
         }
-        Ok(())
+        // From here on nobody is made from anybody, and nobody maps anything.
+        for (pid, layout) in &job.layouts {
+            self.leader(*pid, |worker| memory::seal(worker, layout))?;
+        }
+        let handles = self.handles.clone();
+        job.members.first().map_or(Ok(()), |first| {
+            self.leader(first.pid, |worker| memory::seal_objects(worker, &job.objects, &handles))
+        })
     }
 
     /// What a thread can have before its process is complete.

@@ -4,8 +4,9 @@
 //! the tree from it. Every task is traced, and dies with ckrun, until all of them are let go together.
 
 use crate::clocks::Clocks;
+use crate::cpu::layout::Layout;
 use crate::events::Events;
-use crate::image::Image;
+use crate::image::{Host, Image};
 use crate::job::Job;
 use crate::making::Making;
 use crate::table::{Generation, Table, Time, live};
@@ -79,10 +80,16 @@ pub struct Report {
 /// The image can't be read, or is damaged.
 pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
     fault::point("restore:check")?;
-    Job::read(image)?;
+    let job = Job::read(image)?;
     image.json::<Table>("table.json")?;
     image.json::<Clocks>(Clocks::FILE)?;
-    Ok(Vec::new())
+    let hosts = image.manifest().host.problems(&Host::here()?);
+    let lacking = job.cpu.iter().filter_map(|(tid, cpu)| {
+        let missing = cpu.extended.missing(Layout::host());
+        (!missing.is_empty())
+            .then(|| (format!("thread {tid}"), format!("this CPU lacks {}", missing.join(", "))))
+    });
+    Ok(hosts.into_iter().chain(lacking).map(|(what, why)| Problem { what, why }).collect())
 }
 
 /// What a process that is to become the job's first one does inside the sandbox: contents of file systems.
