@@ -4,6 +4,10 @@ use crate::sys::ptrace::{self, Change, Registers};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+/// How long a call may take to return or to fall asleep.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A thread that this thread of ckrun traces. It stops only when it is told to; when ckrun ends, the kernel lets it go on.
 #[derive(Debug, Clone)]
@@ -79,6 +83,43 @@ impl Tracee {
             }
         }
         ptrace::registers(self.pid).doing(what)
+    }
+
+    /// Runs the thread with `regs` until it sleeps in a system call, does `look` and stops the thread; or until it reports
+    /// a trap. The answer is whether it slept. The call is left interrupted: the registers are not the thread's own.
+    pub(crate) fn run_to_sleep(&self, regs: &Registers, look: &mut dyn FnMut()) -> Result<bool, Failure> {
+        let what = || format!("bring thread {} to sleep", self.pid);
+        ptrace::set_registers(self.pid, regs).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)?;
+        let begun = Instant::now();
+        let mut asked = false;
+        loop {
+            match ptrace::wait(self.pid, if asked { 0 } else { libc::WNOHANG }).doing(what)? {
+                None if self.asleep() => look(),
+                None if begun.elapsed() < PATIENCE => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                // Neither asleep nor back: it is stopped wherever it is.
+                None => {}
+                Some((_, Change::Signal(libc::SIGTRAP))) => return Ok(false),
+                Some((_, Change::Stopped(_))) if asked => return Ok(true),
+                Some((_, Change::Stopped(_))) => {
+                    ptrace::resume(self.pid, 0).doing(what)?;
+                    continue;
+                }
+                _ => return Err(Failure::new(what(), Errno::ESRCH)),
+            }
+            ptrace::interrupt(self.pid).doing(what)?;
+            asked = true;
+        }
+    }
+
+    /// It has left its CPU inside a system call.
+    fn asleep(&self) -> bool {
+        let text = std::fs::read(format!("/proc/{}/syscall", self.pid)).unwrap_or_default();
+        // The number of the call, else `running`, or -1 outside of any.
+        text.first().is_some_and(u8::is_ascii_digit)
     }
 
     /// Makes the one system call that the code at `regs.rip` leads to, and stops right after it. The answer is its

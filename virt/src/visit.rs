@@ -9,7 +9,7 @@
 
 use crate::program::{Answers, Program};
 use crate::stub::{self, Steps, Undo};
-use crate::sys::ptrace;
+use crate::sys::ptrace::{self, Registers};
 use crate::tracee::Tracee;
 use crate::vdso;
 use crate::worker::{HEADER, Worker, open_memory};
@@ -100,6 +100,40 @@ impl Visit {
         if program.is_empty() {
             return program.decode(Vec::new());
         }
+        self.work(thread, program, |regs| thread.run_to_trap(regs).map(|_| true))?
+            .ok_or_else(|| Failure::new(format!("work in thread {}", thread.pid()), Errno::EINTR))
+    }
+
+    /// Runs `program` in `thread` until one of its calls sleeps; then does `look` and interrupts the call. None when that
+    /// was so, else what the program has answered, which ended.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn doze(
+        &mut self,
+        thread: &Tracee,
+        program: &Program,
+        look: &mut dyn FnMut(),
+    ) -> Result<Option<Answers>, Failure> {
+        self.work(thread, program, |regs| thread.run_to_sleep(regs, look).map(|slept| !slept))
+    }
+
+    /// Begins the one call of `program` in `thread` and interrupts it, see [`Worker::begin`].
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn begin(&mut self, thread: &Tracee, program: &Program) -> Result<i64, Failure> {
+        let mut result = 0;
+        self.work(thread, program, |regs| thread.begin_call(regs).map(|r| result = r).map(|()| false))?;
+        Ok(result)
+    }
+
+    fn work(
+        &mut self,
+        thread: &Tracee,
+        program: &Program,
+        run: impl FnOnce(&Registers) -> Result<bool, Failure>,
+    ) -> Result<Option<Answers>, Failure> {
         let pid = thread.pid();
         let what = || format!("work in thread {pid}");
         self.worker.tracee = thread.clone();
@@ -110,8 +144,8 @@ impl Visit {
         ptrace::set_registers(pid, &regs).doing(what)?;
         self.worker.block_signals()?;
         Worker::pin(pid, self.cpu)?;
-        let ran = thread.run_to_trap(&regs);
-        let answers = ran.and_then(|_| self.worker.unload(program));
+        let ended = run(&regs);
+        let answers = ended.and_then(|ended| ended.then(|| self.worker.unload(program)).transpose());
         self.come_out(thread, &affinity)?;
         answers
     }

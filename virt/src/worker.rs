@@ -62,6 +62,26 @@ impl Worker {
         self.unload(program)
     }
 
+    /// Runs `program` in the task until one of its calls sleeps; then does `look` and interrupts the call. None when that
+    /// was so, else what the program has answered, which ended.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn doze(&mut self, program: &Program, look: &mut dyn FnMut()) -> Result<Option<Answers>, Failure> {
+        let regs = self.load(program)?;
+        let slept = self.tracee.run_to_sleep(&regs, look)?;
+        if slept { Ok(None) } else { self.unload(program).map(Some) }
+    }
+
+    /// Begins the one call of `program` and interrupts it. The answer is its result, an `-ERESTART*` if it waits for
+    /// something: then the thread is, for the kernel, in that call.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub fn begin(&mut self, program: &Program) -> Result<i64, Failure> {
+        self.tracee.begin_call(&self.load(program)?)
+    }
+
     /// Writes the program into the area; the answer is the registers to start it with.
     pub(crate) fn load(&self, program: &Program) -> Result<Registers, Failure> {
         let base = self.area.start + HEADER;

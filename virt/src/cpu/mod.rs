@@ -6,6 +6,9 @@
 //! - [`packed`]: bytes as readable text;
 //! - [`features`]: the instruction set extensions that programs may have found on a host;
 //! - [`rseq`]: restartable sequences;
+//! - [`sleep`]: calls that go on with the rest of their time;
+//! - [`state`]: all of it together;
+//! - [`timers`]: when sleeping threads are to wake up;
 //! - [`vdso`]: whether two hosts have the same vDSO.
 
 pub mod features;
@@ -13,6 +16,8 @@ pub mod layout;
 pub mod packed;
 pub mod registers;
 pub mod rseq;
+pub mod sleep;
 pub mod state;
+pub mod timers;
 pub mod vdso;
 pub mod xstate;
