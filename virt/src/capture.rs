@@ -1,7 +1,8 @@
 //! The state of a stopped job, read process by process.
 
-use crate::cpu::registers;
+use crate::cpu::registers::{self, General};
 use crate::cpu::rseq::Rseq;
+use crate::cpu::sleep::Sleep;
 use crate::cpu::state::CpuState;
 use crate::job::Job;
 use crate::memory::{self, Census, Layout, MmState, Span};
@@ -108,6 +109,11 @@ impl Capture {
             let answers = visit.run(&thread.tracee, &program)?;
             self.job.threads.capture(&thread.stopped, &asked, &answers)?;
         }
+        for thread in &mut process.threads {
+            self.sleep(&mut visit, thread)?;
+        }
+        let Some(leader) = process.leader() else { return Ok(Source::Itself(Pid::from_raw(0))) };
+        let task = &leader.stopped;
 
         let hidden = visit.worker().stub_range();
         let (layout, mut obstacles) =
@@ -151,6 +157,19 @@ impl Capture {
         }
         if self.job.outside_threads.dispatch.get(&task.tid).is_some_and(|dispatch| !dispatch.is_off()) {
             crate::dispatch::UserDispatch::suspend(host)?;
+        }
+        Ok(())
+    }
+
+    /// What a thread's call still has to wait. The call may end meanwhile, and write to the process's memory.
+    fn sleep(&mut self, visit: &mut Visit, thread: &mut Thread) -> Result<(), Failure> {
+        let tracee = &mut thread.tracee;
+        let (visited, memory) = (tracee.clone(), crate::worker::open_memory(tracee.pid())?);
+        let mut doze = |program: &Program, look: &mut dyn FnMut()| visit.doze(&visited, program, look);
+        let sleep = Sleep::capture(visited.pid(), &memory, &mut tracee.regs, &mut doze)?;
+        if let Some(cpu) = self.job.cpu.get_mut(&thread.stopped.tid) {
+            cpu.registers = General::from(&tracee.regs);
+            cpu.sleep = sleep;
         }
         Ok(())
     }

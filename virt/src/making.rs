@@ -1,5 +1,6 @@
 //! The making of a restored job, step by step; [`crate::restore`] tells in which order.
 
+use crate::cpu::sleep::Plan;
 use crate::endings;
 use crate::events::Events;
 use crate::image::{Image, Index, Owner};
@@ -10,7 +11,7 @@ use crate::program::Program;
 use crate::resource::Resource;
 use crate::restore::{HATCH, Options};
 use crate::signals::Action;
-use crate::sys::ptrace;
+use crate::sys::ptrace::{self, Registers};
 use crate::tree::{self, Life, Member, Step};
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure, vdso};
@@ -270,12 +271,12 @@ impl<'a> Making<'a> {
     pub fn registers(&mut self) -> Result<(), Error> {
         let job = self.job;
         for member in running(job) {
+            let regs =
+                member.threads.iter().map(|&tid| self.call_in_flight(tid)).collect::<Result<Vec<_>, _>>()?;
             let trap = job.processes.actions.get(&member.pid).map(|actions| actions.trap());
             self.leader(member.pid, |worker| vanish(worker, trap))?;
-            for &tid in &member.threads {
-                let Some(cpu) = job.cpu.get(&tid) else { continue };
-                let bad = |why| Error::Damaged(format!("cpu.json: thread {tid}: {why}"));
-                let regs = cpu.checked().map_err(bad)?;
+            for (&tid, regs) in member.threads.iter().zip(regs) {
+                let (Some(cpu), Some(regs)) = (job.cpu.get(&tid), regs) else { continue };
                 self.task(tid, |worker| {
                     cpu.extended.write(worker.host())?;
                     worker.tracee.regs = regs;
@@ -285,6 +286,22 @@ impl<'a> Making<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Puts a thread into the call that the old one was in, if it was in one that goes on with the rest of its time. The
+    /// answer is the registers that it is to get.
+    fn call_in_flight(&mut self, tid: i32) -> Result<Option<Registers>, Error> {
+        let Some(cpu) = self.job.cpu.get(&tid) else { return Ok(None) };
+        let bad = |why| Error::Damaged(format!("cpu.json: thread {tid}: {why}"));
+        let regs = cpu.checked().map_err(bad)?;
+        match cpu.sleep.as_ref().map(|sleep| sleep.plan(&regs)) {
+            None => Ok(Some(regs)),
+            Some(Plan::Registers(regs)) => Ok(Some(regs)),
+            Some(Plan::Start(start)) => {
+                let result = self.task(tid, |worker| worker.begin(&start.program))?;
+                Ok(Some(start.registers(result)))
+            }
+        }
     }
 
     /// Lets all of them go. Up to here ckrun's death is theirs.

@@ -141,17 +141,21 @@ impl Tracee {
         Ok(ptrace::registers(self.pid).doing(what)?.rax.cast_signed())
     }
 
-    /// Makes the system call that `regs` are about to enter (they stand at a `syscall` instruction) and interrupts it at
+    /// Makes the system call that `regs` are about to enter (the code that they stand at leads there) and interrupts it at
     /// once. A call that has nothing to wait for ends with its result; one that waits ends with an `-ERESTART*` and, for
     /// `-ERESTART_RESTARTBLOCK`, with a note in the kernel from which it goes on, with the remaining time, when the
     /// thread is let go.
     pub(crate) fn begin_call(&self, regs: &Registers) -> Result<i64, Failure> {
         let what = || format!("begin a call in thread {}", self.pid);
         ptrace::set_registers(self.pid, regs).doing(what)?;
-        ptrace::resume_to_syscall(self.pid).doing(what)?;
-        match ptrace::wait(self.pid, 0).doing(what)? {
-            Some((_, Change::Syscall)) => {}
-            _ => return Err(Failure::new(what(), Errno::ESRCH)),
+        loop {
+            ptrace::resume_to_syscall(self.pid).doing(what)?;
+            match ptrace::wait(self.pid, 0).doing(what)? {
+                Some((_, Change::Syscall)) => break,
+                // The report of a stop that was asked for, or of job control, may still be due.
+                Some((_, Change::Stopped(_))) => {}
+                _ => return Err(Failure::new(what(), Errno::ESRCH)),
+            }
         }
         // A request to stop makes the call return as a signal would.
         ptrace::interrupt(self.pid).doing(what)?;

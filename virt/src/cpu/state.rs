@@ -2,6 +2,7 @@
 
 use super::registers::{self, General};
 use super::rseq::Rseq;
+use super::sleep::Sleep;
 use super::xstate::Xstate;
 use crate::Failure;
 use crate::hex::Hex;
@@ -21,6 +22,9 @@ pub struct CpuState {
     pub rseq: Option<Rseq>,
     /// Floating point, vectors, tiles.
     pub extended: Xstate,
+    /// A call that goes on with the rest of its time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<Sleep>,
 }
 
 impl CpuState {
@@ -34,6 +38,7 @@ impl CpuState {
             mask: Hex(thread.mask),
             rseq: Rseq::read(thread.pid())?,
             extended: Xstate::read(thread.pid())?,
+            sleep: None,
         })
     }
 
