@@ -1,6 +1,6 @@
 //! The making of a restored job, step by step; [`crate::restore`] tells in which order.
 
-use crate::cpu::sleep::Plan;
+use crate::cpu::sleep;
 use crate::endings;
 use crate::events::Events;
 use crate::image::{Image, Index, Owner};
@@ -296,8 +296,8 @@ impl<'a> Making<'a> {
         let regs = cpu.checked().map_err(bad)?;
         match cpu.sleep.as_ref().map(|sleep| sleep.plan(&regs)) {
             None => Ok(Some(regs)),
-            Some(Plan::Registers(regs)) => Ok(Some(regs)),
-            Some(Plan::Start(start)) => {
+            Some(sleep::Plan::Registers(regs)) => Ok(Some(regs)),
+            Some(sleep::Plan::Start(start)) => {
                 let result = self.task(tid, |worker| worker.begin(&start.program))?;
                 Ok(Some(start.registers(result)))
             }
