@@ -15,13 +15,18 @@ fn inspected(container: &Container, words: &[&str]) -> Ended {
 
 fn image() -> Container {
     let container = Container::new();
-    let task = |pid: i32, parent: i32, comm: &str, state: Value| json!({"pid": pid, "parent": parent, "comm": comm, "state": state, "threads": [pid, pid + 100], "session": 1});
+    let task = |pid: i32, parent: i32, comm: &str, state: Value| json!({"pid": pid, "parent": parent, "comm": comm, "state": state, "threads": [pid, pid + 100], "session": 1, "group": 1, "exit-signal": 17});
     let tasks = json!([
         task(7, 1, "python3\u{1b}[2J", json!("running")),
         task(1, 0, "sh", json!("running")),
         task(9, 7, "gone", json!({"zombie": {"status": 0}})),
     ]);
-    write(&container.file("image"), &[("table.json", &moved(48211)), ("tasks.json", &tasks)]);
+    let object = |kind: Value| json!({"device": 1, "inode": 2, "size": 8192, "mode": 33188, "owner": [0, 0], "kind": kind});
+    let file = object(json!({"file": {"path": "/bin/sh", "modified": [1, 2]}}));
+    let shared = object(json!({"shared": {"huge": 0}}));
+    let objects = json!([file.clone(), file.clone(), file.clone(), file, shared]);
+    let files = [("table.json", &moved(48211)), ("tasks.json", &tasks), ("objects.json", &objects)];
+    write(&container.file("image"), &files);
     container
 }
 
@@ -38,10 +43,11 @@ fn a_person_sees_what_is_in_an_image() {
     assert!(words("taken ").join(" ").contains("generation 1, by ckrun "));
     assert!(words("host ").join(" ").starts_with(&format!("host Linux {} on ", kernel.trim())));
     assert!(text.contains("memory 12.0 KiB, files 7 B, all else "), "{text}");
-    assert_eq!(words("1 "), ["1", "sh", "running", "2", "8.0", "KiB", "1", "48211"]);
-    assert_eq!(words("└─ 7 "), ["└─", "7", "python3\\u{1b}[2J", "running", "2", "0", "B", "0"]);
+    assert_eq!(words("1 "), ["1", "sh", "running", "2", "0", "B", "8.0", "KiB", "1", "48211"]);
+    assert_eq!(words("└─ 7 "), ["└─", "7", "python3\\u{1b}[2J", "running", "2", "0", "B", "0", "B", "0"]);
     assert_eq!(words("   └─ 9 ")[2..4], ["gone", "zombie"]);
-    assert_eq!(words("4 "), ["4", "4.0", "KiB"], "the shared object");
+    assert_eq!(words("0 "), ["0", "file", "8.0", "KiB", "-", "/bin/sh"]);
+    assert_eq!(words("4 "), ["4", "shared", "memory", "8.0", "KiB", "4.0", "KiB"]);
     assert_eq!(words("7 "), ["7", "/dev/pts/4", "1:3"], "the description");
     assert_eq!(words("dev:/dev/emu0 ")[..2], ["dev:/dev/emu0", "dev:/dev/pts/4"]);
     assert_eq!(words("generation 1: ")[2..4], ["host", "emu-b,"]);
@@ -59,6 +65,34 @@ fn a_program_reads_the_same() {
     assert_eq!(all["sizes"]["shared"], json!({"4": 4096}));
     assert_eq!(all["tasks"][1]["comm"], "sh");
     assert_eq!(all["table"]["bound"][0]["virtual"], "pid:1");
+}
+
+#[test]
+fn a_checkpoint_shows_the_job_that_it_was_taken_of() {
+    let container = Container::sh("sleep 1000000 & echo up; read end; kill $!");
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up");
+    let dir = container.file("image");
+    let image = dir.to_str().unwrap();
+    container.ckrun(&["checkpoint", "--leave-running", "--image-path", image, "ID"]).ok();
+    let text = inspected(&container, &[]).ok();
+    let words = |start: &str| {
+        let line =
+            text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start:?}: {text}"));
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let first = words("1 ");
+    assert_eq!(first[1..4], ["sh", "running", "1"]);
+    assert_eq!(first.last().unwrap(), &live.pid.to_string());
+    assert_eq!(words("└─ 2 ")[2..5], ["sleep", "running", "1"]);
+    assert!(text.lines().any(|line| line.ends_with("/bin/busybox")), "{text}");
+    assert_eq!(container.ckrun(&["ids", "--image", image, "--to-real", "1"]).ok(), live.pid.to_string());
+    // The first generation begins with the container, and not with its first checkpoint.
+    let ids: Value =
+        serde_json::from_str(&container.ckrun(&["ids", "--image", image, "--json"]).ok()).unwrap();
+    let created = container.state()["created"].as_str().unwrap()[..23].to_owned();
+    assert_eq!(ids["generations"][0]["since"], format!("{created}Z"));
+    assert_eq!(ids["generations"][0]["number"], 0);
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let options = Options {
         image: absolute(&args.carry.image_path)?,
         leave_running: args.leave_running,
-        table: Table::read(entry.dir())?,
+        table: Some(Table::read(entry.dir())?.map_or_else(|| super::ids::first(&state), Ok)?),
     };
     let config = entry.config()?;
     // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.

@@ -102,14 +102,17 @@ fn current(entry: &Entry, state: &State, status: Status) -> Result<Table> {
         return kept.ok_or_else(|| Error::WrongState { verb, id: state.id.clone(), status });
     };
     let init = process.pid();
-    let mut table = match kept {
-        Some(kept) => kept,
-        None => Table::new(Generation::here(0, Time::parse(&state.created).unwrap_or_else(Time::now))?),
-    };
+    let mut table = kept.map_or_else(|| first(state), Ok)?;
     let processes = if state.cgroups.is_empty() { live::processes(init)? } else { state.cgroups.pids()? };
     let seen = live::look(&processes, live::depth(init)?)?;
     table.observe(&seen, Time::now())?;
     Ok(table)
+}
+
+/// The table of a container of which nothing was kept: its job began with it.
+pub(super) fn first(state: &State) -> Result<Table> {
+    let since = Time::parse(&state.created).unwrap_or_else(Time::now);
+    Ok(Table::new(Generation::here(0, since)?))
 }
 
 /// One line of the table, or only the other name of it.

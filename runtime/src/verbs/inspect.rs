@@ -4,16 +4,16 @@ use super::{columns, ids, print_json, print_line};
 use crate::error::Result;
 use crate::progress::size;
 use ckrun_virt::image::{Image, Index, Owner};
+use ckrun_virt::memory::{Kind, Layout, Object};
 use ckrun_virt::table::file::NAME as TABLE;
 use ckrun_virt::table::id::Printable;
 use ckrun_virt::table::{Id, Table};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use ckrun_virt::tree::{Life, Member};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// The file of an image that says which processes there are.
-const TASKS: &str = "tasks.json";
 /// How many descriptors are named that lead to one file.
 const HOLDERS: usize = 6;
 
@@ -34,17 +34,13 @@ pub struct Args {
     json: bool,
 }
 
-/// What a person wants to know of a process. Other fields of the file are its readers' business.
-#[derive(Debug, Deserialize)]
-struct Task {
-    pid: i32,
-    parent: i32,
-    #[serde(default)]
-    comm: String,
-    #[serde(default)]
-    state: Value,
-    #[serde(default)]
-    threads: Vec<i32>,
+/// The state of a job, as far as it is shown. Parts that an image does not have are empty.
+#[derive(Debug, Default)]
+struct Contents {
+    members: Vec<Member>,
+    layouts: BTreeMap<i32, Layout>,
+    objects: Vec<Object>,
+    table: Option<Table>,
 }
 
 /// Bytes of an image.
@@ -66,8 +62,7 @@ struct Sizes {
 /// Carries it out.
 pub fn run(args: &Args) -> Result<()> {
     let image = Image::open(&args.dir)?;
-    let table: Option<Table> = if image.has(TABLE) { Some(image.json(TABLE)?) } else { None };
-    let tasks: Value = if image.has(TASKS) { image.json(TASKS)? } else { Value::Null };
+    let contents = Contents::read(&image)?;
     let sizes = Sizes::of(&image)?;
     if args.json {
         return print_json(&serde_json::json!({
@@ -75,14 +70,15 @@ pub fn run(args: &Args) -> Result<()> {
             "digest": image.digest(),
             "manifest": image.manifest(),
             "sizes": sizes,
-            "tasks": tasks,
-            "table": table.as_ref().map(ids::Shown::of),
+            "tasks": contents.members,
+            "objects": contents.objects,
+            "table": contents.table.as_ref().map(ids::Shown::of),
         }));
     }
     let mut lines = origin(&image, &sizes);
-    lines.extend(processes(&tasks, table.as_ref(), &sizes));
-    lines.extend(shared(&sizes));
-    if let Some(table) = &table {
+    lines.extend(contents.processes(&sizes));
+    lines.extend(contents.objects(&sizes));
+    if let Some(table) = &contents.table {
         lines.extend(files(table));
         lines.extend(outside(table));
         lines.push(String::new());
@@ -157,62 +153,95 @@ fn origin(image: &Image, sizes: &Sizes) -> Vec<String> {
     .collect()
 }
 
-/// The tree of processes.
-fn processes(tasks: &Value, table: Option<&Table>, sizes: &Sizes) -> Vec<String> {
-    let mut found = Vec::new();
-    collect(tasks, &mut found);
-    let rows = table.map(Table::rows).unwrap_or_default();
-    let mut descriptors: BTreeMap<i32, usize> = BTreeMap::new();
-    for row in &rows {
-        if let Id::Descriptor { process, .. } = row.id {
-            *descriptors.entry(process).or_default() += 1;
+impl Contents {
+    fn read(image: &Image) -> Result<Contents> {
+        fn part<T: DeserializeOwned + Default>(image: &Image, name: &str) -> Result<T> {
+            if image.has(name) { Ok(image.json(name)?) } else { Ok(T::default()) }
         }
+        Ok(Contents {
+            members: part(image, "tasks.json")?,
+            layouts: part(image, "mappings.json")?,
+            objects: part(image, "objects.json")?,
+            table: part(image, TABLE)?,
+        })
     }
-    let head = ["PID", "COMMAND", "STATE", "THREADS", "MEMORY", "DESCRIPTORS", "HOST PID"];
-    let mut lines = vec![head.map(str::to_owned)];
-    for (prefix, task) in tree(&found) {
-        let state = match &task.state {
-            Value::String(state) => state.clone(),
-            // `{"zombie": …}`: the name of the state and its details.
-            Value::Object(state) => state.keys().next().cloned().unwrap_or_default(),
-            _ => String::new(),
-        };
-        let real = table.and_then(|table| table.to_real(&Id::Process(task.pid))).map(|row| row.real);
-        lines.push([
-            format!("{prefix}{}", task.pid),
-            Printable(task.comm.as_bytes()).to_string(),
-            Printable(state.as_bytes()).to_string(),
-            task.threads.len().to_string(),
-            size(sizes.processes.get(&task.pid).copied().unwrap_or(0)),
-            descriptors.get(&task.pid).copied().unwrap_or(0).to_string(),
-            match real {
+
+    /// The tree of processes.
+    fn processes(&self, sizes: &Sizes) -> Vec<String> {
+        let table = self.table.as_ref();
+        let mut descriptors: BTreeMap<i32, usize> = BTreeMap::new();
+        for row in table.map(Table::rows).unwrap_or_default() {
+            if let Id::Descriptor { process, .. } = row.id {
+                *descriptors.entry(process).or_default() += 1;
+            }
+        }
+        let head = ["PID", "COMMAND", "STATE", "THREADS", "MAPPED", "STORED", "DESCRIPTORS", "HOST PID"];
+        let rows = tree(&self.members).into_iter().map(|(prefix, member)| {
+            let pid = &member.pid;
+            let mapped = self.layouts.get(pid).map_or(&[][..], |layout| &layout.vmas);
+            let mapped = mapped.iter().fold(0_u64, |sum, vma| sum.saturating_add(vma.range.len()));
+            let real = match table.and_then(|table| table.to_real(&Id::Process(*pid))).map(|row| row.real) {
                 Some(Id::Process(pid)) => pid.to_string(),
                 _ => String::new(),
-            },
-        ]);
+            };
+            [
+                format!("{prefix}{pid}"),
+                Printable(member.comm.as_bytes()).to_string(),
+                life(member.state).into(),
+                member.threads.len().to_string(),
+                size(mapped),
+                size(sizes.processes.get(pid).copied().unwrap_or(0)),
+                descriptors.get(pid).copied().unwrap_or(0).to_string(),
+                real,
+            ]
+        });
+        table_of(head, rows)
     }
-    let mut lines = columns(&lines);
-    lines.insert(0, String::new());
-    lines
+
+    /// Files and shared memory that mappings show.
+    fn objects(&self, sizes: &Sizes) -> Vec<String> {
+        let rows = (0_u32..).zip(&self.objects).map(|(number, object)| {
+            let (kind, what) = match &object.kind {
+                Kind::File { path, .. } => ("file", Printable(path).to_string()),
+                Kind::Deleted { path } => ("deleted file", Printable(path).to_string()),
+                Kind::Shared { .. } => ("shared memory", String::new()),
+                Kind::Memfd { name, .. } => ("memfd", Printable(name).to_string()),
+            };
+            let stored = match sizes.shared.get(&number) {
+                Some(bytes) => size(*bytes),
+                // The container has it at a restart.
+                None if !object.carried() => "-".into(),
+                None => size(0),
+            };
+            [number.to_string(), kind.into(), size(object.size), stored, what]
+        });
+        table_of(["OBJECT", "KIND", "SIZE", "STORED", "WHAT"], rows)
+    }
 }
 
-/// Every object that describes a process, wherever it stands.
-fn collect(value: &Value, found: &mut Vec<Task>) {
-    if let Ok(task) = Task::deserialize(value) {
-        found.push(task);
-        return;
+fn life(state: Life) -> &'static str {
+    match state {
+        Life::Running => "running",
+        Life::Stopped { .. } => "stopped",
+        Life::Zombie { .. } => "zombie",
     }
-    match value {
-        Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
-        Value::Object(values) => values.values().for_each(|value| collect(value, found)),
-        _ => {}
+}
+
+/// A table after an empty line; nothing when it has no rows.
+fn table_of<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Vec<String> {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    if rows.len() == 1 {
+        return Vec::new();
     }
+    let mut lines = vec![String::new()];
+    lines.extend(columns(&rows));
+    lines
 }
 
 /// The processes in the order of a tree, each with the branches before it. One whose parent is not there is a root; each
 /// is there once, whatever the image says.
-fn tree(tasks: &[Task]) -> Vec<(String, &Task)> {
-    let mut rest: BTreeMap<i32, &Task> = tasks.iter().map(|task| (task.pid, task)).collect();
+fn tree(members: &[Member]) -> Vec<(String, &Member)> {
+    let mut rest: BTreeMap<i32, &Member> = members.iter().map(|task| (task.pid, task)).collect();
     let mut children: BTreeMap<i32, BTreeSet<i32>> = BTreeMap::new();
     for task in rest.values().filter(|task| rest.contains_key(&task.parent) && task.parent != task.pid) {
         children.entry(task.parent).or_default().insert(task.pid);
@@ -237,17 +266,6 @@ fn tree(tasks: &[Task]) -> Vec<(String, &Task)> {
     lines
 }
 
-fn shared(sizes: &Sizes) -> Vec<String> {
-    if sizes.shared.is_empty() {
-        return Vec::new();
-    }
-    let head = ["SHARED MEMORY", "STORED"].map(str::to_owned);
-    let rows = sizes.shared.iter().map(|(object, bytes)| [object.to_string(), size(*bytes)]);
-    let mut lines = columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
-    lines.insert(0, String::new());
-    lines
-}
-
 /// The open file descriptions, and who has them.
 fn files(table: &Table) -> Vec<String> {
     let mut holders: BTreeMap<u32, (String, Vec<String>)> = BTreeMap::new();
@@ -257,20 +275,14 @@ fn files(table: &Table) -> Vec<String> {
             entry.1.push(format!("{process}:{fd}"));
         }
     }
-    if holders.is_empty() {
-        return Vec::new();
-    }
-    let mut lines = vec![["DESCRIPTION", "WHAT", "DESCRIPTORS"].map(str::to_owned)];
-    for (number, (what, who)) in holders {
+    let rows = holders.into_iter().map(|(number, (what, who))| {
         let mut named = who.iter().take(HOLDERS).cloned().collect::<Vec<_>>().join(" ");
         if who.len() > HOLDERS {
             named.push_str(&format!(" and {} more", who.len() - HOLDERS));
         }
-        lines.push([number.to_string(), what, named]);
-    }
-    let mut lines = columns(&lines);
-    lines.insert(0, String::new());
-    lines
+        [number.to_string(), what, named]
+    });
+    table_of(["DESCRIPTION", "WHAT", "DESCRIPTORS"], rows)
 }
 
 /// What ties the job to the world outside: sockets, devices, handles.
@@ -278,39 +290,37 @@ fn outside(table: &Table) -> Vec<String> {
     let rows = table.rows();
     let outside =
         rows.iter().filter(|row| matches!(row.id, Id::Socket(_) | Id::Device(_) | Id::Handle { .. }));
-    let mut lines = vec![["OUTSIDE", "REAL", "SINCE"].map(str::to_owned)];
-    lines.extend(outside.map(|row| [row.id.to_string(), row.real.to_string(), row.since.to_string()]));
-    if lines.len() == 1 {
-        return Vec::new();
-    }
-    let mut lines = columns(&lines);
-    lines.insert(0, String::new());
-    lines
+    let rows = outside.map(|row| [row.id.to_string(), row.real.to_string(), row.since.to_string()]);
+    table_of(["OUTSIDE", "REAL", "SINCE"], rows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shown(tasks: &Value) -> Vec<String> {
-        let mut found = Vec::new();
-        collect(tasks, &mut found);
-        tree(&found).into_iter().map(|(prefix, task)| format!("{prefix}{}", task.pid)).collect()
+    fn shown(tasks: &[(i32, i32)]) -> Vec<String> {
+        let member = |&(pid, parent): &(i32, i32)| Member {
+            pid,
+            parent,
+            group: 1,
+            session: 1,
+            exit_signal: 17,
+            threads: vec![pid],
+            state: Life::Running,
+            comm: String::new(),
+        };
+        let members: Vec<Member> = tasks.iter().map(member).collect();
+        tree(&members).into_iter().map(|(prefix, member)| format!("{prefix}{}", member.pid)).collect()
     }
 
     #[test]
     fn a_tree_is_drawn_whatever_the_order() {
-        let task = |pid: i32, parent: i32| serde_json::json!({"pid": pid, "parent": parent, "more": [1]});
-        let tasks =
-            serde_json::json!({"members": [task(9, 2), task(1, 0), task(4, 1), task(2, 1), task(3, 2)]});
+        let tasks = [(9, 2), (1, 0), (4, 1), (2, 1), (3, 2)];
         assert_eq!(shown(&tasks), ["1", "├─ 2", "│  ├─ 3", "│  └─ 9", "└─ 4"]);
     }
 
     #[test]
     fn a_hostile_tree_comes_to_an_end() {
-        let task = |pid: i32, parent: i32| serde_json::json!({"pid": pid, "parent": parent});
-        let tasks = serde_json::json!([task(1, 1), task(2, 3), task(3, 2), task(3, 2), task(7, 99)]);
-        assert_eq!(shown(&tasks), ["1", "7", "2", "└─ 3"]);
-        assert_eq!(shown(&serde_json::json!({"a": {"pid": "x", "parent": 1}})), [""; 0]);
+        assert_eq!(shown(&[(1, 1), (2, 3), (3, 2), (3, 2), (7, 99)]), ["1", "7", "2", "└─ 3"]);
     }
 }
