@@ -99,7 +99,14 @@ impl Seen {
         Seen { booted: SystemTime::now().checked_sub(up).map(Time::from), ..Seen::default() }
     }
 
-    /// The tasks of a stopped job, without its descriptors.
+    /// Adds a descriptor of a process, and, if it is the first that leads to `description`, what that is for people: a path,
+    /// `pipe:[4711]`.
+    pub fn add_descriptor(&mut self, process: i32, fd: i32, description: u32, what: impl FnOnce() -> Bytes) {
+        self.descriptors.push(SeenDescriptor { process, fd, description });
+        self.descriptions.entry(description).or_insert_with(what);
+    }
+
+    /// The tasks of a stopped job; its descriptors are added by those who know them ([`Seen::add_descriptor`]).
     pub fn stopped(job: &Frozen) -> Seen {
         let mut seen = Seen::begin();
         for process in &job.processes {

@@ -76,9 +76,9 @@ impl Kernel {
                 seen.tasks.push(SeenTask { process, thread, host: self.host(thread), session, group });
             }
             for (fd, description) in descriptors {
-                let (fd, description) = (i32::from(*fd), u32::from(*description));
-                seen.descriptors.push(SeenDescriptor { process: leader, fd, description });
-                seen.descriptions.insert(description, format!("file {description}").as_str().into());
+                let description = u32::from(*description);
+                let what = || format!("file {description}").as_str().into();
+                seen.add_descriptor(leader, i32::from(*fd), description, what);
             }
         }
         seen
