@@ -181,3 +181,33 @@ fn a_restored_job_keeps_its_history_and_is_looked_at_anew() {
     let kept: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(kept["tasks"]["bound"][0]["real"]["id"], 5);
 }
+
+#[test]
+fn a_restart_gives_the_same_names_new_meanings() {
+    let container = Container::sh("while :; do sleep 1000000; done & echo up; wait");
+    let mut live = container.up();
+    assert_eq!(live.stdout.line(), "up");
+    let dir = container.file("image");
+    let image = dir.to_str().unwrap();
+    container.ckrun(&["checkpoint", "--image-path", image, "ID"]).ok();
+    live.await_end();
+    container.ckrun(&["restore", "--detach", "--image-path", image, "ID"]).ok();
+    let pid = container.pid();
+    let all = table(&container);
+    let numbers: Vec<_> =
+        all["generations"].as_array().unwrap().iter().map(|g| g["number"].clone()).collect();
+    assert_eq!(numbers, [0, 1]);
+    assert_eq!(row(&all, "pid:1")["real"], format!("pid:{pid}"));
+    assert_eq!(row(&all, "pid:1")["generation"], 1);
+    let former = all["former"].as_array().unwrap();
+    let before = former.iter().find(|row| row["virtual"] == "pid:1").unwrap();
+    assert_eq!((&before["real"], &before["generation"]), (&json!(format!("pid:{}", live.pid)), &json!(0)));
+    assert!(before["started"].as_u64() < row(&all, "pid:1")["started"].as_u64());
+    // The table that the restart has kept is that of this host and this life.
+    let path = container.store().join(container.id()).join("table.json");
+    let kept: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let real = |of: &str, n: usize| kept[of]["bound"][n]["real"]["id"].clone();
+    assert_eq!(real("tasks", 0), pid);
+    let second = container.ckrun(&["ids", "ID", "--to-real", "2"]).ok();
+    assert_eq!(real("tasks", 1).to_string(), second);
+}
