@@ -310,7 +310,11 @@ impl<'a> Making<'a> {
     /// The kernel's.
     pub fn release(self) -> Result<(), Error> {
         for worker in self.leaders.into_values().chain(self.threads.into_values()) {
-            worker.tracee.release()?;
+            match worker.tracee.release() {
+                // Those who go first may end the others, as they did before.
+                Err(e) if e.errno == Errno::ESRCH => log::debug!("{e}"),
+                other => other?,
+            }
         }
         Ok(())
     }
