@@ -193,8 +193,13 @@ impl Creds {
     /// Checks that a first process with the capabilities `held` (its bounding set) can give this thread its own.
     ///
     /// # Errors
-    /// The missing capabilities by name.
+    /// [`Error::Unsupported`] with the missing capabilities by name; [`Error::Damaged`] for an id that is none.
     pub fn check(&self, held: u64) -> Result<(), Error> {
+        let ids = [self.uids, self.gids].map(|ids| [ids.real, ids.effective, ids.saved, ids.fs]).concat();
+        if ids.iter().chain(&self.groups).any(|&id| id == u32::MAX) {
+            // For the kernel this number says "as it is": the thread would stay root.
+            return Err(Error::Damaged(format!("credentials: {} is not an id", u32::MAX)));
+        }
         let sets = &self.capabilities;
         let wanted =
             sets.inheritable.0 | sets.permitted.0 | sets.effective.0 | sets.bounding.0 | sets.ambient.0;
