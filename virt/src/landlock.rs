@@ -140,7 +140,9 @@ impl Witness {
         let mut witness = Witness { process: Process::from_clone(pid, fd), identity, pid: 0 };
         match ptrace::wait(pid, 0).doing(what)? {
             // The stop after a traced process's execve.
-            Some((_, Change::Signal(libc::SIGTRAP))) => {}
+            Some((_, Change::Signal(libc::SIGTRAP))) => {
+                ptrace::set_options(pid, libc::PTRACE_O_EXITKILL).doing(what)?;
+            }
             Some((_, Change::Ended(status))) => {
                 return Err(Failure::new(what(), Errno::from_raw(libc::WEXITSTATUS(status))));
             }
