@@ -101,6 +101,9 @@ impl Capture {
         let asked_memory = MmState::ask(&mut program);
         let answers = visit.run(&leader.tracee, &program)?;
         self.job.processes.capture(task, &asked_process, &answers)?;
+        if let Some(actions) = self.job.processes.actions.get_mut(&task.pid) {
+            actions.set_trap(visit.trap_action()?);
+        }
         self.job.threads.capture(task, &asked_thread, &answers)?;
         self.job.timers.insert(task.pid, PosixTimers::capture(task, &timers, &asked_timers, &answers)?);
         for thread in others {

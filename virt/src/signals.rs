@@ -40,10 +40,6 @@ pub struct Action {
 }
 
 impl Action {
-    /// Ignores the signal.
-    const IGNORE: Action =
-        Action { handler: Hex(libc::SIG_IGN as u64), flags: Hex(0), restorer: Hex(0), mask: Hex(0) };
-
     /// The bytes for rt_sigaction(2).
     pub fn to_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
@@ -52,6 +48,13 @@ impl Action {
             chunk.copy_from_slice(&word.0.to_ne_bytes());
         }
         bytes
+    }
+
+    /// Reads the bytes that rt_sigaction(2) has stored.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Action {
+        let mut words = bytes.chunks_exact(8).map(|b| Hex(b.try_into().map_or(0, u64::from_ne_bytes)));
+        let mut next = || words.next().unwrap_or_default();
+        Action { handler: next(), flags: next(), restorer: next(), mask: next() }
     }
 
     fn read(answers: &Answers, place: Place) -> Action {
@@ -72,7 +75,8 @@ impl Actions {
         self.of(libc::SIGTRAP)
     }
 
-    /// Notes SIGTRAP's action, which [`Resource::capture`] can't see: at that time the action is ckrun's.
+    /// Notes SIGTRAP's action, which [`Resource::capture`] can't see: at that time the action is ckrun's. See
+    /// [`Visit::trap_action`](crate::visit::Visit::trap_action).
     pub fn set_trap(&mut self, action: Action) {
         self.set(libc::SIGTRAP, action);
     }
@@ -109,14 +113,10 @@ impl Resource for Actions {
         Actions::settable().map(ask).collect()
     }
 
-    fn capture(task: &Stopped, asked: &Vec<Place>, answers: &Answers) -> Result<Self, Failure> {
+    fn capture(_: &Stopped, asked: &Vec<Place>, answers: &Answers) -> Result<Self, Failure> {
         let mut actions = Actions::default();
         for (signal, &place) in Actions::settable().zip(asked) {
             actions.set(signal, Action::read(answers, place));
-        }
-        // The best guess until somebody knows better.
-        if Hex(task.status.sig_ign).has(bit(libc::SIGTRAP)) {
-            actions.set_trap(Action::IGNORE);
         }
         Ok(actions)
     }

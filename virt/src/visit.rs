@@ -8,6 +8,7 @@
 //! inside.
 
 use crate::program::{Answers, Program};
+use crate::signals::Action;
 use crate::stub::{self, Steps, Undo};
 use crate::sys::ptrace::{self, Registers};
 use crate::tracee::Tracee;
@@ -148,6 +149,16 @@ impl Visit {
         let answers = ended.and_then(|ended| ended.then(|| self.worker.unload(program)).transpose());
         self.come_out(thread, &affinity)?;
         answers
+    }
+
+    /// What the process does about SIGTRAP, but for the time of the visit.
+    ///
+    /// # Errors
+    /// `EIO` when the process has been killed.
+    pub fn trap_action(&self) -> Result<Action, Failure> {
+        let mut bytes = [0; 32];
+        self.worker.read(self.worker.area.start + ACTION, &mut bytes)?;
+        Ok(Action::from_bytes(&bytes))
     }
 
     /// Leaves the process as it was found, its leader in an event stop.

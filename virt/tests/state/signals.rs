@@ -1,4 +1,4 @@
-use crate::job::{Newborn, at, call, capture, carried, job, stopped, through_json};
+use crate::job::{Newborn, at, call, capture, carried, job, stopped, through_json, visit};
 use ckrun_virt::signals::{Action, Actions, AltStack, Pending, Queued, SharedPending, blocker};
 use libc::*;
 
@@ -43,17 +43,24 @@ fn actions_with_their_flags_and_masks() {
 }
 
 #[test]
-fn an_ignored_sigtrap_is_noticed_and_left_to_the_end() {
-    let job = job(|| action(SIGTRAP, [1, 0, 0, 0]));
-    let actions: Actions = through_json(&capture(&job));
-    assert_eq!(actions.trap().handler.0, 1);
-    let mut newborn = Newborn::new();
-    newborn.restore(&actions);
-    // The stub's breakpoint would have been its end.
-    newborn.restore(&actions);
-    assert_eq!(newborn.capture::<Actions>().trap(), Action::default());
-    // And the job's own is as it was.
-    assert_eq!(stopped(job.pid).status.sig_ign & bit(SIGTRAP), bit(SIGTRAP));
+fn the_action_of_sigtrap_is_known_and_left_to_the_end() {
+    let own = [0x7000_1234_5678, SA_RESTORER, 0x7000_1111, bit(SIGINT)];
+    for words in [own, [1, 0, 0, 0]] {
+        let job = job(|| action(SIGTRAP, words));
+        let mut actions: Actions = capture(&job);
+        assert_eq!(actions.trap(), Action::default());
+        actions.set_trap(visit(&job, |visit, _| visit.trap_action().unwrap()));
+        let actions = through_json(&actions);
+        let Action { handler, flags, restorer, mask } = actions.trap();
+        assert_eq!([handler.0, flags.0, restorer.0, mask.0], words);
+        let mut newborn = Newborn::new();
+        newborn.restore(&actions);
+        // Had it been set, the stub's breakpoint would have been its end.
+        newborn.restore(&actions);
+        assert_eq!(newborn.capture::<Actions>().trap(), Action::default());
+        // And the job's own is as it was.
+        assert_eq!(visit(&job, |visit, _| visit.trap_action().unwrap()), actions.trap());
+    }
 }
 
 #[test]
