@@ -4,6 +4,7 @@
 use super::layout::Layout;
 use super::vma::{Backing, Flags, Span, Vma};
 use crate::image::PageRun;
+use std::collections::BTreeSet;
 
 /// How a process gets its memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl Plan {
         };
         let guards = |layout: &Layout| {
             let within = layout.guards.iter().map(|guard| guard.overlap(kept));
-            within.filter(|guard| !guard.is_empty()).collect::<Vec<_>>()
+            within.filter(|guard| !guard.is_empty()).collect::<BTreeSet<_>>()
         };
         if bytes(&same) < bytes(&other) || all.iter().any(across) || guards(maker) != guards(child) {
             self.runs.extend(wanted);
