@@ -5,11 +5,12 @@ use crate::cpu::rseq::Rseq;
 use crate::cpu::sleep::Sleep;
 use crate::cpu::state::CpuState;
 use crate::job::Job;
+use crate::landlock::{self, Witnesses};
 use crate::memory::{self, Census, Layout, MmState, Span};
 use crate::outside::Outside;
-use crate::program::Program;
-use crate::resource::Blocker;
-use crate::rooms::{ProcessRooms, ThreadRooms};
+use crate::program::{Answers, Call, Program};
+use crate::resource::{Blocker, Stopped};
+use crate::rooms::{AskedThread, ProcessRooms, ThreadRooms};
 use crate::seize::{Frozen, Process, Thread};
 use crate::signals;
 use crate::snapshot::Snapshot;
@@ -29,9 +30,14 @@ pub struct Capture {
     pub census: Census,
     /// What can't be carried.
     pub blockers: Vec<Blocker>,
+    /// Processes that tell whether a task is confined.
+    witnesses: Witnesses,
     /// The CPU that ckrun stays on.
     cpu: usize,
 }
+
+/// The questions to a thread, and the one whether it is confined.
+type Asked = (AskedThread, Option<Call>);
 
 /// The memory of one process: itself, or a copy that was made while it stood still.
 #[derive(Debug)]
@@ -58,7 +64,13 @@ impl Capture {
     /// # Errors
     /// The kernel's.
     pub fn begin(init: Pid, limit: u64, cpu: usize) -> Result<Self, Error> {
-        Ok(Capture { job: Job::default(), census: Census::new(init, limit)?, blockers: Vec::new(), cpu })
+        Ok(Capture {
+            job: Job::default(),
+            census: Census::new(init, limit)?,
+            blockers: Vec::new(),
+            witnesses: Witnesses::default(),
+            cpu,
+        })
     }
 
     /// Reads every process. The answer is where their memory is to be read from: with `copy`, from copies, so that the job
@@ -97,20 +109,20 @@ impl Capture {
         let timers = PosixTimers::list(task)?;
         let asked_process = ProcessRooms::ask(&mut program);
         let asked_timers = PosixTimers::ask(&timers, &mut program);
-        let asked_thread = ThreadRooms::ask(&mut program);
+        let asked_thread = self.ask_thread(task, &mut program)?;
         let asked_memory = MmState::ask(&mut program);
         let answers = visit.run(&leader.tracee, &program)?;
         self.job.processes.capture(task, &asked_process, &answers)?;
         if let Some(actions) = self.job.processes.actions.get_mut(&task.pid) {
             actions.set_trap(visit.trap_action()?);
         }
-        self.job.threads.capture(task, &asked_thread, &answers)?;
+        self.take_thread(task, &asked_thread, &answers)?;
         self.job.timers.insert(task.pid, PosixTimers::capture(task, &timers, &asked_timers, &answers)?);
         for thread in others {
             let mut program = Program::new();
-            let asked = ThreadRooms::ask(&mut program);
+            let asked = self.ask_thread(&thread.stopped, &mut program)?;
             let answers = visit.run(&thread.tracee, &program)?;
-            self.job.threads.capture(&thread.stopped, &asked, &answers)?;
+            self.take_thread(&thread.stopped, &asked, &answers)?;
         }
         for thread in &mut process.threads {
             self.sleep(&mut visit, thread)?;
@@ -139,6 +151,16 @@ impl Capture {
             self.resume_dispatch(thread)?;
         }
         Ok(source)
+    }
+
+    fn ask_thread(&mut self, task: &Stopped, program: &mut Program) -> Result<Asked, Failure> {
+        let confined = self.witnesses.of(task)?.map(|witness| witness.ask(program));
+        Ok((ThreadRooms::ask(program), confined))
+    }
+
+    fn take_thread(&mut self, task: &Stopped, asked: &Asked, answers: &Answers) -> Result<(), Failure> {
+        self.blockers.extend(asked.1.and_then(|call| landlock::blocker(task, answers.of(call))));
+        self.job.threads.capture(task, &asked.0, answers)
     }
 
     /// What the kernel shows of a thread, and what must be put aside before anything runs in it.
