@@ -12,6 +12,7 @@
 //! - [`events`]: the moments of a checkpoint and a restart at which others have something to do;
 //! - [`clocks`]: a job's clocks go on where they were;
 //! - [`fault`]: points at which a test can make ckrun die;
+//! - [`fd`]: descriptors and what is behind them; [`fs`]: directories and umask;
 //! - [`image`]: a checkpoint on disk;
 //! - [`memory`]: address spaces, read and built again;
 //! - [`cpu`]: what a thread has in the CPU;
@@ -28,6 +29,8 @@ pub mod error;
 pub mod events;
 pub mod exit;
 pub mod fault;
+pub mod fd;
+pub mod fs;
 pub mod hex;
 pub mod image;
 pub mod job;

@@ -2,7 +2,7 @@
 
 mod affinity;
 mod clone;
-mod kcmp;
+pub mod kcmp;
 mod mount;
 pub mod pagemap;
 pub mod peek;

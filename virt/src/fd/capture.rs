@@ -1,0 +1,339 @@
+//! From a stopped job to [`Files`], and from a running one to what is in the way.
+
+use super::ghost::Ghosts;
+use super::given::Standard;
+use super::graph::{Graph, Member, is_gone};
+use super::stream::Ends;
+use super::*;
+use crate::image::Writer;
+use crate::resource::{Blocker, Stopped};
+use crate::seize::{self, Frozen};
+use crate::status::Status;
+use crate::sys::kcmp;
+use crate::Doing;
+use nix::unistd::Pid;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+/// What a job has open, and the contents that have to go with it.
+#[derive(Debug)]
+pub struct Captured {
+    /// The graph.
+    pub files: Files,
+    contents: Vec<Content>,
+}
+
+/// Bytes for a file of the image.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub name: String,
+    pub source: Source,
+}
+
+#[derive(Debug)]
+pub(super) enum Source {
+    File(OwnedFd),
+    Bytes(Vec<u8>),
+}
+
+impl Captured {
+    /// Writes [`FILE`] and the contents. Deleted files and memfds are read only now: nobody may have changed them since.
+    ///
+    /// # Errors
+    /// Those of the image.
+    pub fn write(&self, image: &mut Writer) -> Result<(), Error> {
+        image.json(FILE, &self.files)?;
+        for content in &self.contents {
+            match &content.source {
+                Source::File(fd) => image.copy(&content.name, fd).map(drop)?,
+                Source::Bytes(bytes) => image.bytes(&content.name, bytes)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the rooms of the kinds share while they capture.
+pub(crate) struct Job<'a> {
+    pub(super) graph: &'a Graph,
+    /// Files whose content the image has already, because they are mapped: by device and inode.
+    pub(super) carried: &'a dyn Fn(u64, u64) -> Option<u32>,
+    pub(super) files: Files,
+    pub(super) contents: Vec<Content>,
+    pub(super) ghosts: Ghosts,
+    /// Which pipe, FIFO or memfd of the lists has this device and inode.
+    pub(super) known: HashMap<(u64, u64), u32>,
+    pub(super) standard: Standard,
+    pub(super) ends: Ends,
+    /// What each epoll watches.
+    pub(super) watched: HashMap<usize, Vec<usize>>,
+    /// Ids of processes, threads and groups: ckrun's to the job's.
+    ids: HashMap<i32, i32>,
+    /// The number of each node's description.
+    numbers: Vec<u32>,
+    running: bool,
+}
+
+impl<'a> Job<'a> {
+    /// The file systems that the job has.
+    pub(crate) fn container(&self) -> &'a Container {
+        &self.graph.container
+    }
+
+    /// The job's id for one of ckrun's pid namespace.
+    pub(super) fn virtual_id(&self, host: i32) -> Option<i32> {
+        self.ids.get(&host).copied()
+    }
+
+    /// The description that descriptor number `fd` of somebody names.
+    pub(super) fn description(&self, node: usize, fd: RawFd) -> u32 {
+        self.standard.description(node, fd).unwrap_or_else(|| self.numbers[node])
+    }
+
+    /// Contents are not wanted: the job runs.
+    pub(super) fn running(&self) -> bool {
+        self.running
+    }
+}
+
+/// Reads what the processes of a stopped job have open, and what they have in common. `carried` finds, by device and
+/// inode, deleted files and memfds whose content is stored with the memory that shows them.
+///
+/// # Errors
+/// [`Error::Blocked`], system errors.
+pub fn capture(frozen: &Frozen, carried: &dyn Fn(u64, u64) -> Option<u32>) -> Result<Captured, Error> {
+    let mut members = Vec::new();
+    let mut ids = HashMap::new();
+    for process in &frozen.processes {
+        collect_ids(&process.stopped.status, &mut ids);
+        if process.leader().is_some() {
+            members.push(member(&process.stopped, process.threads.iter().map(|t| t.stopped.host).collect()));
+        }
+        for thread in &process.threads {
+            collect_ids(&thread.stopped.status, &mut ids);
+        }
+    }
+    let graph = Graph::of(members, false)?;
+    let (captured, blockers) = look(&graph, ids, carried, false)?;
+    if blockers.is_empty() { Ok(captured) } else { Err(Error::Blocked(blockers)) }
+}
+
+/// What of the descriptors and directories of the running processes `pids` can't be carried; the first one is the job's
+/// first process. A process that is just being made may be missing in the list, so what only seems to lead out of the
+/// job is to be looked at twice.
+///
+/// # Errors
+/// System errors; not that a process or a descriptor has gone meanwhile.
+pub fn survey(pids: &[Pid]) -> Result<Vec<Blocker>, Failure> {
+    let mut members = Vec::new();
+    let mut ids = HashMap::new();
+    for &host in pids {
+        let Ok(text) = std::fs::read(format!("/proc/{host}/status")) else { continue };
+        let status = Status::parse(&text);
+        if matches!(status.state, 'Z' | 'X') {
+            continue;
+        }
+        collect_ids(&status, &mut ids);
+        let tid = status.ns_pid.last().copied().unwrap_or(0);
+        members.push(member(&Stopped { host, tid, pid: tid, status }, seize::threads(host)));
+    }
+    let graph = Graph::of(members, true)?;
+    look(&graph, ids, &|_, _| None, true).map(|(_, blockers)| blockers)
+}
+
+fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {
+    Member { host: stopped.host, pid: stopped.pid, comm: stopped.comm(), threads, umask: stopped.status.umask }
+}
+
+/// Every namespace from ckrun's to the job's has a number for the same thing.
+fn collect_ids(status: &Status, ids: &mut HashMap<i32, i32>) {
+    for numbers in [&status.ns_tgid, &status.ns_pid, &status.ns_pgid, &status.ns_sid] {
+        if let (Some(&outer), Some(&inner)) = (numbers.first(), numbers.last()) {
+            ids.insert(outer, inner);
+        }
+    }
+}
+
+fn look(
+    graph: &Graph,
+    ids: HashMap<i32, i32>,
+    carried: &dyn Fn(u64, u64) -> Option<u32>,
+    running: bool,
+) -> Result<(Captured, Vec<Blocker>), Failure> {
+    let ends = Ends::of(graph)?;
+    let standard = Standard::of(graph, &ends);
+    let mut job = Job {
+        graph,
+        carried,
+        files: Files::default(),
+        contents: Vec::new(),
+        ghosts: Ghosts::default(),
+        known: HashMap::new(),
+        watched: HashMap::new(),
+        numbers: Vec::with_capacity(graph.nodes.len()),
+        standard,
+        ends,
+        ids,
+        running,
+    };
+    let mut blockers = Vec::new();
+    let mut next = job.standard.len();
+    for node in 0..graph.nodes.len() {
+        job.numbers.push(next);
+        next += u32::from(!job.standard.replaces(node));
+    }
+    for (number, node) in job.standard.given() {
+        let description = job.standard_description(number, node);
+        job.files.descriptions.push(description);
+    }
+    for (at, node) in graph.nodes.iter().enumerate() {
+        if job.standard.replaces(at) {
+            continue;
+        }
+        match job.node(at) {
+            Ok(description) => job.files.descriptions.push(description),
+            Err(Trouble::Refused(refusal)) => {
+                let what = format!("fd {}: {}", node.fd, refusal.what);
+                blockers.push(blocker(&graph.members[node.member], Refusal { what, ..refusal }));
+            }
+            Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
+            Err(Trouble::Call(failure)) => return Err(failure),
+        }
+    }
+    tables(graph, &mut blockers)?;
+    if !running && blockers.is_empty() {
+        job.quiet_epolls()?;
+    }
+    for (at, member) in graph.members.iter().enumerate() {
+        match Fs::capture(&mut job, member) {
+            Ok(fs) => {
+                let holdings = job.holdings(at, fs);
+                job.files.processes.insert(member.pid, holdings);
+            }
+            Err(Trouble::Refused(refusal)) => blockers.push(blocker(member, refusal)),
+            Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
+            Err(Trouble::Call(failure)) => return Err(failure),
+        }
+    }
+    Ok((Captured { files: job.files, contents: job.contents }, blockers))
+}
+
+fn blocker(member: &Member, refusal: Refusal) -> Blocker {
+    let Refusal { what, why, remedy } = refusal;
+    Blocker { pid: member.pid, comm: member.comm.clone(), what, why, remedy }
+}
+
+impl Job<'_> {
+    fn holdings(&self, member: usize, fs: Fs) -> Holdings {
+        let descriptor = |edge: &super::graph::Edge| Descriptor {
+            fd: edge.fd,
+            description: self.description(edge.node, edge.fd),
+            cloexec: edge.cloexec,
+        };
+        Holdings {
+            descriptors: self.graph.edges[member].iter().map(descriptor).collect(),
+            locks: self.graph.locks[member].clone(),
+            fs,
+        }
+    }
+
+    fn node(&mut self, node: usize) -> Result<Description, Trouble> {
+        let object = self.object(node)?;
+        let seen = &self.graph.nodes[node].seen;
+        let locks = Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
+        let (owner, signal) = if seen.path_only() || self.running { (None, None) } else { self.owner(node)? };
+        let position = if object.has_position() { seen.info.position } else { 0 };
+        Ok(Description { flags: seen.info.flags, position, owner, signal, locks, object })
+    }
+
+    fn object(&mut self, node: usize) -> Result<Object, Trouble> {
+        let seen = &self.graph.nodes[node].seen;
+        match seen.anonymous() {
+            Some(b"eventfd") => return self.eventfd(node).map(Object::Eventfd),
+            Some(b"eventpoll") => return self.epoll(node).map(Object::Epoll),
+            Some(b"signalfd") => return self.signalfd(node).map(Object::Signalfd),
+            Some(b"timerfd") => return self.timerfd(node).map(Object::Timerfd),
+            Some(name) if name.starts_with(b"pipe:") => return self.pipe(node).map(Object::Pipe),
+            Some(_) => return Err(refused::refuse(self, node)),
+            None => {}
+        }
+        if self.is_memfd(node) {
+            return self.memfd(node).map(Object::Memfd);
+        }
+        match seen.type_() {
+            rustix::fs::FileType::RegularFile | rustix::fs::FileType::Directory => self.file(node),
+            rustix::fs::FileType::Fifo => self.fifo(node),
+            _ if seen.path_only() => self.path_only(node).map(Object::Path),
+            rustix::fs::FileType::CharacterDevice => self.device(node).map(Object::Device),
+            _ => Err(refused::refuse(self, node)),
+        }
+    }
+
+    /// A regular file or a directory: where it is makes the difference.
+    fn file(&mut self, node: usize) -> Result<Object, Trouble> {
+        let seen = &self.graph.nodes[node].seen;
+        if let Some(pseudo) = self.pseudo(node)? {
+            return Ok(Object::Pseudo(pseudo));
+        }
+        Ok(match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount)? {
+            Located::Deleted(last) => Object::Ghost(self.ghost(node, &last)?),
+            Located::Named(path) if seen.path_only() => Object::Path(path::PathOnly::new(path, seen)),
+            Located::Named(path) if seen.type_() == rustix::fs::FileType::Directory => {
+                Object::Directory(path::Directory { path: path.into() })
+            }
+            Located::Named(path) => Object::Regular(regular::Regular::new(path, &seen.stat)),
+        })
+    }
+}
+
+impl Object {
+    /// Its description has an offset that lseek(2) sets.
+    fn has_position(&self) -> bool {
+        matches!(
+            self,
+            Object::Regular(_) | Object::Directory(_) | Object::Pseudo(_) | Object::Ghost(_) | Object::Memfd(_)
+        )
+    }
+}
+
+/// Tables and directories that are shared in ways that fork does not make.
+fn tables(graph: &Graph, blockers: &mut Vec<Blocker>) -> Result<(), Failure> {
+    type Compare = fn(Pid, Pid) -> Result<Ordering, nix::errno::Errno>;
+    let kinds: [(Compare, &str, &str); 2] = [
+        (kcmp::compare_tables, "table of descriptors", "CLONE_FILES"),
+        (kcmp::compare_fs, "working directory and umask", "CLONE_FS"),
+    ];
+    for (compare, what, flag) in kinds {
+        let compare = |a: Pid, b: Pid| match compare(a, b) {
+            Err(nix::errno::Errno::ESRCH) => Ok(None),
+            order => order.map(Some).doing(|| format!("compare the {what} of processes {a} and {b}")),
+        };
+        let mut sorted: Vec<usize> = Vec::new();
+        for (at, member) in graph.members.iter().enumerate() {
+            for &thread in member.threads.iter().filter(|&&thread| thread != member.host) {
+                if compare(member.host, thread)?.is_some_and(|order| order != Ordering::Equal) {
+                    let why = format!("a thread has one of its own (it has called unshare({flag}))");
+                    blockers.push(blocker(member, Refusal { what: what.into(), why, remedy: None }));
+                    break;
+                }
+            }
+            let (mut low, mut high) = (0, sorted.len());
+            while low < high {
+                let middle = low.midpoint(high);
+                let other = &graph.members[sorted[middle]];
+                match compare(other.host, member.host)? {
+                    Some(Ordering::Equal) => {
+                        let why = format!("shared with process {} ({}), by {flag}", other.pid, other.comm);
+                        blockers.push(blocker(member, Refusal { what: what.into(), why, remedy: None }));
+                        break;
+                    }
+                    Some(Ordering::Greater) => high = middle,
+                    Some(Ordering::Less) | None => low = middle + 1,
+                }
+            }
+            sorted.insert(low, at);
+        }
+    }
+    Ok(())
+}

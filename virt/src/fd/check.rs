@@ -1,0 +1,196 @@
+//! What can be known before anything is made: an image that is not consistent, files that are not as they were.
+
+use super::container;
+use super::regular::{Regular, Stamp};
+use super::{Description, Files, Object};
+use crate::fs::Place;
+use crate::restore::{Changed, Options, Problem};
+use crate::{Doing, Error, Failure};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use std::collections::BTreeSet;
+use std::os::fd::{BorrowedFd, RawFd};
+
+/// No kernel lets a process have a descriptor of a higher number (`sysctl_nr_open_max`).
+const HIGHEST: RawFd = 1 << 30;
+
+impl Files {
+    /// Everything that is named is there, and nothing is named twice that can be only once.
+    pub(super) fn consistent(&self) -> Result<(), Error> {
+        let damaged = |why: String| Err(Error::Damaged(format!("{}: {why}", super::FILE)));
+        for (id, description) in self.descriptions.iter().enumerate() {
+            if let Some(why) = self.wrong(description) {
+                return damaged(format!("description {id}: {why}"));
+            }
+        }
+        let mut ghosts = BTreeSet::new();
+        for fifo in &self.fifos {
+            let kind = fifo.ghost.map(|id| self.ghosts.get(id as usize).map(|ghost| ghost.mode & libc::S_IFMT));
+            match (&fifo.path, kind) {
+                (Some(path), None) if is_path(path) => {}
+                (None, Some(Some(libc::S_IFIFO))) if fifo.ghost.is_some_and(|id| ghosts.insert(id)) => {}
+                _ => return damaged("a FIFO is nowhere".into()),
+            }
+        }
+        for ghost in &self.ghosts {
+            if !is_path(&ghost.path) || !matches!(ghost.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO) {
+                return damaged("a deleted file of an impossible kind".into());
+            }
+        }
+        if self.memfds.iter().any(|memfd| memfd.name.contains(&0)) {
+            return damaged("a name with a NUL in it".into());
+        }
+        for (pid, holdings) in &self.processes {
+            let mut numbers = BTreeSet::new();
+            for held in &holdings.descriptors {
+                let valid = (0..HIGHEST).contains(&held.fd) && self.description(held.description).is_some();
+                if !valid || !numbers.insert(held.fd) {
+                    return damaged(format!("process {pid}: descriptor {} is impossible", held.fd));
+                }
+            }
+            if let Some(lock) = holdings.locks.iter().find(|lock| !numbers.contains(&lock.fd)) {
+                return damaged(format!("process {pid}: a lock by descriptor {}, which it does not have", lock.fd));
+            }
+            let fs = &holdings.fs;
+            let placed = match &fs.cwd {
+                Place::Path(path) => is_path(path),
+                Place::Deleted(ghost) => self.ghosts.get(*ghost as usize).is_some(),
+            };
+            if !placed || fs.root.as_ref().is_some_and(|root| !is_path(root)) {
+                return damaged(format!("process {pid}: its directory is nowhere"));
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, description: &Description) -> Option<String> {
+        let listed = |what: &str, id: u32, len: usize| {
+            (id as usize >= len).then(|| format!("{what} {id} of {len}"))
+        };
+        let placed = |path: &[u8]| (!is_path(path)).then(|| "an impossible path".into());
+        match &description.object {
+            Object::Given(given) => (given.number > 2).then(|| "a standard stream of no number".into()),
+            Object::Regular(regular) => placed(&regular.path),
+            Object::Directory(directory) => placed(&directory.path),
+            Object::Path(place) => placed(&place.path),
+            Object::Device(device) => placed(&device.path),
+            Object::Pseudo(pseudo) => placed(&pseudo.path),
+            Object::Ghost(of) => listed("ghost", of.ghost, self.ghosts.len()),
+            Object::Fifo(of) => listed("fifo", of.fifo, self.fifos.len()),
+            Object::Pipe(of) => listed("pipe", of.pipe, self.pipes.len()),
+            Object::Memfd(of) => listed("memfd", of.memfd, self.memfds.len()),
+            Object::Epoll(epoll) => epoll.entries.iter().find_map(|entry| {
+                let number = (!(0..HIGHEST).contains(&entry.fd)).then(|| "an impossible number".into());
+                number.or_else(|| listed("description", entry.description, self.descriptions.len()))
+            }),
+            Object::Eventfd(_) | Object::Signalfd(_) | Object::Timerfd(_) => None,
+        }
+    }
+
+    /// What of the job's files is not there, or not as it was, in the container with the root directory `root`, where
+    /// all is mounted.
+    ///
+    /// # Errors
+    /// System errors.
+    pub fn check(&self, root: BorrowedFd<'_>, options: &Options) -> Result<Vec<Problem>, Failure> {
+        let mut problems = BTreeSet::new();
+        let mut expect = |path: &[u8], kind: u32, device: Option<u64>| -> Result<Option<Stamp>, Failure> {
+            let Some(there) = container::find(root, path)? else {
+                problems.insert((name(path), "it is not in the container".to_owned()));
+                return Ok(None);
+            };
+            if there.st_mode & libc::S_IFMT != kind & libc::S_IFMT {
+                let (is, was) = (FileType::from_raw_mode(there.st_mode), FileType::from_raw_mode(kind));
+                problems.insert((name(path), format!("it is now of the kind {is:?} and was {was:?}")));
+                return Ok(None);
+            }
+            if device.is_some_and(|device| device != there.st_rdev) {
+                problems.insert((name(path), "it is another device now".into()));
+                return Ok(None);
+            }
+            Ok(Some(Stamp::of(&there)))
+        };
+        let mut changed = Vec::new();
+        for description in &self.descriptions {
+            match &description.object {
+                Object::Regular(regular) => {
+                    if let Some(now) = expect(&regular.path, libc::S_IFREG, None)? {
+                        changed.extend(regular.changed(description.flags, &now, options));
+                    }
+                }
+                Object::Directory(directory) => expect(&directory.path, libc::S_IFDIR, None).map(drop)?,
+                Object::Path(place) => expect(&place.path, place.mode, None).map(drop)?,
+                Object::Device(device) => {
+                    expect(&device.path, libc::S_IFCHR, Some(device.device)).map(drop)?;
+                }
+                _ => {}
+            }
+        }
+        for path in self.fifos.iter().filter_map(|fifo| fifo.path.as_ref()) {
+            expect(path, libc::S_IFIFO, None)?;
+        }
+        for fs in self.processes.values().map(|holdings| &holdings.fs) {
+            // The directories of tasks in /proc are still to come.
+            let cwd = match &fs.cwd {
+                Place::Path(path) if !path.starts_with(b"/proc/") => Some(path),
+                _ => None,
+            };
+            for path in cwd.into_iter().chain(&fs.root) {
+                expect(path, libc::S_IFDIR, None)?;
+            }
+        }
+        problems.extend(changed);
+        Ok(problems.into_iter().map(|(what, why)| Problem { what, why }).collect())
+    }
+
+    /// Cuts off what was appended to files since the checkpoint, where that was asked for.
+    pub(super) fn truncate(&self, root: BorrowedFd<'_>, options: &Options) -> Result<(), Failure> {
+        for description in &self.descriptions {
+            let Object::Regular(regular) = &description.object else { continue };
+            if !writes(description.flags) || policy(options, &regular.path) != Changed::Truncate {
+                continue;
+            }
+            let what = || format!("cut {} to {} bytes", regular.path, regular.stamp.size);
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let resolve = ResolveFlags::IN_ROOT;
+            let file = rustix::fs::openat2(root, regular.path.as_path(), flags, Mode::empty(), resolve).doing(what)?;
+            if rustix::fs::fstat(&file).doing(what)?.st_size.cast_unsigned() > regular.stamp.size {
+                rustix::fs::ftruncate(&file, regular.stamp.size).doing(what)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Regular {
+    /// Why the file can't be taken as it is. What was open for reading only is the container's business, as it is for a
+    /// program that opens it a moment later.
+    fn changed(&self, flags: u32, now: &Stamp, options: &Options) -> Option<(String, String)> {
+        let why = match policy(options, &self.path) {
+            _ if !writes(flags) => None,
+            Changed::Strict => self.stamp.differs(now).map(|why| format!("it has changed since the checkpoint: {why}")),
+            Changed::Truncate => (now.size < self.stamp.size).then(|| {
+                format!("it is shorter than at the checkpoint: {} bytes, it had {}", now.size, self.stamp.size)
+            }),
+            Changed::Ignore => None,
+        };
+        why.map(|why| (name(&self.path), why))
+    }
+}
+
+fn writes(flags: u32) -> bool {
+    flags & libc::O_PATH as u32 == 0 && flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+}
+
+fn policy(options: &Options, path: &crate::image::Bytes) -> Changed {
+    let named = options.changed_files.iter().find(|(file, _)| file == path.as_path());
+    named.map_or(options.changed, |(_, policy)| *policy)
+}
+
+/// From the root, and of one piece for the kernel.
+fn is_path(path: &[u8]) -> bool {
+    path.starts_with(b"/") && !path.contains(&0)
+}
+
+fn name(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}

@@ -1,0 +1,223 @@
+//! The file systems of the container, as they are seen from outside.
+
+use crate::{Doing, Failure};
+use nix::unistd::Pid;
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+/// What a deleted file's link in `/proc` ends with.
+pub(crate) const DELETED: &[u8] = b" (deleted)";
+
+/// The root directory and the mounts of a job's first process.
+#[derive(Debug)]
+pub(crate) struct Container {
+    root: OwnedFd,
+    /// By their ids, which are unique on the host as long as a mount is there.
+    mounts: HashMap<u64, Mount>,
+    /// The root directory itself.
+    stat: Stat,
+    mount: u64,
+    /// What `/proc` calls the root directory, unless it is `/`: what the paths of all files begin with.
+    prefix: Vec<u8>,
+}
+
+/// One line of `/proc/PID/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// The directory of its file system that is mounted.
+    pub root: Vec<u8>,
+    /// Where.
+    pub point: Vec<u8>,
+    /// The type of the file system.
+    pub kind: Vec<u8>,
+}
+
+impl Container {
+    /// The container whose first process is `init`.
+    pub fn of(init: Pid) -> Result<Self, Failure> {
+        let path = format!("/proc/{init}/root");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+        let path = format!("/proc/{init}/mountinfo");
+        let text = std::fs::read(&path).doing(|| format!("read {path}"))?;
+        let mounts = text.split(|&b| b == b'\n').filter_map(parse_mount).collect();
+        let link = format!("/proc/{init}/root");
+        let prefix = std::fs::read_link(&link).doing(|| format!("read {link}"))?.into_os_string().into_vec();
+        let prefix = if prefix == b"/" { Vec::new() } else { prefix };
+        let stat = rustix::fs::fstat(&root).doing(|| format!("look at {link}"))?;
+        Ok(Container { root, mounts, stat, mount: mount_id(&link)?, prefix })
+    }
+
+    /// The mount of this id; None when it is none of the container's.
+    pub fn mount(&self, id: u64) -> Option<&Mount> {
+        self.mounts.get(&id)
+    }
+
+    /// The container's root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// A path as `/proc` shows it, from the container's root.
+    pub fn relative(&self, path: Vec<u8>) -> Vec<u8> {
+        match path.strip_prefix(self.prefix.as_slice()) {
+            Some(b"") if !self.prefix.is_empty() => b"/".to_vec(),
+            Some(rest) if !self.prefix.is_empty() && rest.starts_with(b"/") => rest.to_vec(),
+            _ => path,
+        }
+    }
+
+    /// The directory is the container's root.
+    pub fn is_root(&self, stat: &Stat, mount: u64) -> bool {
+        mount == self.mount && same(stat, &self.stat)
+    }
+
+    /// The root is that of a mount, as runtimes leave it. It is not if the first process has called chroot(2) since.
+    pub fn is_whole(&self) -> bool {
+        self.mounts.values().any(|mount| mount.point == b"/")
+    }
+
+    /// What the container finds at `path`, which may be a symbolic link itself; None when there is nothing.
+    pub fn find(&self, path: &[u8]) -> Result<Option<Stat>, Failure> {
+        find(self.root(), path)
+    }
+
+    /// The file that `stat` is of is what the container finds at `path`.
+    pub fn finds(&self, path: &[u8], stat: &Stat) -> Result<bool, Failure> {
+        Ok(self.find(path)?.is_some_and(|there| same(&there, stat)))
+    }
+
+    /// Another name for the file `stat` in the directory that `path` is in.
+    pub fn other_name(&self, path: &[u8], stat: &Stat) -> Result<Option<Vec<u8>>, Failure> {
+        let directory = parent(path);
+        let Some(fd) = open(self.root(), directory, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(None) };
+        let what = || format!("read the directory {}", String::from_utf8_lossy(directory));
+        for entry in rustix::fs::Dir::read_from(&fd).doing(what)? {
+            let entry = entry.doing(what)?;
+            let name = entry.file_name();
+            if rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| same(&there, stat)) {
+                return Ok(Some(join(directory, name.to_bytes())));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Two answers of stat(2) are of one file.
+pub(crate) fn same(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+/// What is at `path` below the root directory `root`: with stat(2)'s answer, not following a last symbolic link.
+pub(crate) fn find(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>, Failure> {
+    let Some(fd) = open(root, path, OFlags::PATH | OFlags::NOFOLLOW)? else { return Ok(None) };
+    let what = || format!("look at {} in the container", String::from_utf8_lossy(path));
+    rustix::fs::fstat(&fd).doing(what).map(Some)
+}
+
+fn open(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Failure> {
+    if !path.starts_with(b"/") {
+        return Ok(None);
+    }
+    match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP | Errno::SRCH) => Ok(None),
+        Err(errno) => Err(errno).doing(|| format!("look at {} in the container", String::from_utf8_lossy(path))),
+    }
+}
+
+/// The id of the mount that `path`, usually a link of `/proc/PID`, leads to.
+pub(crate) fn mount_id(path: &str) -> Result<u64, Failure> {
+    let flags = AtFlags::NO_AUTOMOUNT;
+    rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)
+        .map(|stat| stat.stx_mnt_id)
+        .doing(|| format!("look at {path}"))
+}
+
+/// The directory that `path` is in.
+pub(crate) fn parent(path: &[u8]) -> &[u8] {
+    match path.iter().rposition(|&b| b == b'/') {
+        None | Some(0) => b"/",
+        Some(slash) => &path[..slash],
+    }
+}
+
+/// A path in a directory.
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let directory = directory.strip_suffix(b"/").unwrap_or(directory);
+    [directory, b"/", name].concat()
+}
+
+impl Mount {
+    /// `path`, which is on this mount, as its file system knows it: `/7/status` of a procfs for `/proc/7/status`.
+    pub fn inside(&self, path: &[u8]) -> Vec<u8> {
+        let rest = path.strip_prefix(self.point.as_slice()).unwrap_or(path);
+        let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+        if rest.is_empty() { self.root.clone() } else { join(&self.root, rest) }
+    }
+}
+
+/// `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw` (proc_pid_mountinfo(5)).
+fn parse_mount(line: &[u8]) -> Option<(u64, Mount)> {
+    let mut words = line.split(|&b| b == b' ');
+    let id = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+    let root = unescape(words.nth(2)?);
+    let point = unescape(words.next()?);
+    let kind = words.skip_while(|&word| word != b"-").nth(1)?.to_owned();
+    Some((id, Mount { root, point, kind }))
+}
+
+/// Spaces and the like stand as three octal digits.
+fn unescape(word: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\').then(|| tail.get(..3)).flatten();
+        let code = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_read_with_its_odd_names() {
+        let line = br"36 35 98:0 /sys /mnt/a\040b\134 rw,noatime master:1 shared:2 - proc proc rw";
+        let (id, mount) = parse_mount(line).unwrap();
+        let expected = Mount { root: b"/sys".into(), point: br"/mnt/a b\".into(), kind: b"proc".into() };
+        assert_eq!((id, &mount), (36, &expected));
+        assert_eq!(mount.inside(br"/mnt/a b\/kernel/x"), b"/sys/kernel/x");
+        assert_eq!(mount.inside(br"/mnt/a b\"), b"/sys");
+    }
+
+    #[test]
+    fn parents_and_names() {
+        assert_eq!((parent(b"/a"), parent(b"/a/b"), parent(b"x")), (&b"/"[..], &b"/a"[..], &b"/"[..]));
+        assert_eq!((join(b"/", b"a"), join(b"/a", b"b")), (b"/a".to_vec(), b"/a/b".to_vec()));
+    }
+
+    #[test]
+    fn this_process_is_in_a_container_of_its_own() {
+        let here = Container::of(Pid::this()).unwrap();
+        let id = mount_id("/proc/self/cwd").unwrap();
+        assert!(here.mount(id).is_some());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stat = rustix::fs::fstat(file.as_file()).unwrap();
+        let path = std::os::unix::ffi::OsStrExt::as_bytes(file.path().as_os_str()).to_vec();
+        assert!(here.finds(&path, &stat).unwrap());
+        let link = file.path().with_extension("link");
+        std::fs::hard_link(file.path(), &link).unwrap();
+        std::fs::remove_file(file.path()).unwrap();
+        assert!(!here.finds(&path, &stat).unwrap());
+        let other = here.other_name(&path, &stat).unwrap().unwrap();
+        assert_eq!(other, std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str()));
+        std::fs::remove_file(link).unwrap();
+    }
+}

@@ -1,0 +1,60 @@
+//! The devices that every container has, and that are the same everywhere: null, zero, full, random, urandom.
+
+use super::capture::Job;
+use super::given::is_terminal;
+use super::located::{Located, locate};
+use super::make::{Making, OPEN};
+use super::Trouble;
+use crate::image::Bytes;
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+
+/// Minor numbers of the memory devices (major 1) that have no state, and their usual places.
+const STATELESS: [(u32, &str); 5] =
+    [(3, "/dev/null"), (5, "/dev/zero"), (7, "/dev/full"), (8, "/dev/random"), (9, "/dev/urandom")];
+
+/// A device without state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Device {
+    /// From the container's root.
+    pub path: Bytes,
+    /// Its number, as stat(2) has it.
+    pub device: u64,
+}
+
+impl Job<'_> {
+    pub(super) fn device(&mut self, node: usize) -> Result<Device, Trouble> {
+        let seen = &self.graph.nodes[node].seen;
+        let device = seen.stat.st_rdev;
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let usual = STATELESS.iter().find(|(stateless, _)| (major, minor) == (1, *stateless));
+        let Some((_, usual)) = usual else {
+            let what = format!("{} (device {major}:{minor})", seen.name());
+            return Err(Trouble::refused(
+                what,
+                if is_terminal(device) {
+                    "terminals can't be checkpointed yet, except as the first process's standard streams"
+                } else {
+                    "nobody answers for the state of this device"
+                },
+            ));
+        };
+        let path = match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount) {
+            Ok(Located::Named(path)) => path,
+            Err(Trouble::Call(failure)) => return Err(failure.into()),
+            // Opened on the host before the container was there. It is the same device.
+            _ => match self.graph.container.find(usual.as_bytes())? {
+                Some(there) if there.st_rdev == device => usual.as_bytes().to_vec(),
+                _ => return Err(Trouble::refused(seen.name(), format!("the container has no {usual}"))),
+            },
+        };
+        Ok(Device { path: path.into(), device })
+    }
+}
+
+impl Device {
+    pub(super) fn make(&self, flags: u32, to: RawFd, making: &mut Making<'_>) {
+        making.open(&self.path, flags & OPEN, to);
+    }
+}

@@ -1,0 +1,136 @@
+//! What has to wait until all tasks of the job are there, and have their descriptors and their memory.
+
+use super::make::Made;
+use super::{Description, Files, Object, epoll, owner};
+use crate::program::Program;
+use crate::worker::Worker;
+use crate::{Error, Failure};
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, RawFd};
+
+impl Files {
+    /// The last part for process `pid`: timers, signals, leases, POSIX locks, files of `/proc` that show tasks, the
+    /// directories and the umask. It still has all privileges, and no limit on descriptors that is lower than
+    /// [`Made::free`] plus a few.
+    pub fn finish(&self, made: &Made, pid: i32, program: &mut Program) {
+        let Some(holdings) = self.processes.get(&pid) else { return };
+        for held in &holdings.descriptors {
+            // One of those who have it does it for all.
+            if self.holder(held.description) != Some((pid, held.fd)) {
+                continue;
+            }
+            let Some(description) = self.description(held.description) else { continue };
+            if let Object::Pseudo(pseudo) = &description.object {
+                if self.is_late(held.description) {
+                    let (flags, position) = (description.flags, description.position);
+                    pseudo.open_late(flags, position, (held.fd, held.cloexec), made.free(), program);
+                    self.share_late(pid, held.description, held.fd, program);
+                }
+            }
+            finish_one(description, held.fd, program);
+        }
+        for lock in &holdings.locks {
+            lock.set(program);
+        }
+        holdings.fs.finish(program);
+    }
+
+    /// Other numbers of the same process for a description that came late.
+    fn share_late(&self, pid: i32, id: u32, first: RawFd, program: &mut Program) {
+        let others = self.processes.get(&pid).into_iter().flat_map(|holdings| &holdings.descriptors);
+        for held in others.filter(|held| held.description == id && held.fd != first) {
+            let flags = if held.cloexec { libc::O_CLOEXEC } else { 0 };
+            let args = [first.into(), held.fd.into(), flags.into()];
+            program.call(format!("place descriptor {}", held.fd), libc::SYS_dup3, &args);
+        }
+    }
+
+    /// Hands descriptions that one process has opened in [`Files::finish`] to the others that have them, and to the epolls
+    /// that watch them. Usually there are none.
+    ///
+    /// # Errors
+    /// What the kernel refuses; `ESRCH` when a process is missing.
+    pub fn hand_over(&self, made: &Made, workers: &mut BTreeMap<i32, Worker>) -> Result<(), Error> {
+        for (id, _) in (0..).zip(&self.descriptions).filter(|(id, _)| self.is_late(*id)) {
+            let Some((opener, fd)) = self.holder(id) else { continue };
+            let opened = find(workers, opener)?.pidfd_getfd(fd)?;
+            for (&pid, holdings) in self.processes.iter().filter(|(pid, _)| **pid != opener) {
+                let mut wanted = holdings.descriptors.iter().filter(|held| held.description == id).peekable();
+                if wanted.peek().is_none() {
+                    continue;
+                }
+                let worker = find(workers, pid)?;
+                let aside = receive(worker, made, opened.as_fd())?;
+                let mut program = Program::new();
+                for held in wanted {
+                    let flags = if held.cloexec { libc::O_CLOEXEC } else { 0 };
+                    let args = [aside.into(), held.fd.into(), flags.into()];
+                    program.call(format!("place descriptor {}", held.fd), libc::SYS_dup3, &args);
+                }
+                program.call("close a descriptor", libc::SYS_close, &[aside.into()]);
+                worker.run(&program)?;
+            }
+            for (epoll, entry) in self.watchers(id) {
+                let Some((pid, own)) = self.holder(epoll) else { continue };
+                let worker = find(workers, pid)?;
+                let aside = receive(worker, made, opened.as_fd())?;
+                let held = self.processes.get(&pid).into_iter().flat_map(|holdings| &holdings.descriptors);
+                let taken = held.clone().find(|held| held.fd == entry.fd).map(|held| held.cloexec);
+                let mut program = Program::new();
+                epoll::add(&entry, own, aside, taken, made.free(), true, &mut program);
+                program.call("close a descriptor", libc::SYS_close, &[aside.into()]);
+                worker.run(&program)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The epolls that watch a description, and their entries for it.
+    fn watchers(&self, id: u32) -> Vec<(u32, epoll::Entry)> {
+        let epolls = (0..).zip(&self.descriptions).filter_map(|(at, description)| match &description.object {
+            Object::Epoll(epoll) => Some((at, epoll)),
+            _ => None,
+        });
+        let entries = epolls.flat_map(|(at, epoll)| epoll.entries.iter().map(move |entry| (at, *entry)));
+        entries.filter(|(_, entry)| entry.description == id).collect()
+    }
+}
+
+fn find(workers: &mut BTreeMap<i32, Worker>, pid: i32) -> Result<&mut Worker, Failure> {
+    workers.get_mut(&pid).ok_or_else(|| Failure::new(format!("find process {pid} of the job"), Errno::ESRCH))
+}
+
+/// Hands a descriptor to a process that has its own already; the answer is a number that it does not use.
+fn receive(worker: &mut Worker, made: &Made, fd: std::os::fd::BorrowedFd<'_>) -> Result<RawFd, Failure> {
+    let given = worker.give(fd)?;
+    let mut program = Program::new();
+    let args = [given.into(), libc::F_DUPFD_CLOEXEC.into(), made.free().into()];
+    let aside = program.call("move a descriptor", libc::SYS_fcntl, &args);
+    program.call("close a descriptor", libc::SYS_close, &[given.into()]);
+    let answers = worker.run(&program)?;
+    let number = answers.of(aside).map_err(|errno| Failure::new("move a descriptor", errno))?;
+    RawFd::try_from(number).map_err(|_| Failure::new("move a descriptor", Errno::EBADF))
+}
+
+fn finish_one(description: &Description, fd: RawFd, program: &mut Program) {
+    if let Object::Timerfd(timerfd) = &description.object {
+        if !timerfd.is_due() {
+            timerfd.start(fd, program);
+        }
+    }
+    if let Some(signal) = description.signal {
+        owner::set_signal(signal, fd, program);
+    }
+    if let Some(owner) = &description.owner {
+        owner.set(fd, program);
+    }
+    description.locks.lease(fd, program);
+    let own = !matches!(description.object, Object::Given(_));
+    if own && description.flags & libc::O_ASYNC as u32 != 0 {
+        let flags = description.flags & (libc::O_ASYNC | libc::O_APPEND | libc::O_NONBLOCK) as u32
+            | description.flags & (libc::O_DIRECT | libc::O_NOATIME) as u32;
+        let what = format!("ask for signals of descriptor {fd}");
+        program.call(what, libc::SYS_fcntl, &[fd.into(), libc::F_SETFL.into(), flags.into()]);
+    }
+}

@@ -1,0 +1,188 @@
+//! Files without a name that somebody still has open, or is in.
+//!
+//! They are carried whole. At a restart each is made again in the directory where it was, under its last name if that is
+//! free, opened as often as it was open, and deleted again. All that is one program: the name is there for microseconds.
+
+use super::capture::{Content, Job, Source};
+use super::container;
+use super::make::{Making, OPEN};
+use super::{Files, Object, Trouble};
+use crate::image::{Bytes, Image};
+use crate::{Doing, Error, Failure};
+use rustix::fs::{FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A file without a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Ghost {
+    /// The last name that it had, from the container's root.
+    pub path: Bytes,
+    /// Type and permissions, as stat(2) has them: a regular file, a directory or a FIFO.
+    pub mode: u32,
+    /// Its owner and group, as ckrun's user namespace has them.
+    pub owner: (u32, u32),
+    /// When it was read and changed last.
+    pub times: [(i64, u32); 2],
+    /// The file of the image with its content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// The object of the job's memory that it is. Then the memory's restore makes and fills it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<u32>,
+}
+
+/// A description of a file without a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct GhostUse {
+    /// Which one of [`Files::ghosts`].
+    pub ghost: u32,
+}
+
+/// Which ghost has a device and an inode.
+#[derive(Debug, Default)]
+pub(super) struct Ghosts(HashMap<(u64, u64), u32>);
+
+impl Job<'_> {
+    /// The ghost behind `node`.
+    pub(super) fn ghost(&mut self, node: usize, last: &[u8]) -> Result<GhostUse, Trouble> {
+        let stat = self.graph.nodes[node].seen.stat;
+        let (host, fd) = self.graph.place(node);
+        self.ghost_at(&format!("/proc/{host}/fd/{fd}"), &stat, last)
+    }
+
+    /// The ghost that a link of `/proc` leads to.
+    pub(crate) fn ghost_at(&mut self, link: &str, stat: &Stat, last: &[u8]) -> Result<GhostUse, Trouble> {
+        let key = (stat.st_dev, stat.st_ino);
+        if let Some(&ghost) = self.ghosts.0.get(&key) {
+            return Ok(GhostUse { ghost });
+        }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Fifo) {
+            let name = String::from_utf8_lossy(last).into_owned();
+            return Err(Trouble::refused(name, format!("a deleted file of the kind {kind:?}")));
+        }
+        let ghost = self.files.ghosts.len() as u32;
+        let shared = (self.carried)(stat.st_dev, stat.st_ino);
+        let filled = kind == FileType::RegularFile && stat.st_size > 0 && shared.is_none();
+        let content = filled.then(|| format!("files/ghost-{ghost}"));
+        if let Some(name) = content.clone().filter(|_| !self.running()) {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let fd = rustix::fs::open(link, flags, Mode::empty()).doing(|| format!("open {link}"))?;
+            self.contents.push(Content { name, source: Source::File(fd) });
+        }
+        let time = |seconds, nanos: u64| (seconds, u32::try_from(nanos).unwrap_or(0));
+        self.files.ghosts.push(Ghost {
+            path: last.into(),
+            mode: stat.st_mode,
+            owner: (stat.st_uid, stat.st_gid),
+            times: [
+                time(stat.st_atime, stat.st_atime_nsec as u64),
+                time(stat.st_mtime, stat.st_mtime_nsec as u64),
+            ],
+            content,
+            shared,
+        });
+        self.ghosts.0.insert(key, ghost);
+        Ok(GhostUse { ghost })
+    }
+}
+
+impl Ghost {
+    fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.mode)
+    }
+
+    /// Where it can be made for a moment: its last name, or one that nobody uses in the nearest directory that is there.
+    fn birthplace(&self, id: u32, root: BorrowedFd<'_>) -> Result<Vec<u8>, Failure> {
+        let mut directory = container::parent(&self.path);
+        let is_directory =
+            |path: &[u8]| Ok(container::find(root, path)?.is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR));
+        if is_directory(directory)? && container::find(root, &self.path)?.is_none() {
+            return Ok(self.path.to_vec());
+        }
+        while directory != b"/" && !is_directory(directory)? {
+            directory = container::parent(directory);
+        }
+        for attempt in 0_u32.. {
+            let path = container::join(directory, format!(".ckrun-{id}-{attempt}").as_bytes());
+            if container::find(root, &path)?.is_none() {
+                return Ok(path);
+            }
+        }
+        Ok(self.path.to_vec())
+    }
+
+    /// Makes it and every description of it.
+    pub(super) fn make(&self, id: u32, files: &Files, making: &mut Making<'_>) -> Result<(), Failure> {
+        let uses = files.descriptions.iter().enumerate().filter(|(_, description)| {
+            matches!(description.object, Object::Ghost(GhostUse { ghost }) if ghost == id)
+        });
+        if let Some(shared) = self.shared {
+            let own = making.shared(shared);
+            making.ghosts.push(own);
+            for (at, description) in uses {
+                making.reopen(own, description.flags, making.at(at as u32));
+            }
+            return Ok(());
+        }
+        let path = self.birthplace(id, making.root())?;
+        let own = making.number();
+        making.ghosts.push(own);
+        let name = making.program.put_cstr(&path);
+        let what = format!("make the deleted file {} again", self.path);
+        let owner_only = 0o700;
+        match self.kind() {
+            FileType::Directory => {
+                let args = [libc::AT_FDCWD.into(), name.into(), owner_only.into()];
+                making.program.call(what, libc::SYS_mkdirat, &args);
+                making.open(&path, (libc::O_RDONLY | libc::O_DIRECTORY) as u32, own);
+            }
+            FileType::Fifo => {
+                let mode = libc::S_IFIFO | owner_only;
+                let args = [libc::AT_FDCWD.into(), name.into(), mode.into(), 0.into()];
+                making.program.call(what, libc::SYS_mknodat, &args);
+                making.open(&path, (libc::O_RDWR | libc::O_NONBLOCK) as u32, own);
+                let fifo = files.fifos.iter().enumerate().find(|(_, fifo)| fifo.ghost == Some(id));
+                if let Some((fifo_id, fifo)) = fifo {
+                    fifo.make(fifo_id as u32, &path, files, making);
+                }
+            }
+            _ => {
+                let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+                let args = [libc::AT_FDCWD.into(), name.into(), flags.into(), owner_only.into()];
+                let made = making.program.call(what, libc::SYS_openat, &args);
+                making.put_at(made.into(), own);
+            }
+        }
+        for (at, description) in uses {
+            making.open(&path, description.flags & OPEN, making.at(at as u32));
+        }
+        let flags = if self.kind() == FileType::Directory { libc::AT_REMOVEDIR } else { 0 };
+        let what = format!("delete {} again", self.path);
+        making.program.call(what, libc::SYS_unlinkat, &[libc::AT_FDCWD.into(), name.into(), flags.into()]);
+        Ok(())
+    }
+
+    /// Gives it its content and its looks: `fd` is the descriptor by which it was made.
+    pub(super) fn fill(&self, fd: OwnedFd, image: &Image) -> Result<(), Error> {
+        if self.shared.is_some() {
+            return Ok(());
+        }
+        let what = || format!("fill the deleted file {}", self.path);
+        let file = File::from(fd);
+        if let Some(name) = &self.content {
+            image.copy(name, &file)?;
+        }
+        std::os::unix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1)).doing(what)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode & 0o7777)).doing(what)?;
+        let [last_access, last_modification] =
+            self.times.map(|(tv_sec, nanos)| Timespec { tv_sec, tv_nsec: nanos.into() });
+        rustix::fs::futimens(&file, &Timestamps { last_access, last_modification }).doing(what)?;
+        Ok(())
+    }
+}

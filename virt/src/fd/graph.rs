@@ -1,0 +1,181 @@
+//! Process → descriptor → open file description, as a job has them now.
+//!
+//! Two descriptors that lead to one description share its position and flags; only kcmp(2) can tell. So descriptions are
+//! first told apart by what `/proc` shows of them, and within each group kept in the order of kcmp(2): a new descriptor
+//! is looked up with few calls, however many there are.
+
+use super::container::Container;
+use super::lock::Lock;
+use super::seen::{Info, Seen, descriptors};
+use crate::sys::kcmp;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::os::fd::{OwnedFd, RawFd};
+
+/// A process that is looked at.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    /// Its id in ckrun's pid namespace.
+    pub host: Pid,
+    /// Its id in the job.
+    pub pid: i32,
+    pub comm: String,
+    /// The ids of its threads, itself included, in ckrun's pid namespace.
+    pub threads: Vec<Pid>,
+    pub umask: u32,
+}
+
+/// One descriptor of a process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Edge {
+    pub fd: RawFd,
+    pub node: usize,
+    pub cloexec: bool,
+}
+
+/// An open file description, by the first descriptor found that leads to it.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub seen: Seen,
+    pub member: usize,
+    pub fd: RawFd,
+}
+
+/// The descriptors of a job.
+#[derive(Debug)]
+pub(super) struct Graph {
+    pub members: Vec<Member>,
+    /// The descriptors of each member, by their numbers.
+    pub edges: Vec<Vec<Edge>>,
+    /// The POSIX locks of each member.
+    pub locks: Vec<Vec<Lock>>,
+    pub nodes: Vec<Node>,
+    pub container: Container,
+    handle: RefCell<Option<(usize, OwnedFd)>>,
+}
+
+/// What all descriptors to one description have in common.
+type Key = (u64, u64, i64, u32);
+
+impl Graph {
+    /// Looks at all descriptors of `members`, the first of which is the job's first process. In a job that runs,
+    /// descriptors and processes come and go: what has gone is passed over.
+    pub fn of(members: Vec<Member>, running: bool) -> Result<Graph, Failure> {
+        let init = members.first().ok_or_else(|| Failure::new("look at the job's files", Errno::ESRCH))?;
+        let mut graph = Graph {
+            container: Container::of(init.host)?,
+            edges: Vec::with_capacity(members.len()),
+            locks: Vec::with_capacity(members.len()),
+            members,
+            nodes: Vec::new(),
+            handle: RefCell::new(None),
+        };
+        let mut known = HashMap::new();
+        for member in 0..graph.members.len() {
+            let numbers = match descriptors(graph.members[member].host) {
+                Err(failure) if running && is_gone(&failure) => Vec::new(),
+                numbers => numbers?,
+            };
+            graph.edges.push(Vec::with_capacity(numbers.len()));
+            graph.locks.push(Vec::new());
+            for fd in numbers {
+                match graph.enter(member, fd, &mut known) {
+                    Err(failure) if running && is_gone(&failure) => {}
+                    entered => entered?,
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    fn enter(&mut self, member: usize, fd: RawFd, known: &mut HashMap<Key, Vec<usize>>) -> Result<(), Failure> {
+        let host = self.members[member].host;
+        let info = Info::read(host, fd)?;
+        for lock in info.lines("lock").filter_map(Lock::parse_posix) {
+            // Every descriptor to the description that it was set through shows it; to set it twice does no harm.
+            self.locks[member].push(Lock { fd, ..lock });
+        }
+        let cloexec = info.cloexec;
+        let group = known.entry((info.inode, info.mount, info.position, info.flags)).or_default();
+        let node = match self.search(group, (host, fd))? {
+            Ok(at) => group[at],
+            Err(at) => {
+                let mut seen = Seen::look(host, fd, info)?;
+                if seen.has_path() {
+                    seen.link = self.container.relative(std::mem::take(&mut seen.link));
+                }
+                self.nodes.push(Node { seen, member, fd });
+                group.insert(at, self.nodes.len() - 1);
+                self.nodes.len() - 1
+            }
+        };
+        self.edges[member].push(Edge { fd, node, cloexec });
+        Ok(())
+    }
+
+    /// The place of a descriptor in a group: where it is, or where it is to be put.
+    fn search(&self, group: &[usize], wanted: (Pid, RawFd)) -> Result<Result<usize, usize>, Failure> {
+        let (mut low, mut high) = (0, group.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            match self.compare(group[middle], wanted)? {
+                Ordering::Equal => return Ok(Ok(middle)),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        Ok(Err(low))
+    }
+
+    fn compare(&self, node: usize, wanted: (Pid, RawFd)) -> Result<Ordering, Failure> {
+        let (host, fd) = self.place(node);
+        kcmp::compare_files((host, fd), wanted)
+            .doing(|| format!("compare descriptors {fd} of process {host} and {} of {}", wanted.1, wanted.0))
+    }
+
+    /// A process and a number that lead to a description.
+    pub fn place(&self, node: usize) -> (Pid, RawFd) {
+        let node = &self.nodes[node];
+        (self.members[node.member].host, node.fd)
+    }
+
+    /// ckrun's own descriptor to a description.
+    pub fn take(&self, node: usize) -> Result<OwnedFd, Failure> {
+        let member = self.nodes[node].member;
+        let (host, fd) = self.place(node);
+        let what = || format!("take descriptor {fd} of process {host}");
+        let mut handle = self.handle.borrow_mut();
+        let process = match handle.take() {
+            Some((of, process)) if of == member => process,
+            _ => {
+                let pid = rustix::process::Pid::from_raw(host.as_raw())
+                    .ok_or_else(|| Failure::new(what(), Errno::ESRCH))?;
+                pidfd_open(pid, PidfdFlags::empty()).doing(what)?
+            }
+        };
+        let taken = pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).doing(what);
+        *handle = Some((member, process));
+        taken
+    }
+
+    /// The description that descriptor `fd` of a member leads to.
+    pub fn find(&self, member: usize, fd: RawFd) -> Option<usize> {
+        let edges = self.edges.get(member)?;
+        edges.iter().find(|edge| edge.fd == fd).map(|edge| edge.node)
+    }
+
+    /// All descriptions, by their numbers, that `wanted` holds for.
+    pub fn all(&self, wanted: impl Fn(&Seen) -> bool) -> impl Iterator<Item = usize> {
+        self.nodes.iter().enumerate().filter(move |(_, node)| wanted(&node.seen)).map(|(at, _)| at)
+    }
+}
+
+/// A process or a descriptor has gone since it was listed.
+pub(super) fn is_gone(failure: &Failure) -> bool {
+    matches!(failure.errno, Errno::ENOENT | Errno::ESRCH | Errno::EBADF)
+}

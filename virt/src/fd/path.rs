@@ -1,0 +1,56 @@
+//! Directories, and places that were opened with O_PATH.
+
+use super::capture::Job;
+use super::located::{Located, locate};
+use super::make::{Making, OPEN};
+use super::seen::Seen;
+use super::{Trouble, refused};
+use crate::image::Bytes;
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+
+/// A directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Directory {
+    /// From the container's root.
+    pub path: Bytes,
+}
+
+/// Something that was opened with O_PATH: its place is all that matters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PathOnly {
+    /// From the container's root.
+    pub path: Bytes,
+    /// Its type and its permissions, as stat(2) has them.
+    pub mode: u32,
+}
+
+impl PathOnly {
+    pub(super) fn new(path: Vec<u8>, seen: &Seen) -> Self {
+        PathOnly { path: path.into(), mode: seen.stat.st_mode }
+    }
+
+    pub(super) fn make(&self, flags: u32, to: RawFd, making: &mut Making<'_>) {
+        // A symbolic link is meant itself.
+        making.open(&self.path, flags & OPEN | libc::O_NOFOLLOW as u32, to);
+    }
+}
+
+impl Directory {
+    pub(super) fn make(&self, flags: u32, to: RawFd, making: &mut Making<'_>) {
+        making.open(&self.path, flags & OPEN | libc::O_DIRECTORY as u32, to);
+    }
+}
+
+impl Job<'_> {
+    /// Neither a regular file nor a directory.
+    pub(super) fn path_only(&mut self, node: usize) -> Result<PathOnly, Trouble> {
+        let seen = &self.graph.nodes[node].seen;
+        match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount)? {
+            Located::Named(path) => Ok(PathOnly::new(path, seen)),
+            Located::Deleted(_) => Err(refused::refuse(self, node)),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Files that the kernel makes up: `/proc`, `/sys`, cgroups. They are opened again by their paths.
+//!
+//! The procfs of a job shows the job's ids. What is below `/proc/PID` can only be opened when that task is there again.
+
+use super::capture::Job;
+use super::container::DELETED;
+use super::make::{Making, OPEN};
+use super::Trouble;
+use crate::image::Bytes;
+use crate::program::Program;
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+
+/// Types of file systems that hold no data of their own. What is on a devpts or an mqueue is no regular file.
+const KINDS: [&[u8]; 9] = [
+    b"proc",
+    b"sysfs",
+    b"cgroup",
+    b"cgroup2",
+    b"securityfs",
+    b"debugfs",
+    b"tracefs",
+    b"configfs",
+    b"binfmt_misc",
+];
+
+/// A file or a directory that the kernel makes up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Pseudo {
+    /// From the container's root.
+    pub path: Bytes,
+    /// It shows this task, by its id in the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<i32>,
+}
+
+impl Job<'_> {
+    /// None when it is an ordinary file.
+    pub(super) fn pseudo(&mut self, node: usize) -> Result<Option<Pseudo>, Trouble> {
+        let seen = &self.graph.nodes[node].seen;
+        let Some(mount) = self.graph.container.mount(seen.info.mount) else { return Ok(None) };
+        if mount.kind == b"mqueue" {
+            return Err(Trouble::refused(seen.name(), "POSIX message queues can't be checkpointed yet"));
+        }
+        if !KINDS.contains(&mount.kind.as_slice()) {
+            return Ok(None);
+        }
+        let inside = mount.inside(&seen.link);
+        let first = inside.split(|&b| b == b'/').nth(1).unwrap_or_default();
+        let task = (mount.kind == b"proc").then(|| std::str::from_utf8(first).ok()?.parse().ok()).flatten();
+        // The inodes of a procfs come and go, so that only the path can be compared.
+        let there = self.graph.container.find(&seen.link)?;
+        if seen.link.ends_with(DELETED) && there.is_none() {
+            let why = match task {
+                Some(task) => format!("task {task} has ended"),
+                None => "the kernel has removed it".into(),
+            };
+            return Err(Trouble::refused(seen.name(), why));
+        }
+        if there.is_none_or(|there| there.st_mode & libc::S_IFMT != seen.stat.st_mode & libc::S_IFMT) {
+            return Err(Trouble::refused(seen.name(), "another file has its name now, or a mount hides it"));
+        }
+        Ok(Some(Pseudo { path: seen.link.clone().into(), task }))
+    }
+}
+
+impl Pseudo {
+    /// It can be opened before any other task is there.
+    pub(super) fn is_early(&self) -> bool {
+        self.task.is_none()
+    }
+
+    pub(super) fn make(&self, flags: u32, to: RawFd, making: &mut Making<'_>) {
+        if self.is_early() {
+            making.open(&self.path, flags & OPEN, to);
+        }
+    }
+
+    /// Opens it as descriptor `to` of a process that has its final descriptors, and no number from `free` on.
+    pub(super) fn open_late(&self, flags: u32, position: i64, to: (RawFd, bool), free: RawFd, program: &mut Program) {
+        let (to, cloexec) = to;
+        let name = program.put_cstr(&self.path);
+        let flags = flags & OPEN | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
+        let what = format!("open {}", self.path);
+        let open = program.call(what, libc::SYS_openat, &[libc::AT_FDCWD.into(), name.into(), flags.into()]);
+        // The first free number may be the wanted one, which dup3 refuses: go by one that is free for sure.
+        let aside = program.call(
+            "move a descriptor",
+            libc::SYS_fcntl,
+            &[open.into(), libc::F_DUPFD_CLOEXEC.into(), free.into()],
+        );
+        program.call("close a descriptor", libc::SYS_close, &[open.into()]);
+        let cloexec = if cloexec { libc::O_CLOEXEC } else { 0 };
+        program.call("place a descriptor", libc::SYS_dup3, &[aside.into(), to.into(), cloexec.into()]);
+        program.call("close a descriptor", libc::SYS_close, &[aside.into()]);
+        if position != 0 {
+            let what = format!("seek in {}", self.path);
+            program.call(what, libc::SYS_lseek, &[to.into(), position.into(), libc::SEEK_SET.into()]);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A process's place in the file system: working directory, root directory, umask.
+
+use crate::fd::{Container, Job, Located, Made, Member, Trouble, locate, mount_id};
+use crate::image::Bytes;
+use crate::program::Program;
+use crate::{Doing, Failure};
+use rustix::fs::Stat;
+use serde::{Deserialize, Serialize};
+use std::os::unix::ffi::OsStringExt;
+
+/// A process's place in the file system.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Fs {
+    /// Its working directory.
+    pub cwd: Place,
+    /// Its root directory, when it has called chroot(2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Bytes>,
+    /// The permissions that new files do not get.
+    pub umask: u32,
+}
+
+/// A directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// From the container's root.
+    Path(Bytes),
+    /// A deleted one: which of [`crate::fd::Files::ghosts`].
+    Deleted(u32),
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place::Path("/".into())
+    }
+}
+
+/// A link of `/proc/PID`, looked at.
+struct Link {
+    path: String,
+    name: Vec<u8>,
+    stat: Stat,
+    mount: u64,
+}
+
+impl Link {
+    fn look(path: String, container: &Container) -> Result<Link, Failure> {
+        let name = std::fs::read_link(&path).doing(|| format!("read {path}"))?;
+        let stat = rustix::fs::stat(&path).doing(|| format!("look at {path}"))?;
+        let mount = mount_id(&path)?;
+        Ok(Link { name: container.relative(name.into_os_string().into_vec()), path, stat, mount })
+    }
+}
+
+impl Fs {
+    pub(crate) fn capture(job: &mut Job<'_>, member: &Member) -> Result<Fs, Trouble> {
+        let container = job.container();
+        let root = Link::look(format!("/proc/{}/root", member.host), container)?;
+        let root = if container.is_root(&root.stat, root.mount) {
+            if !container.is_whole() {
+                return Err(Trouble::refused("root directory", "the job's first process has called chroot"));
+            }
+            None
+        } else {
+            match locate(container, &root.name, &root.stat, root.mount).map_err(|e| e.of("root directory"))? {
+                Located::Named(path) => Some(path.into()),
+                Located::Deleted(path) => {
+                    let name = String::from_utf8_lossy(&path).into_owned();
+                    return Err(Trouble::refused(format!("root directory {name}"), "it was deleted"));
+                }
+            }
+        };
+        let cwd = Link::look(format!("/proc/{}/cwd", member.host), container)?;
+        let cwd = match locate(container, &cwd.name, &cwd.stat, cwd.mount).map_err(|e| e.of("working directory"))? {
+            Located::Named(path) => Place::Path(path.into()),
+            Located::Deleted(last) => Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, &last)?.ghost),
+        };
+        Ok(Fs { cwd, root, umask: member.umask })
+    }
+
+    /// Goes to a deleted working directory, as long as there is a descriptor for it.
+    pub(crate) fn place(&self, made: &Made, program: &mut Program) {
+        if let Place::Deleted(ghost) = self.cwd {
+            let fd = made.ghost(ghost).unwrap_or(-1);
+            program.call("go to a deleted directory", libc::SYS_fchdir, &[fd.into()]);
+        }
+    }
+
+    /// Goes to any other, then into its root: paths have been the container's until now. chroot(2) leaves the working
+    /// directory where it is.
+    pub(crate) fn finish(&self, program: &mut Program) {
+        if let Place::Path(path) = &self.cwd {
+            let name = program.put_cstr(path);
+            program.call(format!("go to {path}"), libc::SYS_chdir, &[name.into()]);
+        }
+        if let Some(root) = &self.root {
+            let name = program.put_cstr(root);
+            program.call(format!("change the root to {root}"), libc::SYS_chroot, &[name.into()]);
+        }
+        program.call("set the umask", libc::SYS_umask, &[self.umask.into()]);
+    }
+}
