@@ -17,8 +17,6 @@ use crate::status::Status;
 use ckrun_virt::Process;
 use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
-use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
@@ -116,7 +114,7 @@ pub fn build(
     match site.raise(&wanted, console, start) {
         Ok((init, parked)) => Ok(Built { entry: site.entry, state: site.state, init, parked }),
         Err(e) => {
-            clear(site.entry, &site.state, site.init.as_ref());
+            destroy::undo(site.entry, &site.state, site.init.as_ref());
             Err(e)
         }
     }
@@ -153,7 +151,7 @@ impl Built {
 
     /// Takes it all back: something after the building has failed.
     pub fn abandon(self) {
-        clear(self.entry, &self.state, Some(&self.init));
+        destroy::undo(self.entry, &self.state, Some(&self.init));
     }
 }
 
@@ -179,33 +177,6 @@ fn device_rules(configured: &[LinuxDeviceCgroup]) -> Vec<LinuxDeviceCgroup> {
     let mut deny_all = LinuxDeviceCgroup::default();
     deny_all.set_access(Some("rwm".into()));
     std::iter::once(deny_all).chain(configured.iter().cloned()).chain(default_device_rules()).collect()
-}
-
-/// After a failure: nothing of the container stays. What can't be removed is only logged, because the reason of the
-/// failure is what the user must hear.
-fn clear(entry: Entry, state: &State, init: Option<&Process>) {
-    if let Some(init) = init {
-        if let Err(e) = init.signal(Signal::SIGKILL) {
-            log::debug!("{e}");
-        }
-        await_end(init);
-    }
-    if let Err(e) = destroy::forget(entry, state) {
-        log::warn!("{e}");
-    }
-}
-
-/// Waits for the end of a killed init. What we trace of its descendants, after a failed restart, is waited for too, since
-/// the kernel ends a pid namespace's init only after all others in it have been (zap_pid_ns_processes).
-fn await_end(init: &Process) {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::__WALL)) {
-            Err(Errno::EINTR) => {}
-            Err(_) => return,
-            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) if pid == init.pid() => return,
-            Ok(_) => {}
-        }
-    }
 }
 
 /// A sandbox while it is being built.

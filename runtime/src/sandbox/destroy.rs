@@ -6,8 +6,10 @@ use crate::error::Result;
 use crate::state::{Entry, InitProcess, State, Store};
 use crate::status::Status;
 use ckrun_virt::{Doing, Process};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -23,6 +25,33 @@ pub fn forget(entry: Entry, state: &State) -> Result<()> {
         hooks::run_leniently(&spec, "poststop", || state.for_hooks(Status::Stopped));
     }
     entry.remove()
+}
+
+/// After a failure: nothing of the container stays. What can't be removed is only logged, because the reason of the
+/// failure is what the user must hear.
+pub fn undo(entry: Entry, state: &State, init: Option<&Process>) {
+    if let Some(init) = init {
+        if let Err(e) = init.signal(Signal::SIGKILL) {
+            log::debug!("{e}");
+        }
+        reap(init);
+    }
+    if let Err(e) = forget(entry, state) {
+        log::warn!("{e}");
+    }
+}
+
+/// Waits for the end of a killed init. What we trace of its descendants, after a failed restart, is waited for too, since
+/// the kernel ends a pid namespace's init only after all others in it have been (zap_pid_ns_processes).
+fn reap(init: &Process) {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::__WALL)) {
+            Err(Errno::EINTR) => {}
+            Err(_) => return,
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) if pid == init.pid() => return,
+            Ok(_) => {}
+        }
+    }
 }
 
 /// Removes what is there of a container whose making was cut short, all of it unfinished. `init` is its init, if there is

@@ -4,7 +4,7 @@
 //! bottom; each step has a room of its own. Nothing here is specific to running a program: a restart builds its sandbox
 //! by the same steps and only replaces the last one.
 
-use super::channel::{Channel, Note};
+use super::channel::{self, Channel, Note};
 use super::console::Console;
 use super::job::{Job, reset_signals};
 use super::mounts::Mounts;
@@ -281,17 +281,18 @@ impl<'a> Init<'a> {
             return Ok(());
         }
         let state = self.hook_state(Status::Created)?;
+        let (ours, theirs) = channel::pair()?;
         let hooks = spawn(&Clone3::default(), || {
-            let done = self
-                .job(process, &[])
-                .prepare()
-                .and_then(|_| hooks::run_in_job(self.spec, process, || state));
-            done.map_or_else(|e| announce_failure(&self.channel, &e), |()| 0)
+            let prepared = self.job(process, &[]).prepare();
+            let done = prepared.and_then(|_| hooks::run_in_job(self.spec, process, || state));
+            done.map_or_else(|e| announce_failure(&theirs, &e), |()| 0)
         })?;
-        match waitpid(hooks.pid(), None).doing(|| "wait for the startContainer hooks")? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            // It has told ckrun why, and that is what ckrun hears first.
-            _ => Err(Error::Init("the startContainer hooks failed".into())),
+        drop(theirs);
+        let said = ours.receive()?;
+        match (said, waitpid(hooks.pid(), None).doing(|| "wait for the startContainer hooks")?) {
+            (None, WaitStatus::Exited(_, 0)) => Ok(()),
+            (Some(Note::Failed(why)), _) => Err(Error::Init(why)),
+            _ => Err(Error::Init("the startContainer hooks ended without a word".into())),
         }
     }
 
