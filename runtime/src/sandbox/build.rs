@@ -274,10 +274,13 @@ impl Site<'_> {
         };
         let cgroup = self.state.cgroups.clone_target();
         let born_in_v2 = cgroup.is_some();
-        let ours = ours.as_fd().as_raw_fd();
+        let not_its_own = [Some(ours.as_fd()), self.entry.held()].map(|fd| fd.map(|fd| fd.as_raw_fd()));
         let process = self.namespaces.spawn(cgroup.as_ref().map(AsFd::as_fd), move || {
-            // The copy of ckrun's end that the clone made: as long as it is open, we would not see ckrun's death.
-            let _ = nix::unistd::close(ours);
+            // The copies that the clone made of ckrun's end, because of which we would not see ckrun's death, and of the
+            // container's lock, which an init that waits for `ckrun start` would hold after it.
+            for copy in not_its_own.into_iter().flatten() {
+                let _ = nix::unistd::close(copy);
+            }
             init.run()
         })?;
         let pid = process.pid();
