@@ -149,8 +149,14 @@ pub fn quietly(container: &Container, words: &[&str]) -> Ended {
 }
 
 /// Waits until nothing of a container is left, whose ckrun was killed; for those who clear up after it.
+///
+/// Who clears up holds the container's lock until nothing is left: that can be awaited, while a process in the middle of
+/// an exec has no command line by which it would be found.
 pub fn settles(container: &Container) {
     leftovers::settle(container.id());
+    if let Ok(dir) = fs::File::open(container.store().join(container.id())) {
+        dir.lock().expect("lock a container's directory");
+    }
 }
 
 /// A path as a word.
