@@ -15,7 +15,7 @@ use crate::status::Status;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
 use crate::worker::open_memory;
-use crate::{Error, fault};
+use crate::{Error, fault, fd};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -64,7 +64,9 @@ const COPIERS: usize = 2;
 pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
     let mut blockers = Vec::new();
     let mut census = Census::new(init, DELETED)?;
-    for host in descendants(init) {
+    let processes = descendants(init);
+    blockers.extend(fd::survey(&processes)?);
+    for host in processes {
         if Stat::of(host).is_none_or(|stat| stat.ended()) {
             continue;
         }
@@ -159,8 +161,12 @@ fn write(
         let mut capture = Capture::begin(init, DELETED, cpu)?;
         let sources = capture.processes(&mut frozen, options.leave_running)?;
         refuse(std::mem::take(&mut capture.blockers))?;
+        let files = fd::capture(&frozen, &|device, inode| capture.census.find(device, inode))?;
+        files.write(image)?;
         let mut table = options.table.clone().map_or_else(first_table, Ok)?;
-        table.observe(&Seen::stopped(&frozen), Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
+        let mut seen = Seen::stopped(&frozen);
+        files.files.show(&mut seen);
+        table.observe(&seen, Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
         image.json("table.json", &table)?;
         image.json(Clocks::FILE, &clocks)?;
         events.precheckpoint(&options.image)?;

@@ -73,7 +73,9 @@ impl Fs {
             }
         };
         let cwd = Link::look(format!("/proc/{}/cwd", member.host), container)?;
-        let cwd = match locate(container, &cwd.name, &cwd.stat, cwd.mount).map_err(|e| e.of("working directory"))? {
+        let cwd = match locate(container, &cwd.name, &cwd.stat, cwd.mount)
+            .map_err(|e| e.of("working directory"))?
+        {
             Located::Named(path) => Place::Path(path.into()),
             Located::Deleted(last) => Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, &last)?.ghost),
         };

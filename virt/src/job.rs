@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::cpu::state::CpuState;
+use crate::fd::Files;
 use crate::image::{Image, Writer};
 use crate::memory::{Layout, MmState, Object};
 use crate::rooms::{OutsideProcess, OutsideThread, ProcessRooms, ThreadRooms};
@@ -35,6 +36,8 @@ pub struct Job {
     pub layouts: BTreeMap<i32, Layout>,
     /// Files and shared memory that mappings show.
     pub objects: Vec<Object>,
+    /// Descriptors and what is behind them. The capture writes them, with the contents that go with them.
+    pub files: Files,
 }
 
 impl Job {
@@ -74,6 +77,7 @@ impl Job {
             memory: image.json("address-spaces.json")?,
             layouts: image.json("mappings.json")?,
             objects: image.json("objects.json")?,
+            files: Files::read(image)?,
         };
         job.check()?;
         Ok(job)

@@ -3,6 +3,7 @@
 use crate::cpu::sleep;
 use crate::endings;
 use crate::events::Events;
+use crate::fd::Made;
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
 use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
@@ -17,18 +18,22 @@ use crate::worker::Worker;
 use crate::{Doing, Error, Failure, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// A job in the making.
 #[derive(Debug)]
 pub struct Making<'a> {
     job: &'a Job,
+    image: &'a Image,
     index: Index,
     pages: PageFiles,
     /// Shared memory and deleted files, open in the first process and inherited by all.
     handles: Handles,
+    /// Where the descriptions are until the processes have their own numbers.
+    made: Made,
     /// The leaders of processes, and helpers, by their ids in the job.
     leaders: BTreeMap<i32, Worker>,
     /// All other threads.
@@ -50,6 +55,8 @@ impl<'a> Making<'a> {
         let worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
         Ok(Making {
             job,
+            image,
+            made: Made::default(),
             pages: PageFiles::open(image, index.runs())?,
             index,
             handles: Handles::new(),
@@ -63,20 +70,25 @@ impl<'a> Making<'a> {
     ///
     /// # Errors
     /// The kernel's, the image's; a file is not what it was.
-    pub fn files(&mut self, _options: &Options) -> Result<(), Error> {
+    pub fn files(&mut self, options: &Options) -> Result<(), Error> {
         let job = self.job;
         let Some(worker) = self.leaders.values_mut().next() else { return Ok(()) };
+        let path = format!("/proc/{}/root", worker.host());
+        let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let problems = job.files.check(root.doing(|| format!("open {path}"))?.as_fd(), options)?;
+        if !problems.is_empty() {
+            let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            return Err(Error::Unsupported(list.join("; ")));
+        }
         let index = &self.index;
         let runs = |id| index.of(Owner::Shared(id));
-        memory::make_objects(
-            worker,
-            &job.objects,
-            job.layouts.values(),
-            runs,
-            &self.pages,
-            512,
-            &mut self.handles,
-        )
+        let used = job.files.processes.values().flat_map(|holdings| &holdings.descriptors);
+        let free = used.map(|held| held.fd).max().unwrap_or(HATCH).max(HATCH) + 1;
+        let handles = &mut self.handles;
+        memory::make_objects(worker, &job.objects, job.layouts.values(), runs, &self.pages, free, handles)?;
+        let shared = |id| handles.get(&id).map(|handle| handle.write);
+        self.made = job.files.make(worker, self.image, &shared, options)?;
+        Ok(())
     }
 
     /// Makes all processes with their memory, related as they were.
@@ -150,9 +162,15 @@ impl<'a> Making<'a> {
     /// The kernel's.
     pub fn threads(&mut self) -> Result<(), Error> {
         let job = self.job;
+        // The descriptors of shared memory are still there, and nobody maps it any more.
+        let handles = self.handles.clone();
+        if let Some(first) = job.members.first() {
+            self.leader(first.pid, |worker| memory::seal_objects(worker, &job.objects, &handles))?;
+        }
         for member in running(job) {
             let mut program = Program::new();
             restore(job.processes.permission.get(&member.pid), &mut program);
+            job.files.place(&self.made, member.pid, &mut program);
             let others = member.threads.get(1..).unwrap_or_default();
             let made = self.leader(member.pid, |worker| {
                 worker.run(&program)?;
@@ -167,10 +185,13 @@ impl<'a> Making<'a> {
         for (pid, layout) in &job.layouts {
             self.leader(*pid, |worker| memory::seal(worker, layout))?;
         }
-        let handles = self.handles.clone();
-        job.members.first().map_or(Ok(()), |first| {
-            self.leader(first.pid, |worker| memory::seal_objects(worker, &job.objects, &handles))
-        })
+        // What of the files needs all tasks to be there.
+        for member in running(job) {
+            let mut program = Program::new();
+            job.files.finish(&self.made, member.pid, &mut program);
+            self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
+        }
+        job.files.hand_over(&self.made, &mut self.leaders)
     }
 
     /// What a thread can have before its process is complete.
@@ -229,6 +250,9 @@ impl<'a> Making<'a> {
             self.task(tid, |worker| worker.run(&program).map(drop))?;
         }
         let mut program = Program::new();
+        for &fd in self.made.kept() {
+            program.call("close ckrun's descriptor", libc::SYS_close, &[fd.into()]);
+        }
         restore(job.processes.limits.get(&pid), &mut program);
         restore(job.processes.switches.get(&pid), &mut program);
         restore(job.processes.timers.get(&pid), &mut program);

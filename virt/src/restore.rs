@@ -129,7 +129,8 @@ pub fn restore(
     let now = Time::now();
     let number = table.generation().saturating_add(1);
     table.rebind(Generation::here(number, now)?).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
-    let seen = live::look(&making.leaders(), live::depth(init)?)?;
+    let mut seen = live::look(&making.leaders(), live::depth(init)?)?;
+    job.files.show(&mut seen);
     table.observe(&seen, now).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
     events.restart()?;
 

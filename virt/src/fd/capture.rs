@@ -5,12 +5,12 @@ use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
 use super::stream::Ends;
 use super::*;
+use crate::Doing;
 use crate::image::Writer;
 use crate::resource::{Blocker, Stopped};
 use crate::seize::{self, Frozen};
 use crate::status::Status;
 use crate::sys::kcmp;
-use crate::Doing;
 use nix::unistd::Pid;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -143,7 +143,13 @@ pub fn survey(pids: &[Pid]) -> Result<Vec<Blocker>, Failure> {
 }
 
 fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {
-    Member { host: stopped.host, pid: stopped.pid, comm: stopped.comm(), threads, umask: stopped.status.umask }
+    Member {
+        host: stopped.host,
+        pid: stopped.pid,
+        comm: stopped.comm(),
+        threads,
+        umask: stopped.status.umask,
+    }
 }
 
 /// Every namespace from ckrun's to the job's has a number for the same thing.
@@ -241,7 +247,8 @@ impl Job<'_> {
     fn node(&mut self, node: usize) -> Result<Description, Trouble> {
         let object = self.object(node)?;
         let seen = &self.graph.nodes[node].seen;
-        let locks = Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
+        let locks =
+            Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
         let (owner, signal) = if seen.path_only() || self.running { (None, None) } else { self.owner(node)? };
         let position = if object.has_position() { seen.info.position } else { 0 };
         Ok(Description { flags: seen.info.flags, position, owner, signal, locks, object })
@@ -292,7 +299,11 @@ impl Object {
     fn has_position(&self) -> bool {
         matches!(
             self,
-            Object::Regular(_) | Object::Directory(_) | Object::Pseudo(_) | Object::Ghost(_) | Object::Memfd(_)
+            Object::Regular(_)
+                | Object::Directory(_)
+                | Object::Pseudo(_)
+                | Object::Ghost(_)
+                | Object::Memfd(_)
         )
     }
 }

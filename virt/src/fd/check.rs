@@ -24,7 +24,8 @@ impl Files {
         }
         let mut ghosts = BTreeSet::new();
         for fifo in &self.fifos {
-            let kind = fifo.ghost.map(|id| self.ghosts.get(id as usize).map(|ghost| ghost.mode & libc::S_IFMT));
+            let kind =
+                fifo.ghost.map(|id| self.ghosts.get(id as usize).map(|ghost| ghost.mode & libc::S_IFMT));
             match (&fifo.path, kind) {
                 (Some(path), None) if is_path(path) => {}
                 (None, Some(Some(libc::S_IFIFO))) if fifo.ghost.is_some_and(|id| ghosts.insert(id)) => {}
@@ -32,7 +33,9 @@ impl Files {
             }
         }
         for ghost in &self.ghosts {
-            if !is_path(&ghost.path) || !matches!(ghost.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO) {
+            if !is_path(&ghost.path)
+                || !matches!(ghost.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO)
+            {
                 return damaged("a deleted file of an impossible kind".into());
             }
         }
@@ -48,7 +51,10 @@ impl Files {
                 }
             }
             if let Some(lock) = holdings.locks.iter().find(|lock| !numbers.contains(&lock.fd)) {
-                return damaged(format!("process {pid}: a lock by descriptor {}, which it does not have", lock.fd));
+                return damaged(format!(
+                    "process {pid}: a lock by descriptor {}, which it does not have",
+                    lock.fd
+                ));
             }
             let fs = &holdings.fs;
             let placed = match &fs.cwd {
@@ -63,9 +69,8 @@ impl Files {
     }
 
     fn wrong(&self, description: &Description) -> Option<String> {
-        let listed = |what: &str, id: u32, len: usize| {
-            (id as usize >= len).then(|| format!("{what} {id} of {len}"))
-        };
+        let listed =
+            |what: &str, id: u32, len: usize| (id as usize >= len).then(|| format!("{what} {id} of {len}"));
         let placed = |path: &[u8]| (!is_path(path)).then(|| "an impossible path".into());
         match &description.object {
             Object::Given(given) => (given.number > 2).then(|| "a standard stream of no number".into()),
@@ -152,7 +157,8 @@ impl Files {
             let what = || format!("cut {} to {} bytes", regular.path, regular.stamp.size);
             let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
             let resolve = ResolveFlags::IN_ROOT;
-            let file = rustix::fs::openat2(root, regular.path.as_path(), flags, Mode::empty(), resolve).doing(what)?;
+            let file = rustix::fs::openat2(root, regular.path.as_path(), flags, Mode::empty(), resolve)
+                .doing(what)?;
             if rustix::fs::fstat(&file).doing(what)?.st_size.cast_unsigned() > regular.stamp.size {
                 rustix::fs::ftruncate(&file, regular.stamp.size).doing(what)?;
             }
@@ -167,9 +173,14 @@ impl Regular {
     fn changed(&self, flags: u32, now: &Stamp, options: &Options) -> Option<(String, String)> {
         let why = match policy(options, &self.path) {
             _ if !writes(flags) => None,
-            Changed::Strict => self.stamp.differs(now).map(|why| format!("it has changed since the checkpoint: {why}")),
+            Changed::Strict => {
+                self.stamp.differs(now).map(|why| format!("it has changed since the checkpoint: {why}"))
+            }
             Changed::Truncate => (now.size < self.stamp.size).then(|| {
-                format!("it is shorter than at the checkpoint: {} bytes, it had {}", now.size, self.stamp.size)
+                format!(
+                    "it is shorter than at the checkpoint: {} bytes, it had {}",
+                    now.size, self.stamp.size
+                )
             }),
             Changed::Ignore => None,
         };

@@ -93,12 +93,15 @@ impl Container {
     /// Another name for the file `stat` in the directory that `path` is in.
     pub fn other_name(&self, path: &[u8], stat: &Stat) -> Result<Option<Vec<u8>>, Failure> {
         let directory = parent(path);
-        let Some(fd) = open(self.root(), directory, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(None) };
+        let Some(fd) = open(self.root(), directory, OFlags::RDONLY | OFlags::DIRECTORY)? else {
+            return Ok(None);
+        };
         let what = || format!("read the directory {}", String::from_utf8_lossy(directory));
         for entry in rustix::fs::Dir::read_from(&fd).doing(what)? {
             let entry = entry.doing(what)?;
             let name = entry.file_name();
-            if rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| same(&there, stat)) {
+            if rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| same(&there, stat))
+            {
                 return Ok(Some(join(directory, name.to_bytes())));
             }
         }
@@ -125,7 +128,9 @@ fn open(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Option<Owned
     match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
         Ok(fd) => Ok(Some(fd)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP | Errno::SRCH) => Ok(None),
-        Err(errno) => Err(errno).doing(|| format!("look at {} in the container", String::from_utf8_lossy(path))),
+        Err(errno) => {
+            Err(errno).doing(|| format!("look at {} in the container", String::from_utf8_lossy(path)))
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The devices that every container has, and that are the same everywhere: null, zero, full, random, urandom.
 
+use super::Trouble;
 use super::capture::Job;
 use super::given::is_terminal;
 use super::located::{Located, locate};
 use super::make::{Making, OPEN};
-use super::Trouble;
 use crate::image::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;

@@ -8,9 +8,9 @@
 use super::capture::Job;
 use super::make::Making;
 use super::{Description, Object, Trouble};
-use crate::{Doing, Failure};
 use crate::program::Program;
 use crate::sys::kcmp::{EpollSlot, compare_epoll_target};
+use crate::{Doing, Failure};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,8 @@ impl Job<'_> {
         let mut targets = Vec::new();
         for line in seen.info.lines("tfd").filter_map(parse) {
             let count = nth.entry(line.fd).or_insert(0_u32);
-            let slot = EpollSlot { epoll: self.graph.nodes[node].fd as u32, target: line.fd as u32, nth: *count };
+            let slot =
+                EpollSlot { epoll: self.graph.nodes[node].fd as u32, target: line.fd as u32, nth: *count };
             *count += 1;
             let Some(target) = self.target(node, &line, slot)? else {
                 if self.running() {
@@ -121,7 +122,9 @@ impl Job<'_> {
                 next.extend(targets.copied().filter(|&target| seen.insert(target)));
             }
             let id = self.description(node, -1) as usize;
-            if let Some(Description { object: Object::Epoll(epoll), .. }) = self.files.descriptions.get_mut(id) {
+            if let Some(Description { object: Object::Epoll(epoll), .. }) =
+                self.files.descriptions.get_mut(id)
+            {
                 epoll.quiet = askable && is_quiet(&self.graph.take(node)?)?;
             }
         }
@@ -137,7 +140,8 @@ impl Job<'_> {
             Err(errno) => Err(errno).doing(|| format!("find what an epoll watches as {}", line.fd)),
         };
         let likely = self.graph.find(self.graph.nodes[node].member, line.fd);
-        if let Some(likely) = likely.filter(|&likely| self.graph.nodes[likely].seen.info.inode == line.inode) {
+        if let Some(likely) = likely.filter(|&likely| self.graph.nodes[likely].seen.info.inode == line.inode)
+        {
             if is(likely)? {
                 return Ok(Some(likely));
             }

@@ -1,8 +1,8 @@
 //! Counters of eventfd(2).
 
+use super::Trouble;
 use super::capture::Job;
 use super::make::Making;
-use super::Trouble;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 
@@ -39,7 +39,11 @@ impl Eventfd {
     pub(super) fn settle(&self, to: RawFd, making: &mut Making<'_>) {
         if self.count > 0 {
             let count = making.program.put(&self.count.to_ne_bytes());
-            making.program.call("set an eventfd", libc::SYS_write, &[to.into(), count.into(), count.len.into()]);
+            making.program.call(
+                "set an eventfd",
+                libc::SYS_write,
+                &[to.into(), count.into(), count.len.into()],
+            );
         }
     }
 }

@@ -49,7 +49,9 @@ impl Job<'_> {
             return Err(Trouble::refused(seen.name(), "its other end is outside of the job"));
         }
         // It waits for a reader that may open the FIFO some day; to open it for ckrun would let a waiting writer go on.
-        if !self.ends.has_reader(seen) && rustix::io::ioctl_fionread(self.graph.take(node)?).is_ok_and(|n| n > 0) {
+        if !self.ends.has_reader(seen)
+            && rustix::io::ioctl_fionread(self.graph.take(node)?).is_ok_and(|n| n > 0)
+        {
             return Err(Trouble::refused(seen.name(), "it holds bytes, and nobody has it open for reading"));
         }
         let hung_up = seen.reads() && !seen.writes() && hung_up(self.graph.take(node)?.as_fd());
@@ -73,9 +75,11 @@ impl Fifo {
     /// Opens every description of FIFO `id`, which is at `path`.
     pub(super) fn make(&self, id: u32, path: &[u8], files: &Files, making: &mut Making<'_>) {
         let uses = || {
-            files.descriptions.iter().enumerate().filter_map(move |(at, description)| match &description.object {
-                Object::Fifo(of) if of.fifo == id => Some((at as u32, description, of.hung_up)),
-                _ => None,
+            files.descriptions.iter().enumerate().filter_map(move |(at, description)| {
+                match &description.object {
+                    Object::Fifo(of) if of.fifo == id => Some((at as u32, description, of.hung_up)),
+                    _ => None,
+                }
             })
         };
         // With a descriptor for both ends nobody has to wait for the other side to open; a reader that is to see a

@@ -88,10 +88,11 @@ impl Files {
 
     /// The epolls that watch a description, and their entries for it.
     fn watchers(&self, id: u32) -> Vec<(u32, epoll::Entry)> {
-        let epolls = (0..).zip(&self.descriptions).filter_map(|(at, description)| match &description.object {
-            Object::Epoll(epoll) => Some((at, epoll)),
-            _ => None,
-        });
+        let epolls =
+            (0..).zip(&self.descriptions).filter_map(|(at, description)| match &description.object {
+                Object::Epoll(epoll) => Some((at, epoll)),
+                _ => None,
+            });
         let entries = epolls.flat_map(|(at, epoll)| epoll.entries.iter().map(move |entry| (at, *entry)));
         entries.filter(|(_, entry)| entry.description == id).collect()
     }

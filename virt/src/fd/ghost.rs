@@ -100,8 +100,9 @@ impl Ghost {
     /// Where it can be made for a moment: its last name, or one that nobody uses in the nearest directory that is there.
     fn birthplace(&self, id: u32, root: BorrowedFd<'_>) -> Result<Vec<u8>, Failure> {
         let mut directory = container::parent(&self.path);
-        let is_directory =
-            |path: &[u8]| Ok(container::find(root, path)?.is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR));
+        let is_directory = |path: &[u8]| {
+            Ok(container::find(root, path)?.is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR))
+        };
         if is_directory(directory)? && container::find(root, &self.path)?.is_none() {
             return Ok(self.path.to_vec());
         }
@@ -119,9 +120,9 @@ impl Ghost {
 
     /// Makes it and every description of it.
     pub(super) fn make(&self, id: u32, files: &Files, making: &mut Making<'_>) -> Result<(), Failure> {
-        let uses = files.descriptions.iter().enumerate().filter(|(_, description)| {
-            matches!(description.object, Object::Ghost(GhostUse { ghost }) if ghost == id)
-        });
+        let uses = files.descriptions.iter().enumerate().filter(
+            |(_, description)| matches!(description.object, Object::Ghost(GhostUse { ghost }) if ghost == id),
+        );
         if let Some(shared) = self.shared {
             let own = making.shared(shared);
             making.ghosts.push(own);

@@ -128,6 +128,10 @@ impl Given {
     pub(super) fn make(&self, to: RawFd, making: &mut Making<'_>) {
         let what = format!("take over standard stream {}", self.number);
         let cloexec = libc::O_CLOEXEC;
-        making.program.call(what, libc::SYS_dup3, &[i32::from(self.number).into(), to.into(), cloexec.into()]);
+        making.program.call(
+            what,
+            libc::SYS_dup3,
+            &[i32::from(self.number).into(), to.into(), cloexec.into()],
+        );
     }
 }

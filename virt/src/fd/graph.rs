@@ -93,7 +93,12 @@ impl Graph {
         Ok(graph)
     }
 
-    fn enter(&mut self, member: usize, fd: RawFd, known: &mut HashMap<Key, Vec<usize>>) -> Result<(), Failure> {
+    fn enter(
+        &mut self,
+        member: usize,
+        fd: RawFd,
+        known: &mut HashMap<Key, Vec<usize>>,
+    ) -> Result<(), Failure> {
         let host = self.members[member].host;
         let info = Info::read(host, fd)?;
         for lock in info.lines("lock").filter_map(Lock::parse_posix) {

@@ -14,7 +14,12 @@ pub(crate) enum Located {
 }
 
 /// Finds the file that `/proc` calls `link`, and that is on the mount `mount`.
-pub(crate) fn locate(container: &Container, link: &[u8], stat: &Stat, mount: u64) -> Result<Located, Trouble> {
+pub(crate) fn locate(
+    container: &Container,
+    link: &[u8],
+    stat: &Stat,
+    mount: u64,
+) -> Result<Located, Trouble> {
     let name = || String::from_utf8_lossy(link).into_owned();
     if container.mount(mount).is_none() {
         return Err(Trouble::refused(name(), "it is on no mount of the container"));

@@ -325,10 +325,12 @@ impl Files {
                 fifo.stream.fill(take(*both)?, image)?;
             }
         }
-        for (memfd, own) in self.memfds.iter().zip(&making.memfds).filter(|(memfd, _)| memfd.shared.is_none()) {
+        for (memfd, own) in self.memfds.iter().zip(&making.memfds).filter(|(memfd, _)| memfd.shared.is_none())
+        {
             memfd.fill(take(*own)?, image)?;
         }
-        for (ghost, own) in self.ghosts.iter().zip(&making.ghosts).filter(|(ghost, _)| ghost.shared.is_none()) {
+        for (ghost, own) in self.ghosts.iter().zip(&making.ghosts).filter(|(ghost, _)| ghost.shared.is_none())
+        {
             ghost.fill(take(*own)?, image)?;
         }
         Ok(())
@@ -350,13 +352,17 @@ impl Files {
                 // It belongs to others too: only what a program may hang without.
                 Object::Given(_) if description.flags & libc::O_NONBLOCK as u32 != 0 => {
                     let own = making.worker.pidfd_getfd(fd)?;
-                    let flags = rustix::fs::fcntl_getfl(&own).doing(|| format!("read the flags of {name}"))?;
+                    let flags =
+                        rustix::fs::fcntl_getfl(&own).doing(|| format!("read the flags of {name}"))?;
                     set(making, (flags | OFlags::NONBLOCK).bits());
                     continue;
                 }
                 Object::Given(_) => continue,
                 // open(2) has set them.
-                Object::Regular(Regular { .. }) | Object::Directory(_) | Object::Device(_) | Object::Pseudo(_) => {}
+                Object::Regular(Regular { .. })
+                | Object::Directory(_)
+                | Object::Device(_)
+                | Object::Pseudo(_) => {}
                 _ => set(making, description.flags & SETTABLE),
             }
             if description.position != 0 {
@@ -390,7 +396,8 @@ impl Files {
 
     /// The description can be made only when all tasks are there.
     pub(super) fn is_late(&self, id: u32) -> bool {
-        self.description(id).is_some_and(|d| matches!(&d.object, Object::Pseudo(pseudo) if !pseudo.is_early()))
+        self.description(id)
+            .is_some_and(|d| matches!(&d.object, Object::Pseudo(pseudo) if !pseudo.is_early()))
     }
 }
 
@@ -418,12 +425,15 @@ fn allow(process: Pid, count: RawFd) -> Result<(), Failure> {
     let what = || format!("allow process {process} {count} descriptors");
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel stores the old limit; there is no new one.
-    let got = unsafe { libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) };
+    let got =
+        unsafe { libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) };
     Errno::result(got).doing(what)?;
     limit.rlim_max = limit.rlim_max.max(u64::try_from(count).unwrap_or(u64::MAX));
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: the kernel reads the new limit; the old one is not wanted.
-    let set = unsafe { libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
+    let set = unsafe {
+        libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut())
+    };
     Errno::result(set).doing(what)?;
     Ok(())
 }

@@ -34,6 +34,7 @@ mod pseudo;
 mod refused;
 mod regular;
 mod seen;
+mod show;
 mod signalfd;
 mod stream;
 mod timerfd;

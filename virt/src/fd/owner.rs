@@ -1,7 +1,7 @@
 //! Who is told by a signal that a description is ready (F_SETOWN, F_SETSIG, O_ASYNC).
 
-use super::capture::Job;
 use super::Trouble;
+use super::capture::Job;
 use crate::Doing;
 use crate::program::Program;
 use nix::errno::Errno;

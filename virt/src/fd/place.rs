@@ -1,7 +1,7 @@
 //! Every process takes its descriptors from what it has inherited.
 
-use super::make::Made;
 use super::Files;
+use super::make::Made;
 use crate::program::Program;
 use std::os::fd::RawFd;
 

@@ -2,10 +2,10 @@
 //!
 //! The procfs of a job shows the job's ids. What is below `/proc/PID` can only be opened when that task is there again.
 
+use super::Trouble;
 use super::capture::Job;
 use super::container::DELETED;
 use super::make::{Making, OPEN};
-use super::Trouble;
 use crate::image::Bytes;
 use crate::program::Program;
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,14 @@ impl Pseudo {
     }
 
     /// Opens it as descriptor `to` of a process that has its final descriptors, and no number from `free` on.
-    pub(super) fn open_late(&self, flags: u32, position: i64, to: (RawFd, bool), free: RawFd, program: &mut Program) {
+    pub(super) fn open_late(
+        &self,
+        flags: u32,
+        position: i64,
+        to: (RawFd, bool),
+        free: RawFd,
+        program: &mut Program,
+    ) {
         let (to, cloexec) = to;
         let name = program.put_cstr(&self.path);
         let flags = flags & OPEN | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;

@@ -72,7 +72,10 @@ fn socket(job: &Job<'_>, node: usize) -> Result<String, Failure> {
             let at = path(socket.local_addr()).unwrap_or_default();
             let to = socket.peer_addr();
             let peer = if to.is_ok() { " with a peer" } else { "" };
-            format!("unix {kind} socket{at}{}", path(to).map_or(peer.to_owned(), |path| format!(" connected to{path}")))
+            format!(
+                "unix {kind} socket{at}{}",
+                path(to).map_or(peer.to_owned(), |path| format!(" connected to{path}"))
+            )
         }
         Some(libc::AF_INET | libc::AF_INET6) => {
             let protocol = match number(libc::SO_PROTOCOL) {
@@ -97,7 +100,8 @@ fn option(fd: &OwnedFd, name: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: value and len live through the call, and len is the size of value.
-    let answer =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
+    let answer = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len)
+    };
     (answer == 0).then_some(value)
 }

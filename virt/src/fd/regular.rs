@@ -42,7 +42,10 @@ impl Stamp {
         }
         (!same_time(self.modified, now.modified)).then(|| {
             let (seconds, nanos) = now.modified;
-            format!("it was modified at {seconds}.{nanos:09}, before at {}.{:09}", self.modified.0, self.modified.1)
+            format!(
+                "it was modified at {seconds}.{nanos:09}, before at {}.{:09}",
+                self.modified.0, self.modified.1
+            )
         })
     }
 }
@@ -50,7 +53,8 @@ impl Stamp {
 /// A file that was copied (tar, rsync, a registry's layers) may have lost the finer digits of its time.
 fn same_time(a: (i64, u32), b: (i64, u32)) -> bool {
     let digits = [1, 1_000, 1_000_000, 1_000_000_000];
-    a.0 == b.0 && digits.iter().any(|digit| (a.1 % digit == 0 || b.1 % digit == 0) && a.1 / digit == b.1 / digit)
+    a.0 == b.0
+        && digits.iter().any(|digit| (a.1 % digit == 0 || b.1 % digit == 0) && a.1 / digit == b.1 / digit)
 }
 
 impl Regular {
@@ -75,7 +79,12 @@ mod tests {
             assert_eq!(old.differs(&same), None);
             assert_eq!(same.differs(&old), None);
         }
-        for other in [stamp(6, 100, 123_456_789), stamp(5, 101, 0), stamp(5, 100, 123_456_788), stamp(5, 100, 124_000_000)] {
+        for other in [
+            stamp(6, 100, 123_456_789),
+            stamp(5, 101, 0),
+            stamp(5, 100, 123_456_788),
+            stamp(5, 100, 124_000_000),
+        ] {
             assert!(old.differs(&other).is_some());
         }
     }

@@ -1,8 +1,8 @@
 //! Queues of signals of signalfd(2). The signals are the process's, only the choice of them is the description's.
 
+use super::Trouble;
 use super::capture::Job;
 use super::make::Making;
-use super::Trouble;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 

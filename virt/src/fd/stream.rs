@@ -141,7 +141,8 @@ impl Job<'_> {
         let any = self.graph.take(node)?;
         let what = || format!("read the content of {}", self.graph.nodes[node].seen.name());
         let capacity = rustix::pipe::fcntl_getpipe_size(&any).doing(what)?;
-        let mut stream = Stream { capacity: u32::try_from(capacity).unwrap_or(u32::MAX), ..Stream::default() };
+        let mut stream =
+            Stream { capacity: u32::try_from(capacity).unwrap_or(u32::MAX), ..Stream::default() };
         // What nobody can read any more is lost already.
         let Some(reader) = end.reader.filter(|_| !self.running()) else { return Ok(stream) };
         let reader = self.graph.take(reader)?;

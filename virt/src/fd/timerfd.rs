@@ -3,9 +3,9 @@
 //! A relative timer goes on with the time that was left. An absolute one keeps its date: CLOCK_MONOTONIC and
 //! CLOCK_BOOTTIME as the job sees them go on where they were (see [`crate::clocks`]), CLOCK_REALTIME is the host's.
 
+use super::Trouble;
 use super::capture::Job;
 use super::make::Making;
-use super::Trouble;
 use crate::Doing;
 use crate::clocks::Clocks;
 use crate::program::Program;
@@ -45,7 +45,8 @@ impl Job<'_> {
         let (host, fd) = self.graph.place(node);
         let info = super::seen::Info::read(host, fd)?;
         let pair = |name: &str| {
-            let (seconds, nanos) = info.field(name)?.strip_prefix('(')?.strip_suffix(')')?.split_once(", ")?;
+            let (seconds, nanos) =
+                info.field(name)?.strip_prefix('(')?.strip_suffix(')')?.split_once(", ")?;
             Some((seconds.parse().ok()?, nanos.parse().ok()?))
         };
         let flags = info.field("settime flags").and_then(|octal| u32::from_str_radix(octal, 8).ok());
