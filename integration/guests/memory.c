@@ -23,8 +23,7 @@ static const char *flags_of(const void *at) {
     if (!entry) bad("no mapping begins at %s", head);
     char *flags = strstr(entry, "VmFlags:");
     CHECK(flags);
-    *strchr(flags, '\n') = ' ';
-    flags[strcspn(flags, "\n")] = 0;
+    flags[strcspn(flags, "\n")] = 0; /* each flag has a space behind it */
     return flags;
 }
 static void has_flag(const void *at, const char *flag) {
