@@ -66,6 +66,22 @@ impl Job {
         self.status.count();
     }
 
+    /// `ckrun checkpoint --leave-running`, after which there is an image.
+    pub fn leave_running(&self, image: &Path) {
+        self.container.ckrun(&["checkpoint", "--leave-running", "--image-path", path(image), "ID"]).ok();
+        assert!(image.join("manifest.json").exists());
+    }
+
+    /// A container for the same guest with a copy of the rootfs; nothing runs in it yet.
+    pub fn elsewhere(&self) -> Job {
+        let config = self.container.config();
+        let container = Container::new().with(|c| *c = config);
+        fs::remove_dir_all(container.rootfs()).expect("remove a rootfs");
+        copy(&self.container.rootfs(), &container.rootfs());
+        let status = Status::at(&container.rootfs().join("status"));
+        Job { container, status }
+    }
+
     /// `ckrun restore --detach`, after which it is well.
     pub fn restore(&self, image: &Path) {
         self.restore_with(image, &[]);
@@ -174,7 +190,7 @@ pub fn size(dir: &Path) -> u64 {
         .sum()
 }
 
-/// A copy of a directory.
+/// Copies a directory; `to` does not exist.
 pub fn copy(from: &Path, to: &Path) {
     let mut cp = Command::new("cp");
     cp.arg("-a").arg("--reflink=auto").args([from, to]);

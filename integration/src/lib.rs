@@ -6,6 +6,8 @@
 //! - [`terminal`]: pseudoterminals and descriptors sent over sockets;
 //! - [`agent`]: the other side of a seccomp listener;
 //! - [`guests`], [`status`], [`job`]: programs that verify their own state, checkpointed and restored;
+//! - [`bystander`]: processes and cgroups of somebody else;
+//! - [`snapshot`]: the processes of a job as the host sees them;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
 //! - [`trace`]: ckrun killed at any of its system calls;
 //! - [`images`]: images that no job was needed for;
@@ -17,6 +19,7 @@
 
 pub mod agent;
 pub mod bundle;
+pub mod bystander;
 pub mod clients;
 pub mod guests;
 pub mod images;
@@ -24,6 +27,7 @@ pub mod job;
 pub mod leftovers;
 pub mod pipes;
 pub mod run;
+pub mod snapshot;
 pub mod status;
 pub mod terminal;
 pub mod trace;

@@ -3,79 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::Container;
-use ckrun_integration::pipes::{await_end, pidfd};
+use ckrun_integration::bystander::{Bystander, OwnCgroup, everywhere};
 use ckrun_integration::run::finish;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-
-/// A process of somebody else.
-struct Bystander(Child);
-
-impl Bystander {
-    fn new() -> Bystander {
-        Bystander(Command::new("sleep").arg("1000").spawn().unwrap())
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.id().cast_signed()
-    }
-
-    /// It lives and is neither stopped nor frozen: it still dies of a signal that it can act upon itself.
-    fn survives(mut self) {
-        assert_eq!(self.0.try_wait().unwrap(), None);
-        // SAFETY: a signal for a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(self.pid(), libc::SIGTERM) }, 0);
-        await_end(pidfd(self.pid()));
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A cgroup of the test's own, in one hierarchy.
-struct OwnCgroup(PathBuf);
-
-impl OwnCgroup {
-    /// Where a process can be put without settings: the freezer's hierarchy or, on a pure cgroup2, the only one.
-    fn mount() -> PathBuf {
-        let v1 = PathBuf::from("/sys/fs/cgroup/freezer");
-        if v1.join("cgroup.procs").exists() { v1 } else { "/sys/fs/cgroup".into() }
-    }
-
-    fn new(name: &str) -> OwnCgroup {
-        let path = Self::mount().join(name);
-        fs::create_dir(&path).unwrap();
-        OwnCgroup(path)
-    }
-
-    fn procs(&self) -> PathBuf {
-        self.0.join("cgroup.procs")
-    }
-
-    fn take(&self, pid: i32) {
-        fs::write(self.procs(), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for OwnCgroup {
-    fn drop(&mut self) {
-        // What is in it are children of the test, which have ended or are brought home.
-        for pid in fs::read_to_string(self.procs()).unwrap_or_default().lines() {
-            let _ = fs::write(Self::mount().join("cgroup.procs"), pid);
-        }
-        // A container below it got the same place in the other hierarchies, whose upper directories stay.
-        for dir in everywhere(self.0.strip_prefix(Self::mount()).unwrap()) {
-            let _ = fs::remove_dir(dir);
-        }
-    }
-}
+use std::path::Path;
 
 fn at(path: &str) -> impl FnOnce(&mut Value) {
     move |c| c["linux"]["cgroupsPath"] = json!(path)
@@ -146,20 +79,13 @@ fn who_joins_a_cgroup_that_was_there_before_is_not_killed() {
         // Where another hierarchy has a cgroup of the container's own, its processes are known from there.
         container.ckrun(words);
         container.ckrun(&["delete", "--force", "ID"]).ok();
-        assert!(cgroup.0.exists(), "what was there before stays");
+        assert!(cgroup.path().exists(), "what was there before stays");
         bystander.survives();
         for dir in everywhere(&name) {
-            assert_eq!(dir, cgroup.0);
+            assert_eq!(dir, cgroup.path());
         }
         drop(cgroup);
     }
-}
-
-/// The cgroups of this name in all hierarchies.
-fn everywhere(name: impl AsRef<Path>) -> Vec<PathBuf> {
-    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
-    let all = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|h| h.join(&name));
-    all.filter(|path| path.join("cgroup.procs").exists()).collect()
 }
 
 fn edit_state(container: &Container, change: impl FnOnce(&mut Value)) {
