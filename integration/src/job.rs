@@ -20,16 +20,23 @@ pub struct Job {
 }
 
 impl Job {
-    /// A container for a mode of a guest, with every capability that we have ourselves; nothing runs yet.
+    /// A container for a mode of a guest; nothing runs yet.
     pub fn new(program: &str, mode: &str) -> Job {
-        let container = Container::new().args(&["/guest", mode, "/status"]).with(|c| {
+        let job = Job::with(&["/guest", mode, "/status"], |container| container);
+        fs::copy(guest(program), job.container.rootfs().join("guest")).expect("copy a guest");
+        job
+    }
+
+    /// A container for a command that tells how it is as a guest does, in /status; with every capability that we have
+    /// ourselves, and what `change` makes of it. Nothing runs yet.
+    pub fn with(words: &[&str], change: impl FnOnce(Container) -> Container) -> Job {
+        let container = change(Container::new().args(words)).with(|c| {
             let all = capabilities();
             c["process"]["capabilities"] =
                 json!({"bounding": all, "effective": all, "permitted": all, "inheritable": all});
             c["process"]["noNewPrivileges"] = json!(false);
             c["root"]["readonly"] = json!(false);
         });
-        fs::copy(guest(program), container.rootfs().join("guest")).expect("copy a guest");
         let status = Status::at(&container.put("/status", "", 0o666));
         Job { container, status }
     }
@@ -89,12 +96,22 @@ impl Job {
 
     /// [`Job::restore`] with more words.
     pub fn restore_with(&self, image: &Path, more: &[&str]) {
+        self.revive(image, more);
+        self.is_well();
+    }
+
+    /// [`Job::restore`] of a job that finds itself well less often than a guest.
+    pub fn restore_and_count(&self, image: &Path, more: u64) {
+        self.revive(image, &[]);
+        self.status.rises(more, self.container.pid());
+    }
+
+    fn revive(&self, image: &Path, more: &[&str]) {
         let mut words = vec!["restore", "--detach", "--image-path", path(image)];
         words.extend_from_slice(more);
         words.push("ID");
         self.quietly(&words).ok();
         assert_eq!(self.container.status(), "running");
-        self.is_well();
     }
 
     /// Waits until the guest has verified itself a good number of times from now on; some things it does not look at

@@ -24,6 +24,7 @@ impl Status {
 
     /// How often the guest has found itself well.
     pub fn count(&self) -> u64 {
+        // Empty while a shell writes it anew.
         let text = fs::read_to_string(&self.path).expect("read a status file");
         match text.trim_end().split_once(' ') {
             None => 0,
