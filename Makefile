@@ -3,7 +3,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 CKRUN := target/$(HOST)/release/ckrun
 PREFIX ?= /usr/local
 
-.PHONY: help build run test bench lint install deps deps-test
+.PHONY: help build run test test-all bench lint install deps deps-test deps-all
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,12 +14,17 @@ build: deps ## the static binary, target/HOST/release/ckrun
 run: build oci-bundles/hello/rootfs ## an example bundle
 	$(CKRUN) run oci-bundles/hello/
 
-test: deps deps-test ## all tests, on the real kernel and with the real clients; needs root
+test: deps deps-test ## the tests, on the real kernel and with the real clients; needs root
 	cargo build --locked -p ckrun
 	cargo test --locked --workspace --no-fail-fast
 
-bench: build deps-test ## lifecycle times against the installed runc and crun
+test-all: deps deps-test deps-all ## those and the heavy ones (real programs, a thousand checkpoints), with a summary
+	cargo build --locked -p ckrun
+	integration/test-all
+
+bench: build deps-test ## times against the installed runc, crun and criu: lifecycle, then checkpoint and restart
 	integration/bench/lifecycle $(CKRUN)
+	integration/bench/checkpoint $(CKRUN)
 
 lint: deps ## formatting and clippy, warnings denied
 	cargo fmt --all --check
@@ -34,6 +39,9 @@ deps: ## what building and `make run` need of Debian
 
 deps-test: ## what the tests need of Debian
 	@integration/install-packages integration/packages.txt
+
+deps-all: ## what the heavy tests need of Debian
+	@integration/install-packages integration/packages-all.txt
 
 oci-bundles/hello/rootfs:
 	oci-bundles/make-rootfs $@
