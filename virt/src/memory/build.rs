@@ -52,7 +52,7 @@ pub struct Blueprint<'a> {
     /// Where the task has the carried ones open.
     pub handles: &'a Handles,
     /// What it keeps of what it has inherited.
-    pub plan: &'a Plan,
+    pub plan: &'a Plan<'a>,
     /// The notes of the process that it was made from, if that is one of the job.
     pub inherited: Option<&'a MmState>,
 }
@@ -134,7 +134,7 @@ fn file<'a>(vma: &Vma, objects: &'a [Object]) -> Option<(&'a [u8], bool)> {
 }
 
 /// Unmaps all but the stub and what is kept.
-fn clear(program: &mut Program, stub: Span, plan: &Plan) {
+fn clear(program: &mut Program, stub: Span, plan: &Plan<'_>) {
     let mut stay: Vec<Span> = plan.kept.iter().copied().chain([stub]).collect();
     stay.sort_unstable();
     let mut at = 0;
@@ -240,7 +240,7 @@ pub(super) fn initial(vma: &Vma) -> Prot {
 ///
 /// # Errors
 /// The failed call.
-pub fn finish(worker: &mut Worker, layout: &Layout, plan: &Plan) -> Result<(), Failure> {
+pub fn finish(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>) -> Result<(), Failure> {
     let mut batch = Batch::new(worker);
     for guard in &layout.guards {
         batch.pause()?;

@@ -221,7 +221,11 @@ fn copy<'a>(
         let mut dumped = Dumped::default();
         for done in std::iter::once(copier.finish()).chain(team.finish()) {
             let (mut runs, written, dropped) = done?;
-            dumped.runs.append(&mut runs);
+            if dumped.runs.is_empty() {
+                dumped.runs = runs;
+            } else {
+                dumped.runs.append(&mut runs);
+            }
             dumped.written += written;
             dumped.dropped += dropped;
         }

@@ -96,7 +96,7 @@ enum Way {
 /// # Errors
 /// [`Error::Image`] naming the file and the place where a digest is wrong; [`Error::Damaged`] when a page belongs to no
 /// mapping; `ENOMEM` at a limit of the job.
-pub fn fill(worker: &mut Worker, layout: &Layout, plan: &Plan, pages: &PageFiles) -> Result<(), Error> {
+pub fn fill(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>, pages: &PageFiles) -> Result<(), Error> {
     let mut ways = Vec::with_capacity(plan.runs.len());
     let mut large = Vec::new();
     let mut next = 0;

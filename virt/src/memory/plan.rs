@@ -4,29 +4,30 @@
 use super::layout::Layout;
 use super::vma::{Backing, Flags, Span, Vma};
 use crate::image::PageRun;
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// How a process gets its memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct Plan<'a> {
     /// Inherited and kept, by ascending address.
     pub kept: Vec<Span>,
     /// Parts of these in which inherited pages are to be forgotten.
     pub forgotten: Vec<Span>,
     /// Pages to be written.
-    pub runs: Vec<PageRun>,
+    pub runs: Cow<'a, [PageRun]>,
 }
 
-impl Plan {
+impl<'a> Plan<'a> {
     /// Nothing is inherited.
-    pub fn fresh(runs: &[PageRun]) -> Plan {
-        Plan { runs: runs.to_vec(), ..Plan::default() }
+    pub fn fresh(runs: &'a [PageRun]) -> Self {
+        Plan { runs: runs.into(), ..Plan::default() }
     }
 
     /// What the child keeps of its maker's memory, whose layout and pages are the first two. A mapping is kept if it is
     /// the same in both and most of the child's pages in it are the maker's.
-    pub fn inherit(maker: &Layout, has: &[PageRun], child: &Layout, wants: &[PageRun]) -> Plan {
-        let mut plan = Plan::default();
+    pub fn inherit(maker: &Layout, has: &[PageRun], child: &Layout, wants: &[PageRun]) -> Self {
+        let mut plan = Inheritance::default();
         for vma in &child.vmas {
             let runs = inside(wants, vma.range);
             let first = maker.vmas.partition_point(|theirs| theirs.range.end <= vma.range.start);
@@ -46,9 +47,38 @@ impl Plan {
             }
             plan.runs.extend(&runs[from..]);
         }
-        plan
+        let Inheritance { kept, forgotten, runs } = plan;
+        Plan { kept, forgotten, runs: runs.into() }
     }
 
+    /// The parts of `range` that are not inherited.
+    pub(super) fn missing(&self, range: Span) -> impl Iterator<Item = Span> {
+        let first = self.kept.partition_point(|kept| kept.end <= range.start);
+        let mut kept = self.kept[first..].iter().take_while(move |kept| kept.start < range.end);
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            while at < range.end {
+                let next = kept.next().copied().unwrap_or(Span::new(range.end, range.end));
+                let piece = Span::new(at, next.start);
+                at = next.end;
+                if !piece.is_empty() {
+                    return Some(piece);
+                }
+            }
+            None
+        })
+    }
+}
+
+/// A plan that is being made.
+#[derive(Default)]
+struct Inheritance {
+    kept: Vec<Span>,
+    forgotten: Vec<Span>,
+    runs: Vec<PageRun>,
+}
+
+impl Inheritance {
     /// Keeps `kept` or not. The child's pages there are `wanted`; `all` are those of its mapping.
     fn weigh(
         &mut self,
@@ -91,24 +121,6 @@ impl Plan {
                 at = wanted.peek().map_or(u64::MAX, |span| span.end).max(next);
             }
         }
-    }
-
-    /// The parts of `range` that are not inherited.
-    pub(super) fn missing(&self, range: Span) -> impl Iterator<Item = Span> {
-        let first = self.kept.partition_point(|kept| kept.end <= range.start);
-        let mut kept = self.kept[first..].iter().take_while(move |kept| kept.start < range.end);
-        let mut at = range.start;
-        std::iter::from_fn(move || {
-            while at < range.end {
-                let next = kept.next().copied().unwrap_or(Span::new(range.end, range.end));
-                let piece = Span::new(at, next.start);
-                at = next.end;
-                if !piece.is_empty() {
-                    return Some(piece);
-                }
-            }
-            None
-        })
     }
 }
 
@@ -192,7 +204,7 @@ mod tests {
         let plan = Plan::inherit(&both, &has, &both, &wants);
         assert_eq!(plan.kept, [pages(10, 20)]);
         assert_eq!(plan.forgotten, [pages(13, 14), pages(17, 18)]);
-        assert_eq!(plan.runs, [wants[1], wants[3]]);
+        assert_eq!(*plan.runs, [wants[1], wants[3]]);
         // One page in common of four.
         let wants = [run(10, 1, 0), run(11, 3, 50)];
         let plan = Plan::inherit(&both, &has, &both, &wants);
@@ -208,7 +220,7 @@ mod tests {
         let wants = [run(10, 10, 0), run(20, 3, 40), run(34, 6, 12)];
         let plan = Plan::inherit(&maker, &has, &child, &wants);
         assert_eq!(plan.kept, [pages(10, 20), pages(34, 40)]);
-        assert_eq!(plan.runs, [wants[1]]);
+        assert_eq!(*plan.runs, [wants[1]]);
         assert_eq!(plan.forgotten, []);
         assert_eq!(plan.missing(pages(10, 24)).collect::<Vec<_>>(), [pages(20, 24)]);
         assert_eq!(plan.missing(pages(34, 40)).count(), 0);
@@ -218,7 +230,7 @@ mod tests {
         );
         // A run across the border of what could be kept.
         let wants = [run(10, 13, 0)];
-        assert_eq!(Plan::inherit(&maker, &has, &child, &wants).runs, wants);
+        assert_eq!(Plan::inherit(&maker, &has, &child, &wants).runs, &wants[..]);
     }
 
     #[test]

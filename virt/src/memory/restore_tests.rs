@@ -21,7 +21,12 @@ struct Image {
 }
 
 impl Image {
-    fn blueprint<'a>(&'a self, census: &'a Census, handles: &'a Handles, plan: &'a Plan) -> Blueprint<'a> {
+    fn blueprint<'a>(
+        &'a self,
+        census: &'a Census,
+        handles: &'a Handles,
+        plan: &'a Plan<'a>,
+    ) -> Blueprint<'a> {
         Blueprint {
             layout: &self.layout,
             state: &self.state,
@@ -69,7 +74,7 @@ fn restore(
     image: &Image,
     census: &Census,
     handles: &Handles,
-    plan: &Plan,
+    plan: &Plan<'_>,
     inherited: Option<&MmState>,
     sinks: &[PagesWriter],
 ) {
@@ -264,7 +269,8 @@ fn pages_without_a_mapping_are_refused() {
     for vaddr in [0, vdso.end - PAGE, task.told[0], u64::MAX - PAGE + 1] {
         let mut worker = newborn();
         let pages = if vaddr == task.told[0] { 200 } else { 1 };
-        let plan = Plan::fresh(&[PageRun { vaddr, pages, ..run }]);
+        let runs = [PageRun { vaddr, pages, ..run }];
+        let plan = Plan::fresh(&runs);
         let refused = fill(&mut worker, &image.layout, &plan, &page_files(&sinks));
         assert!(matches!(refused, Err(crate::Error::Damaged(_))), "{refused:?}");
     }
