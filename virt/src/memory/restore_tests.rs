@@ -453,3 +453,55 @@ fn births_inherit_what_is_there() {
             .unwrap();
     assert_eq!(children[0].stub_range(), root.stub_range());
 }
+
+/// Lets the kernel make huge pages as they are asked for, as long as it lives.
+struct HugePages(String);
+
+impl HugePages {
+    const KNOB: &str = "/proc/sys/vm/nr_overcommit_hugepages";
+
+    fn allow() -> Self {
+        let before = std::fs::read_to_string(Self::KNOB).unwrap();
+        let more = before.trim().parse::<u64>().unwrap() + 16;
+        std::fs::write(Self::KNOB, more.to_string()).unwrap();
+        HugePages(before)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        std::fs::write(Self::KNOB, &self.0).unwrap();
+    }
+}
+
+#[test]
+fn huge_pages_that_were_set_aside_come_back() {
+    const HUGE: u64 = 2 << 20;
+    let _huge = HugePages::allow();
+    let task = Task::new(|| {
+        let rw = PROT_READ | PROT_WRITE;
+        let private = map(0, 2 * HUGE, rw, MAP_PRIVATE | MAP_ANONYMOUS | libc::MAP_HUGETLB, -1, 0);
+        poke(private + HUGE + 5 * PAGE, b"private");
+        let shared = map(0, HUGE, rw, MAP_SHARED | MAP_ANONYMOUS | libc::MAP_HUGETLB, -1, 0);
+        poke(shared + 7 * PAGE, b"shared");
+        let memfd = rustix::fs::memfd_create(c"huge", rustix::fs::MemfdFlags::HUGETLB).unwrap();
+        rustix::fs::ftruncate(&memfd, HUGE).unwrap();
+        let of_memfd = map(0, HUGE, rw, MAP_SHARED, memfd.as_raw_fd(), 0);
+        poke(of_memfd + 9 * PAGE, b"memfd");
+        vec![private, shared, of_memfd]
+    });
+    let mut census = task.census();
+    let (_dir, mut sinks) = sinks(1);
+    let image = capture(&task, &mut census, &[], &mut sinks);
+    assert!(image.layout.at(task.told[0]).unwrap().flags.has(Flags::HUGETLB));
+    let mut worker = newborn();
+    let handles = objects(&mut worker, &census, &[&image], &mut sinks);
+    let plan = Plan::fresh(&image.dumped.runs);
+    restore(&mut worker, &image, &census, &handles, &plan, None, &sinks);
+    assert_same(&task, &worker, &image);
+    for (at, len) in [(task.told[1], HUGE), (task.told[2], HUGE)] {
+        let mut there = vec![0; len as usize];
+        worker.read(at, &mut there).unwrap();
+        assert!(task.bytes(at, len as usize) == there, "at {at:#x}");
+    }
+}
