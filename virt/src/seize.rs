@@ -3,6 +3,8 @@
 //! Every thread is seized with ptrace and interrupted. Nothing but ptrace holds them: when ckrun dies, by whatever signal,
 //! the kernel detaches them all and they go on. A freezer would leave the job frozen.
 
+use crate::cpu::calls::{self, Before};
+use crate::cpu::timers::Timers;
 use crate::proc::Stat;
 use crate::resource::Stopped;
 use crate::status::Status;
@@ -79,12 +81,14 @@ impl Frozen {
         let mut seized = Some(seized);
         // A thread that was not stopped yet may have made others, so it is over when a look finds nothing new.
         loop {
+            let all: Vec<Pid> = descendants(init).into_iter().flat_map(threads).collect();
+            let new = |tid: &Pid| !held.stopped.contains_key(tid) && !held.ended.contains(tid);
+            let seen: Vec<Pid> = all.into_iter().filter(new).collect();
+            held.before.look(&seen);
             let mut fresh = Vec::new();
-            for pid in descendants(init) {
-                for tid in threads(pid) {
-                    if !held.stopped.contains_key(&tid) && !held.ended.contains(&tid) && held.catch(tid)? {
-                        fresh.push(tid);
-                    }
+            for tid in seen {
+                if held.catch(tid)? {
+                    fresh.push(tid);
                 }
             }
             if fresh.is_empty() {
@@ -93,6 +97,7 @@ impl Frozen {
             seized.take().map_or(Ok(()), |seized| seized())?;
             held.arrive(fresh, since + PATIENCE)?;
         }
+        held.set_timeouts()?;
         let processes = held.sort(init)?;
         Ok(Frozen { processes, since })
     }
@@ -171,6 +176,7 @@ pub fn stop_one(tid: Pid, patience: Duration) -> Result<Option<Tracee>, Failure>
 struct Held {
     stopped: BTreeMap<Pid, Tracee>,
     ended: BTreeSet<Pid>,
+    before: Before,
 }
 
 impl Held {
@@ -230,7 +236,13 @@ impl Held {
         match ptrace::wait(tid, libc::WNOHANG) {
             Ok(None) => Ok(false),
             Ok(Some((_, ptrace::Change::Stopped(signal)))) => {
-                self.stopped.insert(tid, Tracee::stopped(tid, signal)?);
+                let mut tracee = Tracee::stopped(tid, signal)?;
+                // A stop by job control is one that the program may notice.
+                if tracee.group_stop.is_none() && calls::make_again(&mut tracee.regs) {
+                    // At once, so that it holds also if ckrun dies.
+                    ptrace::set_registers(tid, &tracee.regs).doing(what)?;
+                }
+                self.stopped.insert(tid, tracee);
                 Ok(true)
             }
             Ok(Some((_, ptrace::Change::Signal(signal)))) => {
@@ -240,6 +252,23 @@ impl Held {
             Ok(Some(_)) => ptrace::resume(tid, 0).doing(what).map(|()| false),
             Err(errno) => Err(Failure::new(what(), errno)),
         }
+    }
+
+    /// Shortens the timeouts of calls that are to be made again.
+    fn set_timeouts(&mut self) -> Result<(), Failure> {
+        let mut now = None;
+        for tid in self.before.timed() {
+            let Some(tracee) = self.stopped.get_mut(&tid) else { continue };
+            // Where the kernel's timers are hidden, the whole timeout begins anew.
+            let Some(now) = now.get_or_insert_with(|| Timers::read().ok()) else { break };
+            let Some(remaining) = self.before.remaining(tid, now) else { continue };
+            tracee.deadline = Some(Instant::now() + remaining);
+            if calls::set_timeout(&mut tracee.regs, remaining) {
+                ptrace::set_registers(tid, &tracee.regs)
+                    .doing(|| format!("shorten the wait of thread {tid}"))?;
+            }
+        }
+        Ok(())
     }
 
     fn let_children_go(&mut self, parents: &[Pid]) {

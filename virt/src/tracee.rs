@@ -1,5 +1,6 @@
 //! One traced thread: stopped, looked at, driven, let go.
 
+use crate::cpu::calls;
 use crate::sys::ptrace::{self, Change, Registers};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -19,6 +20,8 @@ pub struct Tracee {
     pub mask: u64,
     /// The signal by which its group is stopped (job control), if it is.
     pub group_stop: Option<libc::c_int>,
+    /// When the timeout ends of a call that the registers make anew, see [`calls`].
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Tracee {
@@ -48,6 +51,7 @@ impl Tracee {
             regs: ptrace::registers(pid).doing(|| format!("read the registers of thread {pid}"))?,
             mask: ptrace::signal_mask(pid).doing(|| format!("read the signal mask of thread {pid}"))?,
             group_stop: (signal != libc::SIGTRAP).then_some(signal),
+            deadline: None,
         })
     }
 
@@ -182,7 +186,10 @@ impl Tracee {
     ///
     /// # Errors
     /// `ESRCH` when it has been killed.
-    pub fn release(self) -> Result<(), Failure> {
+    pub fn release(mut self) -> Result<(), Failure> {
+        if let Some(deadline) = self.deadline {
+            calls::set_timeout(&mut self.regs, deadline.saturating_duration_since(Instant::now()));
+        }
         let what = || format!("let thread {} go on", self.pid);
         ptrace::set_registers(self.pid, &self.regs).doing(what)?;
         ptrace::set_signal_mask(self.pid, self.mask).doing(what)?;

@@ -48,7 +48,9 @@ impl Child {
 
     /// Waits until it sleeps in its call.
     fn asleep(&self) {
-        while !std::fs::read(format!("/proc/{}/syscall", self.0)).unwrap()[0].is_ascii_digit() {
+        let read = |name| std::fs::read_to_string(format!("/proc/{}/{name}", self.0)).unwrap();
+        // Also a thread that has just been let go shows its call for a moment, but as a traced one.
+        while !(read("stat").contains(") S ") && read("syscall").starts_with(|c: char| c.is_ascii_digit())) {
             let ended = waitpid(self.0, Some(WaitPidFlag::WNOHANG)).unwrap();
             assert_eq!(ended, WaitStatus::StillAlive);
             std::thread::yield_now();

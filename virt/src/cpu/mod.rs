@@ -6,11 +6,13 @@
 //! - [`packed`]: bytes as readable text;
 //! - [`features`]: the instruction set extensions that programs may have found on a host;
 //! - [`rseq`]: restartable sequences;
+//! - [`calls`]: calls that a stop ends for good;
 //! - [`sleep`]: calls that go on with the rest of their time;
 //! - [`state`]: all of it together;
 //! - [`timers`]: when sleeping threads are to wake up;
 //! - [`vdso`]: whether two hosts have the same vDSO.
 
+pub mod calls;
 pub mod features;
 pub mod layout;
 pub mod packed;

@@ -125,16 +125,19 @@ impl Sleep {
                 return Ok(None);
             }
             known = known.or_else(|| Sleeper::by_place(&place, memory, regs));
-            let (Some(before), Some(during)) = (before, during) else { break };
+            let (Some(before), Some(during), Some(call)) = (before, during, known) else { break };
+            if !call.counts(regs) {
+                break;
+            }
+            let whole = call.whole(memory, regs).unwrap_or(Duration::MAX);
             let mut new = during.new_since(&before);
+            new.retain(|timer| during.until(timer) <= whole);
             new.retain(|timer| suspects.as_ref().is_none_or(|old| old.iter().any(|t| t.same(timer))));
             if let [timer] = new[..] {
                 seen = Some(during.until(&timer));
-            }
-            if new.len() <= 1 {
                 break;
             }
-            suspects = Some(new);
+            suspects = (!new.is_empty()).then_some(new);
         }
         let call = known.ok_or_else(|| {
             let what = format!("find out which call thread {host} is to go on with");
