@@ -36,7 +36,14 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Witnesses for the tasks of a job. They end with it.
 #[derive(Debug, Default)]
-pub struct Witnesses(Vec<Witness>);
+pub struct Witnesses {
+    made: Vec<Witness>,
+    /// The process that was asked about last, by ckrun's id, and its namespaces: its threads have the same ones.
+    last: Option<(i32, [Namespace; 2])>,
+}
+
+/// Device and inode.
+type Namespace = (u64, u64);
 
 /// A process that does nothing, in the namespaces of some tasks and with their ids.
 #[derive(Debug)]
@@ -50,26 +57,16 @@ pub struct Witness {
 /// What has to be equal for the rules of ptrace(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
-    user_namespace: (u64, u64),
-    pid_namespace: (u64, u64),
+    /// User and pid namespace.
+    namespaces: [Namespace; 2],
     uid: u32,
     gid: u32,
 }
 
-impl Identity {
-    fn of(task: &Stopped) -> Result<Self, Failure> {
-        let namespace = |name: &str| {
-            let path = format!("/proc/{}/ns/{name}", task.host);
-            let meta = std::fs::metadata(&path).doing(|| format!("look at {path}"))?;
-            Ok((meta.dev(), meta.ino()))
-        };
-        Ok(Identity {
-            user_namespace: namespace("user")?,
-            pid_namespace: namespace("pid")?,
-            uid: task.status.uid[0],
-            gid: task.status.gid[0],
-        })
-    }
+fn namespace(process: &str, name: &str) -> Result<Namespace, Failure> {
+    let path = format!("/proc/{process}/ns/{name}");
+    let meta = std::fs::metadata(&path).doing(|| format!("look at {path}"))?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 impl Witnesses {
@@ -78,18 +75,28 @@ impl Witnesses {
     /// # Errors
     /// The kernel's.
     pub fn of(&mut self, task: &Stopped) -> Result<Option<&Witness>, Failure> {
-        if self.0.is_empty() && !supported() {
+        if self.made.is_empty() && !supported() {
             return Ok(None);
         }
-        let identity = Identity::of(task)?;
-        let index = match self.0.iter().position(|witness| witness.identity == identity) {
-            Some(index) => index,
-            None => {
-                self.0.push(Witness::make(task, identity)?);
-                self.0.len() - 1
+        let namespaces = match self.last {
+            Some((process, namespaces)) if process == task.status.tgid => namespaces,
+            _ => {
+                let host = task.host.to_string();
+                let namespaces = [namespace(&host, "user")?, namespace(&host, "pid")?];
+                self.last = Some((task.status.tgid, namespaces));
+                namespaces
             }
         };
-        Ok(self.0.get(index))
+        let identity = Identity { namespaces, uid: task.status.uid[0], gid: task.status.gid[0] };
+        let known = self.made.iter().position(|witness| witness.identity == identity);
+        let index = known.map_or_else(
+            || {
+                self.made.push(Witness::make(task, identity)?);
+                Ok(self.made.len() - 1)
+            },
+            Ok,
+        )?;
+        Ok(self.made.get(index))
     }
 }
 
@@ -117,11 +124,10 @@ impl Witness {
         let (own, theirs) = (open("self", "pid")?, open(&task.host.to_string(), "pid")?);
         let host = rustix::process::Pid::from_raw(task.host.as_raw()).ok_or(Errno::ESRCH).doing(what)?;
         let model = pidfd_open(host, PidfdFlags::empty()).doing(what)?;
-        let own_users = std::fs::metadata("/proc/self/ns/user").doing(what)?;
         let plan = Plan {
             identity,
             model,
-            other_user_namespace: (own_users.dev(), own_users.ino()) != identity.user_namespace,
+            other_user_namespace: namespace("self", "user")? != identity.namespaces[0],
             label: label_to_take(task),
             image: image().doing(what)?,
         };
