@@ -364,3 +364,58 @@ const NAMES: [&str; 41] = [
     "BPF",
     "CHECKPOINT_RESTORE",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ids_are_translated_by_the_map() {
+        let map = b"         0     100000       1000\n      5000     200000         10\n";
+        assert_eq!(translate(map, 100_000), Some(0));
+        assert_eq!(translate(map, 100_999), Some(999));
+        assert_eq!(translate(map, 101_000), None);
+        assert_eq!(translate(map, 200_009), Some(5009));
+        assert_eq!((translate(map, 0), translate(b"", 0), translate(b"x y z\n", 0)), (None, None, None));
+        assert_eq!(translate(b"0 0 4294967295\n", u32::MAX - 1), Some(u32::MAX - 1));
+    }
+
+    #[test]
+    fn every_capability_of_this_kernel_has_a_name_or_a_number() {
+        assert_eq!(
+            (name(0), name(40), name(41)),
+            ("CAP_CHOWN".into(), "CAP_CHECKPOINT_RESTORE".into(), "capability 41".into())
+        );
+        assert!(*LAST_CAPABILITY >= 40);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_map_panic(bytes: Vec<u8>, lines in "([0-9]{1,11} ){0,4}\n?", id: u32) {
+            let _ = (translate(&bytes, id), translate(lines.as_bytes(), id));
+        }
+
+        #[test]
+        fn credentials_are_read_as_they_were_written(
+            (uids, gids, groups) in any::<([u32; 4], [u32; 4], Vec<u32>)>(),
+            (sets, securebits, signal) in any::<([u64; 5], u64, i32)>(),
+            (no_new_privs, label) in any::<(bool, Option<Vec<u8>>)>(),
+        ) {
+            let ids = |[real, effective, saved, fs]: [u32; 4]| Ids { real, effective, saved, fs };
+            let [inheritable, permitted, effective, bounding, ambient] = sets.map(Hex);
+            let creds = Creds {
+                uids: ids(uids),
+                gids: ids(gids),
+                groups,
+                capabilities: Capabilities { inheritable, permitted, effective, bounding, ambient },
+                securebits: Hex(securebits),
+                no_new_privs,
+                parent_death_signal: signal,
+                label: label.map(Bytes::from),
+            };
+            let json = serde_json::to_string(&creds).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Creds>(&json).unwrap(), creds);
+        }
+    }
+}

@@ -313,3 +313,54 @@ pub fn blocker(task: &Stopped) -> Result<Option<Blocker>, Failure> {
         Err(errno) => Err(errno).doing(|| format!("ask for core scheduling of task {}", task.tid)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn cpus_are_read_as_they_were_written(mask in prop::collection::vec(any::<u8>(), 1..128)) {
+            let cpus = Cpus::of(&mask);
+            let mut same = mask.clone();
+            if mask.iter().any(|&byte| byte != 0) && cpus != Cpus::All {
+                prop_assert_eq!(&Cpus::try_from(cpus.to_string()).unwrap(), &cpus);
+                same.resize(cpus.mask().len(), 0);
+                prop_assert_eq!(cpus.mask(), same);
+            }
+        }
+
+        #[test]
+        fn nothing_makes_the_reader_panic(list in "[0-9,-]{0,40}", any: String) {
+            let _ = (Cpus::try_from(list), Cpus::try_from(any));
+        }
+
+        #[test]
+        fn scheduling_is_set_as_it_was_read(
+            policy in prop::sample::select(vec![0_u32, 1, 2, 3, 5, 7]),
+            (nice, priority, runtime) in any::<(i32, u32, u64)>(),
+            reset: bool,
+        ) {
+            let mut attr = SchedAttr { policy, flags: u64::from(reset) * RESET_ON_FORK, ..SchedAttr::default() };
+            if matches!(policy, 1 | 2) { attr.priority = priority } else { (attr.nice, attr.runtime) = (nice, runtime) }
+            let sched = Sched {
+                policy: Policy::of(&attr).unwrap(),
+                reset_on_fork: reset,
+                clamp: None,
+                cpus: Cpus::All,
+                io_priority: 0,
+            };
+            let json = serde_json::to_string(&sched).unwrap();
+            let read: Sched = serde_json::from_str(&json).unwrap();
+            let common = Some(attr.runtime) == *COMMON_SLICE;
+            prop_assert_eq!(read.attr(), SchedAttr { runtime: if common { 0 } else { attr.runtime }, ..attr });
+        }
+    }
+
+    #[test]
+    fn an_unknown_policy_is_not_taken_for_another() {
+        assert_eq!(Policy::of(&SchedAttr { policy: 4, ..SchedAttr::default() }), None);
+        assert_eq!(Policy::of(&SchedAttr { policy: 99, ..SchedAttr::default() }), None);
+    }
+}

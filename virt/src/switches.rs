@@ -303,3 +303,36 @@ fn attempt(program: &mut Program, what: &'static str, args: &[Arg]) -> Call {
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_flags_are_found_behind_any_name() {
+        let stat = b"42 (a) S 1 (2 3 4)) S 1 1 1 0 -1 1572864 7 8";
+        assert_eq!(task_flags(stat), Some(PF_IO_FLUSHER));
+        assert_eq!((task_flags(b""), task_flags(b"1 (x)"), task_flags(b"1 (x) S 1")), (None, None, None));
+        let own = task_flags(&std::fs::read("/proc/thread-self/stat").unwrap()).unwrap();
+        assert_eq!(own & PF_IO_FLUSHER, 0);
+    }
+
+    #[test]
+    fn what_the_kernel_starts_with_is_nothing_special() {
+        use Speculation::{Disable, Enable, ForceDisable};
+        assert_eq!(changed(StoreBypass, 1 | Enable as i64), None);
+        assert_eq!(changed(L1dFlush, 1 | Disable as i64), None);
+        assert_eq!(changed(L1dFlush, 1 | Enable as i64), Some(Enable));
+        assert_eq!(changed(IndirectBranch, 1 | ForceDisable as i64), Some(ForceDisable));
+        // Not to be switched by tasks, or not affected.
+        assert_eq!((changed(StoreBypass, ForceDisable as i64), changed(StoreBypass, 0)), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_reader_panic(bytes: Vec<u8>) {
+            let _ = task_flags(&bytes);
+        }
+    }
+}

@@ -291,3 +291,73 @@ fn parse(list: &[u8]) -> Option<Vec<Listed>> {
     }
     Some(timers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIST: &str = "ID: 10\nsignal: 60/0000000000000000\nnotify: thread/pid.15910\nClockID: -6\n\
+                        ID: 2147483632\nsignal: 0/00007ffd1234abcd\nnotify: none/tid.7\nClockID: 1\n";
+
+    #[test]
+    fn the_kernels_list_is_understood() {
+        let listed = parse(LIST.as_bytes()).unwrap();
+        let first = Listed { id: 10, signal: 60, value: 0, notify: Notify::Thread, thread: None, clock: -6 };
+        let second = Listed {
+            id: i32::MAX - 15,
+            signal: 0,
+            value: 0x7ffd_1234_abcd,
+            notify: Notify::None,
+            thread: Some(7),
+            clock: 1,
+        };
+        assert_eq!(listed, [first, second]);
+        assert_eq!(parse(b""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn a_list_that_is_cut_or_strange_is_no_list() {
+        for end in 1..LIST.len() - 1 {
+            let cut = &LIST.as_bytes()[..end];
+            // Numbers may be cut without a trace; whole lines and words may not.
+            assert!(parse(cut).is_none_or(|timers| timers.len() <= 2), "{end}");
+        }
+        for (word, strange) in [("none", "maybe"), ("tid.", "job."), ("ID: 10", "ID: x"), ("60/", "60 ")] {
+            assert_eq!(parse(LIST.replace(word, strange).as_bytes()), None, "{strange}");
+        }
+        assert_eq!(parse(b"\xff"), None);
+    }
+
+    #[test]
+    fn clocks_of_threads_are_numbered_as_the_kernel_does() {
+        // `__task_cpu_clock(tid)` and the clock that timer_create(2) shows for CLOCK_THREAD_CPUTIME_ID.
+        assert_eq!((thread_clock(0), thread_clock(15910)), (OWN_THREAD_CLOCK, -127_282));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_reader_panic(bytes: Vec<u8>, at in 0..LIST.len(), byte: u8) {
+            let _ = parse(&bytes);
+            let mut list = LIST.as_bytes().to_vec();
+            list[at] = byte;
+            let _ = parse(&list);
+        }
+
+        #[test]
+        fn a_timer_is_read_as_it_was_written(
+            (id, clock, signal, overrun) in any::<(i32, i32, i32, i32)>(),
+            (value, thread, left, interval) in any::<(u64, Option<i32>, [i64; 2], [i64; 2])>(),
+        ) {
+            let timer = PosixTimer {
+                id, clock, signal, overrun, thread,
+                notify: Notify::Signal,
+                value: Hex(value),
+                time: Interval { left, interval },
+            };
+            let timers = PosixTimers(vec![timer]);
+            let json = serde_json::to_string(&timers).unwrap();
+            prop_assert_eq!(serde_json::from_str::<PosixTimers>(&json).unwrap(), timers);
+        }
+    }
+}
