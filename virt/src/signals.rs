@@ -16,7 +16,7 @@ use crate::sys::peek::{RawSiginfo, queued_signals};
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The kernel's `_NSIG`.
 const SIGNALS: i32 = 64;
@@ -261,6 +261,67 @@ impl Resource for SharedPending {
     }
 }
 
+/// Makes signals of POSIX timers that wait tell how often their timer has expired since: the kernel counts in the timer,
+/// and only tells whoever takes the signal. So the task takes it and sends it to itself again, and the timer, which has
+/// waited for that, goes on. To be done before [`PosixTimers`](crate::timers::PosixTimers) and the queues are captured;
+/// `run` runs a program in the task.
+///
+/// # Errors
+/// The kernel's.
+pub fn tell_overruns(
+    task: &Stopped,
+    run: impl FnOnce(&Program) -> Result<Answers, Failure>,
+) -> Result<(), Failure> {
+    let queue = |shared, set| if set == 0 { Ok(Vec::new()) } else { read_queue(task.host, shared) };
+    let leads = task.tid == task.pid;
+    let own = queue(false, task.status.sig_pnd)?;
+    let shared = queue(true, if leads { task.status.shd_pnd } else { 0 })?;
+    // In the order in which the kernel hands signals of one number out.
+    let all: Vec<(bool, Queued)> =
+        own.into_iter().map(|q| (false, q)).chain(shared.into_iter().map(|q| (true, q))).collect();
+    let of_timers: BTreeSet<i32> =
+        all.iter().filter(|(_, q)| q.code == libc::SI_TIMER).map(|(_, q)| q.signal).collect();
+    let taken: Vec<_> = all.iter().filter(|(_, q)| of_timers.contains(&q.signal)).collect();
+    if taken.is_empty() || room_in_queue(task)? < taken.len() as u64 {
+        return Ok(());
+    }
+    let mut program = Program::new();
+    let process = Arg::from(program.call("get the process id", libc::SYS_getpid, &[]));
+    let thread = Arg::from(program.call("get the thread id", libc::SYS_gettid, &[]));
+    let no_time = program.room(16);
+    let infos: Vec<Place> = taken
+        .iter()
+        .map(|(_, queued)| {
+            let set = program.put(&1_u64.checked_shl(bit(queued.signal)).unwrap_or(0).to_ne_bytes());
+            let info = program.room(size_of::<RawSiginfo>());
+            let args = [set.into(), info.into(), no_time.into(), SET.into()];
+            program.call("take a timer's signal", libc::SYS_rt_sigtimedwait, &args);
+            info
+        })
+        .collect();
+    for ((shared, queued), info) in taken.iter().zip(infos) {
+        let (signal, info) = (queued.signal.into(), info.into());
+        if *shared {
+            let args = [process, signal, info];
+            program.attempt("put a timer's signal back", libc::SYS_rt_sigqueueinfo, &args);
+        } else {
+            let args = [process, thread, signal, info];
+            program.attempt("put a timer's signal back", libc::SYS_rt_tgsigqueueinfo, &args);
+        }
+    }
+    run(&program).map(drop)
+}
+
+/// How many signals more may wait for the task's user (RLIMIT_SIGPENDING). One that was taken must find room again.
+fn room_in_queue(task: &Stopped) -> Result<u64, Failure> {
+    let status = task.read("status")?;
+    let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"SigQ:"));
+    let numbers = line.and_then(|line| std::str::from_utf8(line).ok()?.trim().split_once('/'));
+    let room =
+        numbers.and_then(|(used, limit)| Some(limit.parse::<u64>().ok()?.saturating_sub(used.parse().ok()?)));
+    Ok(room.unwrap_or(0))
+}
+
 /// A SIGSTOP can't be blocked, so it would hit the stub: whoever restores the job's stopped processes sends it last.
 pub fn stop_pending(queue: &[Queued]) -> bool {
     queue.iter().any(|queued| queued.signal == libc::SIGSTOP)
@@ -295,7 +356,8 @@ fn read_queue(host: Pid, shared: bool) -> Result<Vec<Queued>, Failure> {
 
 /// A blocked SIGTRAP that waits can't be carried: the stub's own would take its place.
 pub fn blocker(task: &Stopped) -> Option<Blocker> {
-    let set = Hex(task.status.sig_pnd | task.status.shd_pnd);
+    let shared = if task.tid == task.pid { task.status.shd_pnd } else { 0 };
+    let set = Hex(task.status.sig_pnd | shared);
     set.has(bit(libc::SIGTRAP)).then(|| Blocker {
         pid: task.pid,
         comm: task.comm(),
