@@ -14,9 +14,9 @@ use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::state::{Entry, InitProcess, OCI_VERSION, State, Store};
 use crate::status::Status;
-use ckrun_virt::Process;
 use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
+use ckrun_virt::{Process, fault};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
@@ -129,7 +129,10 @@ impl Start<'_> {
 
 /// Nothing may be left of a restart that ckrun did not survive.
 fn guard(store: &Store, entry: &Entry) -> Result<Guardian> {
-    let posted = Guardian::post(entry.held(), Charge::Container(store.dir().as_os_str(), &entry.id));
+    let charge = Charge::Container(store.dir().as_os_str(), &entry.id);
+    let posted = fault::point("restore:claim")
+        .map_err(Error::from)
+        .and_then(|()| Guardian::post(entry.held(), charge));
     // So far there is only an empty directory.
     posted.inspect_err(|_| drop(std::fs::remove_dir(entry.dir())))
 }

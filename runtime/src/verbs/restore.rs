@@ -176,6 +176,7 @@ fn revive(
     wishes: &Options,
     pid_file: Option<&Path>,
 ) -> Result<()> {
+    fault::point("restore:sandbox")?;
     let restored = restore(image, built.init.pid(), hatch, wishes, &mut Watcher::new("restore", None))?;
     log::debug!(
         "restored {} processes, {} threads, {} in {:.1} ms",

@@ -1,0 +1,176 @@
+//! ckrun killed, or failing, in the middle of a checkpoint or of a restart: nothing is lost and nothing is left.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use ckrun_integration::job::{Job, path};
+use ckrun_integration::trace::kill_at;
+use ckrun_virt::fault::POINTS;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+
+/// From here on the image is complete, whatever happens.
+const COMPLETE: [&str; 3] = ["checkpoint:committed", "checkpoint:kill", "checkpoint:destroy"];
+
+/// At this one there is no guardian yet, and nothing but an empty directory, which the next one takes over.
+const UNGUARDED: &str = "restore:claim";
+
+fn points(verb: &str) -> impl Iterator<Item = &'static str> {
+    POINTS.iter().copied().filter(move |point| point.starts_with(verb))
+}
+
+fn job() -> Job {
+    Job::up("processes", "tree")
+}
+
+/// ckrun with a fault.
+fn with_fault(job: &Job, fault: &str, words: &[&str]) -> ExitStatus {
+    let mut command: Command = job.container.command(words);
+    command.env("CKRUN_FAULT", fault).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let ended = command.status().unwrap();
+    cleared(job);
+    ended
+}
+
+/// Waits until nobody clears up any more: who does has the container's lock, from before ckrun's end.
+fn cleared(job: &Job) {
+    if let Ok(dir) = fs::File::open(job.container.store().join(job.container.id())) {
+        dir.lock().unwrap();
+    }
+}
+
+fn killed(ended: ExitStatus) -> bool {
+    std::os::unix::process::ExitStatusExt::signal(&ended) == Some(libc::SIGKILL)
+}
+
+fn delete(job: &Job) {
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    job.container.no_trace();
+}
+
+/// Whatever became of the job, its image brings it back.
+fn comes_back(job: &Job, image: &Path) {
+    delete(job);
+    job.restore(image);
+}
+
+#[test]
+fn a_checkpoint_killed_at_every_step() {
+    let job = job();
+    for leave in [true, false] {
+        for point in points("checkpoint:") {
+            let image = job.image(&format!("{}-{leave}", point.replace(':', "-")));
+            let mut words = vec!["checkpoint", "--image-path", path(&image)];
+            words.extend(leave.then_some("--leave-running"));
+            words.push("ID");
+            let ended = with_fault(&job, point, &words);
+            if !killed(ended) {
+                // A step of the other kind of checkpoint.
+                assert!(ended.success(), "{point} {leave}: {ended}");
+                comes_back(&job, &image);
+            } else if COMPLETE.contains(&point) {
+                comes_back(&job, &image);
+            } else {
+                job.is_unharmed(&image);
+            }
+        }
+    }
+    delete(&job);
+}
+
+#[test]
+fn a_checkpoint_that_fails_at_every_step() {
+    let job = job();
+    for leave in [true, false] {
+        for point in points("checkpoint:").filter(|point| !COMPLETE.contains(point)) {
+            let image = job.image(&format!("{}-{leave}", point.replace(':', "-")));
+            let mut words = vec!["checkpoint", "--image-path", path(&image)];
+            words.extend(leave.then_some("--leave-running"));
+            words.push("ID");
+            let ended = with_fault(&job, &format!("fail@{point}"), &words);
+            if ended.success() {
+                comes_back(&job, &image);
+            } else {
+                assert_eq!(ended.code(), Some(1), "{point} {leave}");
+                job.is_unharmed(&image);
+            }
+        }
+    }
+    delete(&job);
+}
+
+#[test]
+fn a_half_image_is_cleared_away_also_inside_a_directory_that_was_there() {
+    let job = job();
+    let image = job.image("there");
+    fs::create_dir(&image).unwrap();
+    fs::write(image.join("of-others"), "").unwrap();
+    let words = ["checkpoint", "--image-path", path(&image), "ID"];
+    assert!(killed(with_fault(&job, "checkpoint:commit", &words)));
+    let left: Vec<_> = fs::read_dir(&image).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["of-others"]);
+    job.is_well();
+    job.container.ckrun(&words).ok();
+    comes_back(&job, &image);
+    delete(&job);
+}
+
+#[test]
+fn a_restart_killed_at_every_step() {
+    let job = job();
+    let image = job.image("image");
+    job.checkpoint(&image);
+    let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+    for point in points("restore:") {
+        assert!(killed(with_fault(&job, point, &words)), "{point}");
+        if point != UNGUARDED {
+            job.container.no_trace();
+        }
+    }
+    job.restore(&image);
+    delete(&job);
+}
+
+#[test]
+fn a_restart_that_fails_at_every_step() {
+    let job = job();
+    let image = job.image("image");
+    job.checkpoint(&image);
+    let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+    for point in points("restore:") {
+        assert_eq!(with_fault(&job, &format!("fail@{point}"), &words).code(), Some(1), "{point}");
+        job.container.no_trace();
+    }
+    job.restore(&image);
+    delete(&job);
+}
+
+#[test]
+fn a_restart_killed_at_any_system_call() {
+    const KILLS: usize = 60;
+    let job = job();
+    let image = job.image("image");
+    job.checkpoint(&image);
+    let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+    let (all, killed) = kill_at(job.container.command(&words), usize::MAX);
+    assert!(!killed && all > 100, "{all}");
+    delete(&job);
+    for kill in 0..KILLS {
+        let at = kill * all / KILLS;
+        kill_at(job.container.command(&words), at);
+        cleared(&job);
+        let state = job.container.store().join(job.container.id());
+        if fs::read_dir(&state).is_ok_and(|mut listing| listing.next().is_none()) {
+            fs::remove_dir(&state).unwrap();
+        }
+        // At the very end nobody is there to clear up any more, because there is a whole container.
+        if job.container.ckrun(&["state", "ID"]).code == 0 {
+            assert!(kill > KILLS / 2, "killed at {at} of {all}");
+            job.is_well();
+            delete(&job);
+        }
+        job.container.no_trace();
+    }
+    job.restore(&image);
+    delete(&job);
+}
