@@ -36,6 +36,8 @@ pub struct Making<'a> {
     made: Made,
     /// The leaders of processes, and helpers, by their ids in the job.
     leaders: BTreeMap<i32, Worker>,
+    /// Zombies, by their ids in ckrun's pid namespace.
+    ended: Vec<Pid>,
     /// All other threads.
     threads: BTreeMap<i32, Worker>,
     /// Bytes of memory that have been read from the image.
@@ -61,6 +63,7 @@ impl<'a> Making<'a> {
             index,
             handles: Handles::new(),
             leaders: BTreeMap::from([(first.pid, worker)]),
+            ended: Vec::new(),
             threads: BTreeMap::new(),
             bytes: 0,
         })
@@ -223,6 +226,7 @@ impl<'a> Making<'a> {
         for member in job.members.iter().rev() {
             if let Life::Zombie { status } = member.state {
                 if let Some(worker) = self.leaders.remove(&member.pid) {
+                    self.ended.push(worker.host());
                     endings::end(worker, status)?;
                 }
                 continue;
@@ -333,7 +337,11 @@ impl<'a> Making<'a> {
     /// # Errors
     /// The kernel's.
     pub fn release(self) -> Result<(), Error> {
-        for worker in self.leaders.into_values().chain(self.threads.into_values()) {
+        // Children first: nobody is to see a child that is still traced.
+        let Making { job, mut leaders, threads, .. } = self;
+        let leaders =
+            job.members.iter().rev().filter_map(|member| leaders.remove(&member.pid)).collect::<Vec<_>>();
+        for worker in threads.into_values().chain(leaders) {
             match worker.tracee.release() {
                 // Those who go first may end the others, as they did before.
                 Err(e) if e.errno == Errno::ESRCH => log::debug!("{e}"),
@@ -344,8 +352,8 @@ impl<'a> Making<'a> {
     }
 
     /// The ids of all processes in ckrun's pid namespace.
-    pub fn leaders(&self) -> Vec<Pid> {
-        self.leaders.values().map(Worker::host).collect()
+    pub fn processes(&self) -> Vec<Pid> {
+        self.leaders.values().map(Worker::host).chain(self.ended.iter().copied()).collect()
     }
 
     fn host(&mut self, pid: i32) -> Result<Pid, Error> {

@@ -129,9 +129,12 @@ pub fn restore(
     let now = Time::now();
     let number = table.generation().saturating_add(1);
     table.rebind(Generation::here(number, now)?).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
-    let mut seen = live::look(&making.leaders(), live::depth(init)?)?;
+    let mut seen = live::look(&making.processes(), live::depth(init)?)?;
     job.files.show(&mut seen);
     table.observe(&seen, now).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    if let Some(id) = table.awaited().first() {
+        return Err(Error::Damaged(format!("table.json: nobody in tasks.json has the id {id}")));
+    }
     events.restart()?;
 
     fault::point("restore:registers")?;

@@ -190,7 +190,8 @@ impl Making<'_> {
     fn open_again(&mut self) -> Result<(), Failure> {
         for (from, flags, to) in std::mem::take(&mut self.again) {
             let own = self.worker.pidfd_getfd(from)?;
-            let opened = reopen(&own, flags)?;
+            // The name in /proc is a link.
+            let opened = reopen(&own, flags & !(libc::O_NOFOLLOW as u32))?;
             let given = self.worker.give(opened.as_fd())?;
             self.put_at(given.into(), to);
         }
