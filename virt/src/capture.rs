@@ -130,7 +130,7 @@ impl Capture {
         let Some(leader) = process.leader() else { return Ok(Source::Itself(Pid::from_raw(0))) };
         let task = &leader.stopped;
 
-        let hidden = visit.worker().stub_range();
+        let hidden = visit.area();
         let (layout, mut obstacles) =
             Layout::read(task.host, &mut self.census, &[Span::new(hidden.start, hidden.end)])?;
         match MmState::capture(task, asked_memory, &answers, &mut self.census)? {

@@ -17,6 +17,7 @@ use crate::worker::{HEADER, Worker, open_memory};
 use crate::{Doing, Failure, sys};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Room for a program of about 1,500 calls. It is never touched beyond what a program needs.
@@ -226,9 +227,10 @@ impl Visit {
         Err(Failure::new("find room in the vDSO of the process", Errno::ENOSPC))
     }
 
-    /// What drives the process, for readers of its memory.
-    pub fn worker(&self) -> &Worker {
-        &self.worker
+    /// The one mapping of ckrun's in the process. The code of a visit is no mapping: it lies in the padding of the vDSO,
+    /// anywhere below or above.
+    pub fn area(&self) -> Range<u64> {
+        self.worker.area.clone()
     }
 }
 
