@@ -97,9 +97,11 @@ static void set_threads_in_tree(void) {
 }
 
 static char state_of(pid_t pid) {
-    char path[64];
+    char path[64], state;
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    return strrchr(proc(path), ')')[2];
+    /* Whoever is traced is stopped for a moment in another way. */
+    while ((state = strrchr(proc(path), ')')[2]) == 't') nap(500);
+    return state;
 }
 
 /* The first thread of a process is gone, the others go on. */
