@@ -129,12 +129,20 @@ impl Frozen {
         // SAFETY: a signal to a process that we have stopped: its id can't be another's as long as we have not waited for it.
         Errno::result(unsafe { libc::kill(host.as_raw(), libc::SIGKILL) })
             .doing(|| format!("kill process {host}"))?;
-        // The first process waits for all others, and those for their tracer. A leader's end is told when it is the last.
-        let mut threads: Vec<Pid> =
+        // Everybody's end waits for us, and the end of the first process for that of all others: which of its threads does
+        // the waiting is the kernel's choice. So they are seen to in the order in which they end.
+        let mut left: BTreeSet<Pid> =
             processes.iter().flat_map(|p| &p.threads).map(|t| t.tracee.pid()).collect();
-        threads.reverse();
-        for tid in threads {
-            while !matches!(ptrace::wait(tid, 0), Ok(Some((_, ptrace::Change::Ended(_)))) | Err(_)) {}
+        while !left.is_empty() {
+            let ended = ptrace::next_end().doing(|| format!("wait for the end of process {host}"))?;
+            if left.contains(&ended) {
+                if !still_there(ended) {
+                    left.remove(&ended);
+                }
+            } else {
+                // A child of ckrun's that is none of the job: it would be told of again and again.
+                left.retain(|tid| still_there(*tid));
+            }
         }
         Ok(())
     }
@@ -153,6 +161,11 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         self.let_go();
     }
+}
+
+/// Whether a thread of ours has yet to end; its end is seen to.
+fn still_there(tid: Pid) -> bool {
+    !matches!(ptrace::wait(tid, libc::WNOHANG), Ok(Some((_, ptrace::Change::Ended(_)))) | Err(_))
 }
 
 /// Stops a single thread; None when it has ended.

@@ -213,5 +213,23 @@ pub fn wait(pid: Pid, flags: libc::c_int) -> Result<Option<(Pid, Change)>, Errno
     Ok(Some((Pid::from_raw(seen), change)))
 }
 
+/// Waits until any child or tracee has ended, and tells which without taking note of it: [`wait`] does that.
+///
+/// # Errors
+/// `ECHILD` (there is none).
+pub fn next_end() -> Result<Pid, Errno> {
+    let options = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+    loop {
+        // SAFETY: the structure is plain numbers, for which zero is a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one structure of this type.
+        match Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) }) {
+            Err(Errno::EINTR) => {}
+            // SAFETY: waitid(2) fills in this member of the union.
+            other => return other.map(|_| Pid::from_raw(unsafe { info.si_pid() })),
+        }
+    }
+}
+
 /// `PTRACE_O_SUSPEND_SECCOMP` of `linux/ptrace.h`: no filter looks at the thread's calls as long as it is traced.
 pub const SUSPEND_SECCOMP: libc::c_int = 1 << 21;
