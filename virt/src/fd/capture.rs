@@ -21,7 +21,7 @@ use std::os::fd::OwnedFd;
 pub struct Captured {
     /// The graph.
     pub files: Files,
-    contents: Vec<Content>,
+    pub(super) contents: Vec<Content>,
 }
 
 /// Bytes for a file of the image.
@@ -114,6 +114,21 @@ pub fn capture(frozen: &Frozen, carried: &dyn Fn(u64, u64) -> Option<u32>) -> Re
             collect_ids(&thread.stopped.status, &mut ids);
         }
     }
+    read(members, ids, carried)
+}
+
+/// The same of processes that are known to stand still.
+#[cfg(test)]
+pub(super) fn capture_still(pids: &[Pid]) -> Result<Captured, Error> {
+    let (members, ids) = list(pids);
+    read(members, ids, &|_, _| None)
+}
+
+fn read(
+    members: Vec<Member>,
+    ids: HashMap<i32, i32>,
+    carried: &dyn Fn(u64, u64) -> Option<u32>,
+) -> Result<Captured, Error> {
     let graph = Graph::of(members, false)?;
     let (captured, blockers) = look(&graph, ids, carried, false)?;
     if blockers.is_empty() { Ok(captured) } else { Err(Error::Blocked(blockers)) }
@@ -126,6 +141,12 @@ pub fn capture(frozen: &Frozen, carried: &dyn Fn(u64, u64) -> Option<u32>) -> Re
 /// # Errors
 /// System errors; not that a process or a descriptor has gone meanwhile.
 pub fn survey(pids: &[Pid]) -> Result<Vec<Blocker>, Failure> {
+    let (members, ids) = list(pids);
+    let graph = Graph::of(members, true)?;
+    look(&graph, ids, &|_, _| None, true).map(|(_, blockers)| blockers)
+}
+
+fn list(pids: &[Pid]) -> (Vec<Member>, HashMap<i32, i32>) {
     let mut members = Vec::new();
     let mut ids = HashMap::new();
     for &host in pids {
@@ -138,8 +159,7 @@ pub fn survey(pids: &[Pid]) -> Result<Vec<Blocker>, Failure> {
         let tid = status.ns_pid.last().copied().unwrap_or(0);
         members.push(member(&Stopped { host, tid, pid: tid, status }, seize::threads(host)));
     }
-    let graph = Graph::of(members, true)?;
-    look(&graph, ids, &|_, _| None, true).map(|(_, blockers)| blockers)
+    (members, ids)
 }
 
 fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {

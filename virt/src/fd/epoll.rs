@@ -140,13 +140,8 @@ impl Job<'_> {
             Err(errno) => Err(errno).doing(|| format!("find what an epoll watches as {}", line.fd)),
         };
         let likely = self.graph.find(self.graph.nodes[node].member, line.fd);
-        if let Some(likely) = likely.filter(|&likely| self.graph.nodes[likely].seen.info.inode == line.inode)
-        {
-            if is(likely)? {
-                return Ok(Some(likely));
-            }
-        }
-        for candidate in self.graph.all(|seen| seen.info.inode == line.inode) {
+        let likely = likely.filter(|&likely| self.graph.nodes[likely].seen.info.inode == line.inode);
+        for candidate in likely.into_iter().chain(self.graph.all(|seen| seen.info.inode == line.inode)) {
             if is(candidate)? {
                 return Ok(Some(candidate));
             }

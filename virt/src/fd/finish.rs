@@ -21,12 +21,12 @@ impl Files {
                 continue;
             }
             let Some(description) = self.description(held.description) else { continue };
-            if let Object::Pseudo(pseudo) = &description.object {
-                if self.is_late(held.description) {
-                    let (flags, position) = (description.flags, description.position);
-                    pseudo.open_late(flags, position, (held.fd, held.cloexec), made.free(), program);
-                    self.share_late(pid, held.description, held.fd, program);
-                }
+            if let Object::Pseudo(pseudo) = &description.object
+                && !pseudo.is_early()
+            {
+                let (flags, position) = (description.flags, description.position);
+                pseudo.open_late(flags, position, (held.fd, held.cloexec), made.free(), program);
+                self.share_late(pid, held.description, held.fd, program);
             }
             finish_one(description, held.fd, program);
         }
@@ -115,10 +115,10 @@ fn receive(worker: &mut Worker, made: &Made, fd: std::os::fd::BorrowedFd<'_>) ->
 }
 
 fn finish_one(description: &Description, fd: RawFd, program: &mut Program) {
-    if let Object::Timerfd(timerfd) = &description.object {
-        if !timerfd.is_due() {
-            timerfd.start(fd, program);
-        }
+    if let Object::Timerfd(timerfd) = &description.object
+        && !timerfd.is_due()
+    {
+        timerfd.start(fd, program);
     }
     if let Some(signal) = description.signal {
         owner::set_signal(signal, fd, program);

@@ -80,10 +80,7 @@ impl Job<'_> {
             path: last.into(),
             mode: stat.st_mode,
             owner: (stat.st_uid, stat.st_gid),
-            times: [
-                time(stat.st_atime, stat.st_atime_nsec as u64),
-                time(stat.st_mtime, stat.st_mtime_nsec as u64),
-            ],
+            times: [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)],
             content,
             shared,
         });

@@ -4,7 +4,6 @@
 //! call can name them from the start, and all processes inherit them. What the kernel lets nobody open twice, and what is
 //! to be filled, ckrun does from outside, between two programs.
 
-use super::regular::Regular;
 use super::seen::descriptors;
 use super::stream::reopen;
 use super::{Files, Object};
@@ -224,10 +223,9 @@ impl Files {
             making.run_if_large()?;
         }
         for (id, fifo) in (0..).zip(&self.fifos) {
-            match &fifo.path {
-                Some(path) => fifo.make(id, path, self, &mut making),
-                // Its ghost makes it.
-                None => {}
+            // One without a name is made with its ghost.
+            if let Some(path) = &fifo.path {
+                fifo.make(id, path, self, &mut making);
             }
             making.run_if_large()?;
         }
@@ -360,10 +358,7 @@ impl Files {
                 }
                 Object::Given(_) => continue,
                 // open(2) has set them.
-                Object::Regular(Regular { .. })
-                | Object::Directory(_)
-                | Object::Device(_)
-                | Object::Pseudo(_) => {}
+                Object::Regular(_) | Object::Directory(_) | Object::Device(_) | Object::Pseudo(_) => {}
                 _ => set(making, description.flags & SETTABLE),
             }
             if description.position != 0 {

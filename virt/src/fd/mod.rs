@@ -37,6 +37,8 @@ mod seen;
 mod show;
 mod signalfd;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod timerfd;
 
 pub use capture::{Captured, capture, survey};

@@ -33,14 +33,13 @@ impl PathOnly {
     }
 
     pub(super) fn make(&self, flags: u32, to: RawFd, making: &mut Making<'_>) {
-        // A symbolic link is meant itself.
-        making.open(&self.path, flags & OPEN | libc::O_NOFOLLOW as u32, to);
+        making.open(&self.path, flags & OPEN, to);
     }
 }
 
 impl Directory {
     pub(super) fn make(&self, flags: u32, to: RawFd, making: &mut Making<'_>) {
-        making.open(&self.path, flags & OPEN | libc::O_DIRECTORY as u32, to);
+        making.open(&self.path, flags & OPEN, to);
     }
 }
 

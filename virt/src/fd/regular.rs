@@ -52,9 +52,10 @@ impl Stamp {
 
 /// A file that was copied (tar, rsync, a registry's layers) may have lost the finer digits of its time.
 fn same_time(a: (i64, u32), b: (i64, u32)) -> bool {
-    let digits = [1, 1_000, 1_000_000, 1_000_000_000];
-    a.0 == b.0
-        && digits.iter().any(|digit| (a.1 % digit == 0 || b.1 % digit == 0) && a.1 / digit == b.1 / digit)
+    let coarse =
+        |nanos: u32| [1_000_000_000, 1_000_000, 1_000].into_iter().find(|&unit| nanos.is_multiple_of(unit));
+    let unit = coarse(a.1).unwrap_or(1).max(coarse(b.1).unwrap_or(1));
+    a.0 == b.0 && a.1 / unit == b.1 / unit
 }
 
 impl Regular {

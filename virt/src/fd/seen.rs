@@ -1,6 +1,5 @@
 //! One descriptor of a process, as `/proc` shows it.
 
-use super::container::DELETED;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{FileType, Stat};
@@ -93,11 +92,6 @@ impl Seen {
         let name = self.link.strip_prefix(b"anon_inode:").unwrap_or(&self.link);
         let name = name.strip_prefix(b"[").and_then(|name| name.strip_suffix(b"]")).unwrap_or(name);
         (!self.has_path()).then_some(name)
-    }
-
-    /// Its last name, when the kernel says that it has been deleted.
-    pub fn deleted(&self) -> Option<&[u8]> {
-        self.link.strip_suffix(DELETED)
     }
 
     pub fn path_only(&self) -> bool {
