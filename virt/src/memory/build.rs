@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::mm::MmState;
 use super::object::{Kind, Object};
 use super::plan::Plan;
+use super::segment;
 use super::vma::{Backing, Flags, Prot, Span, Vma};
 use crate::Failure;
 use crate::program::{Arg, Program};
@@ -80,9 +81,16 @@ pub fn build(worker: &mut Worker, blueprint: &Blueprint<'_>) -> Result<(), Failu
             &[ARCH_MAP_VDSO_64.into(), vdso.start.into()],
         );
     }
+    segment::attach(&mut batch.program, &layout.vmas, objects, |vma| {
+        plan.missing(vma.range).next().is_none()
+    });
     // The pieces to be mapped; those of one file share its opening.
-    let pieces: Vec<(&Vma, Span)> =
-        layout.vmas.iter().flat_map(|vma| plan.missing(vma.range).map(move |piece| (vma, piece))).collect();
+    let pieces: Vec<(&Vma, Span)> = layout
+        .vmas
+        .iter()
+        .filter(|vma| !attached(vma, objects))
+        .flat_map(|vma| plan.missing(vma.range).map(move |piece| (vma, piece)))
+        .collect();
     for group in
         pieces.chunk_by(|(a, _), (b, _)| file(a, objects).is_some() && file(a, objects) == file(b, objects))
     {
@@ -122,6 +130,12 @@ fn note(batch: &mut Batch<'_>, blueprint: &Blueprint<'_>) -> Result<(), Failure>
     state.restore(&mut batch.program, Some(exe));
     batch.program.call("close the executable", libc::SYS_close, &[exe.into()]);
     Ok(())
+}
+
+/// It is attached, not mapped.
+fn attached(vma: &Vma, objects: &[Object]) -> bool {
+    let Backing::Object { id, .. } = vma.backing else { return false };
+    matches!(objects.get(id as usize).map(|object| &object.kind), Some(Kind::Segment { .. }))
 }
 
 /// The file behind a mapping that must be opened for it: its path, and whether for writing.

@@ -17,6 +17,7 @@ mod mm;
 mod object;
 mod plan;
 mod relative;
+mod segment;
 mod shared;
 mod smaps;
 mod vma;

@@ -1,6 +1,7 @@
 //! What mappings show besides private memory: files, and memory that processes share. The job has one list of them; a
 //! mapping, an executable or a descriptor names an object by its place in it.
 
+use super::segment;
 use crate::image::Bytes;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -9,7 +10,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// A file or a piece of shared memory.
@@ -60,6 +61,17 @@ pub enum Kind {
         /// Bytes of a page when it is of huge pages, else 0.
         huge: u64,
     },
+    /// A System V shared memory segment. Its content is carried.
+    Segment {
+        /// Its id in the job's IPC namespace.
+        id: i32,
+        /// Its key.
+        key: i32,
+        /// It is kept from being swapped (SHM_LOCK).
+        locked: bool,
+        /// It goes with its last attachment (IPC_RMID).
+        doomed: bool,
+    },
 }
 
 impl Object {
@@ -102,6 +114,8 @@ pub struct Census {
     links: Vec<String>,
     known: HashMap<Name, Result<u32, Obstacle>>,
     root: OwnedFd,
+    /// The job's IPC namespace, if it has one of its own.
+    ipc: Option<OwnedFd>,
     /// The device of the kernel's own tmpfs, which memfds and shared memory are on.
     memory: u64,
     /// The most bytes of one deleted file that are carried.
@@ -125,6 +139,7 @@ impl Census {
             links: Vec::new(),
             known: HashMap::new(),
             root,
+            ipc: segment::namespace(init)?,
             memory: stat.st_dev,
             limit,
         })
@@ -137,7 +152,9 @@ impl Census {
 
     /// The object that a descriptor with this device and inode is of, if it has been found in a mapping.
     pub fn find(&self, device: u64, inode: u64) -> Option<u32> {
-        self.objects.iter().position(|o| (o.device, o.inode) == (device, inode)).map(|at| at as u32)
+        let same =
+            |o: &Object| (o.device, o.inode) == (device, inode) && !matches!(o.kind, Kind::Segment { .. });
+        self.objects.iter().position(same).map(|at| at as u32)
     }
 
     /// Opens object `id` for reading. The process that it was found in must be there still.
@@ -145,6 +162,11 @@ impl Census {
     /// # Errors
     /// The kernel's.
     pub fn open(&self, id: u32) -> Result<File, Failure> {
+        if let Some(Object { kind: Kind::Segment { id, .. }, size, .. }) = self.objects.get(id as usize) {
+            let namespace =
+                self.ipc().ok_or_else(|| Failure::new("find the IPC namespace", Errno::ENOENT))?;
+            return segment::open(namespace, *id, *size);
+        }
         let link = self.links.get(id as usize).map(String::as_str).unwrap_or_default();
         File::open(link).doing(|| format!("open {link}"))
     }
@@ -156,6 +178,12 @@ impl Census {
         }
         let stat = rustix::fs::stat(link).doing(|| format!("look at {link}"))?;
         let found = match self.kind(&name.path, &stat, link)? {
+            Ok(Kind::Segment { id, .. }) => {
+                let namespace =
+                    self.ipc().ok_or_else(|| Failure::new("find the IPC namespace", Errno::ENOENT))?;
+                let object = segment::look(namespace, id)?;
+                Ok(self.push(object, String::new()))
+            }
             Ok(kind) => Ok(self.add(kind, &stat, link)),
             Err(obstacle) => Err(obstacle),
         };
@@ -174,16 +202,44 @@ impl Census {
     }
 
     fn add(&mut self, kind: Kind, stat: &Stat, link: &str) -> u32 {
-        self.objects.push(Object {
+        let object = Object {
             device: stat.st_dev,
             inode: stat.st_ino,
             size: stat.st_size.cast_unsigned(),
             mode: stat.st_mode,
             owner: (stat.st_uid, stat.st_gid),
             kind,
-        });
-        self.links.push(link.to_owned());
+        };
+        self.push(object, link.to_owned())
+    }
+
+    pub(super) fn push(&mut self, object: Object, link: String) -> u32 {
+        self.objects.push(object);
+        self.links.push(link);
         (self.objects.len() - 1) as u32
+    }
+
+    /// The job's IPC namespace, if it has one of its own.
+    pub(super) fn ipc(&self) -> Option<BorrowedFd<'_>> {
+        self.ipc.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The kind of a System V segment, whose inode's number is its id.
+    fn segment(&self, stat: &Stat, link: &str) -> Result<Result<Kind, &'static str>, Failure> {
+        let own = match self.ipc() {
+            Some(namespace) => segment::is_in(link, namespace)?,
+            None => false,
+        };
+        if !own {
+            return Ok(Err(
+                "a System V shared memory segment, in an IPC namespace that is not the job's own",
+            ));
+        }
+        if huge_page_of(link)? != 0 {
+            return Ok(Err("a System V shared memory segment of huge pages"));
+        }
+        let id = stat.st_ino as i32;
+        Ok(Ok(Kind::Segment { id, key: 0, locked: false, doomed: false }))
     }
 
     fn kind(&self, path: &[u8], stat: &Stat, link: &str) -> Result<Result<Kind, Obstacle>, Failure> {
@@ -208,7 +264,8 @@ impl Census {
                 return Ok(Ok(Kind::Shared { huge: huge_page_of(link)? }));
             }
             if gone.starts_with(b"/SYSV") {
-                return refuse("a System V shared memory segment");
+                let found = self.segment(stat, link)?;
+                return Ok(found.map_err(|why| Obstacle::new(String::from_utf8_lossy(path), why)));
             }
             if stat.st_dev == self.memory {
                 return refuse("memory of a kernel driver");

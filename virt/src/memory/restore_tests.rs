@@ -505,3 +505,64 @@ fn huge_pages_that_were_set_aside_come_back() {
         assert!(task.bytes(at, len as usize) == there, "at {at:#x}");
     }
 }
+
+#[test]
+fn system_v_segments_come_back_with_their_ids() {
+    let new_namespace = || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC).unwrap();
+    // SAFETY: makes, fills and attaches segments of this namespace, which goes with its last process.
+    let segment = |key: i32, size: u64, byte: u8| unsafe {
+        let id = libc::shmget(key, size as usize, libc::IPC_CREAT | 0o640);
+        let at = libc::shmat(id, std::ptr::null(), 0) as u64;
+        poke(at, &vec![byte; size as usize]);
+        (id, at)
+    };
+    let task = Task::new(|| {
+        new_namespace();
+        // SAFETY: as above.
+        unsafe {
+            let (first, at) = segment(libc::IPC_PRIVATE, PAGE, 1);
+            libc::shmdt(at as *const libc::c_void);
+            libc::shmctl(first, libc::IPC_RMID, std::ptr::null_mut());
+            // Its id is not the first that a new namespace gives.
+            let (whole, at_whole) = segment(0x1234, 5 * PAGE + 7, 2);
+            let (doomed, at_doomed) = segment(libc::IPC_PRIVATE, 2 * PAGE, 3);
+            libc::shmctl(doomed, libc::IPC_RMID, std::ptr::null_mut());
+            let (alone, at) = segment(0x77, PAGE, 4);
+            libc::shmdt(at as *const libc::c_void);
+            let part = libc::shmat(whole, std::ptr::null(), libc::SHM_RDONLY) as u64;
+            libc::munmap((part + PAGE) as *mut libc::c_void, 2 * PAGE as usize);
+            protect(at_whole + 2 * PAGE, PAGE, PROT_NONE);
+            vec![whole as u64, at_whole, at_doomed, alone as u64, part]
+        }
+    });
+    let mut census = task.census();
+    let (_dir, mut sinks) = sinks(1);
+    let image = capture(&task, &mut census, &[], &mut sinks);
+    census.enter_segments().unwrap();
+    let kinds: Vec<_> = census.objects().iter().filter(|o| matches!(o.kind, Kind::Segment { .. })).collect();
+    assert_eq!(kinds.len(), 3, "{kinds:?}");
+    let mut worker = testing::newborn_after(new_namespace);
+    let handles = objects(&mut worker, &census, &[&image], &mut sinks);
+    let plan = Plan::fresh(&image.dumped.runs);
+    restore(&mut worker, &image, &census, &handles, &plan, None, &sinks);
+    let child = testing::child_of(&mut worker);
+    seal_objects(&worker, census.objects(), &handles).unwrap();
+    assert_same(&task, &worker, &image);
+    for (at, byte) in [(task.told[1], 2), (task.told[2], 3), (task.told[4], 2)] {
+        let mut there = [0; PAGE as usize];
+        worker.read(at, &mut there).unwrap();
+        assert_eq!(there, [byte; PAGE as usize]);
+    }
+    worker.write(task.told[1] + 4 * PAGE, b"shared").unwrap();
+    let mut there = [0; 6];
+    child.read(task.told[4] + 4 * PAGE, &mut there).unwrap();
+    assert_eq!(&there, b"shared");
+    // The kernel shows the same segments in both namespaces.
+    let seen = |pid| {
+        let census = Census::new(pid, 0).unwrap();
+        let mut census = census;
+        census.enter_segments().unwrap();
+        census.objects().to_vec()
+    };
+    assert_eq!(seen(task.pid), seen(worker.host()));
+}

@@ -4,6 +4,7 @@ use super::build::{Handle, Handles};
 use super::fill::{PageFiles, fill_object};
 use super::layout::Layout;
 use super::object::{Kind, Object};
+use super::segment;
 use super::vma::{Backing, Flags, PAGE, Span};
 use crate::image::PageRun;
 use crate::program::{Call, Program};
@@ -45,6 +46,10 @@ pub fn make_objects<'a>(
         let mut maker = Maker { worker: &mut *worker, object, runs: runs(id), pages, base };
         let file = match &object.kind {
             Kind::File { .. } => continue,
+            Kind::Segment { .. } => {
+                maker.segment()?;
+                continue;
+            }
             Kind::Shared { huge } => maker.shared(*huge, uses.unreserved.contains(&id))?,
             Kind::Memfd { name, seals, huge } => maker.memfd(name, *seals, *huge)?,
             Kind::Deleted { path } => maker.deleted(path)?,
@@ -54,8 +59,8 @@ pub fn make_objects<'a>(
     Ok(())
 }
 
-/// Seals the memfds as they were. No writable mapping may be made of them afterwards, nor be there if they were sealed
-/// against writing.
+/// Seals the memfds as they were, and marks the System V segments that go with their last user. Nothing may be mapped any
+/// more that needs either; no writable mapping of a memfd may be there that is to be sealed against writing.
 ///
 /// # Errors
 /// The kernel's, with the name of the memfd.
@@ -74,7 +79,7 @@ pub fn seal_objects(worker: &Worker, objects: &[Object], handles: &Handles) -> R
             }
         }
     }
-    Ok(())
+    segment::doom(worker.host(), objects)
 }
 
 /// What the mappings say of objects.
@@ -118,6 +123,23 @@ impl Maker<'_> {
         let page = huge.max(PAGE);
         let rounded = self.object.size.checked_next_multiple_of(page).filter(|size| *size < 1 << 56);
         rounded.ok_or_else(|| Error::Damaged(format!("objects.json: a size of {} bytes", self.object.size)))
+    }
+
+    /// A System V segment has a name by which all find it.
+    fn segment(&mut self) -> Result<(), Error> {
+        segment::make(self.worker.host(), self.object)?;
+        let Kind::Segment { id, .. } = self.object.kind else { return Ok(()) };
+        if self.runs.is_empty() {
+            return Ok(());
+        }
+        let mut program = Program::new();
+        let what = "attach a shared memory segment to fill it";
+        let at = program.call(what, libc::SYS_shmat, &[id.into(), 0.into(), 0.into()]);
+        let at = self.worker.run(&program)?.of(at).doing(|| what)?.cast_unsigned();
+        fill_object(self.worker, Span::new(at, at + self.room(0)?), false, self.runs, self.pages)?;
+        let mut program = Program::new();
+        program.call("detach a shared memory segment", libc::SYS_shmdt, &[at.into()]);
+        Ok(self.worker.run(&program).map(drop)?)
     }
 
     /// Memory of MAP_SHARED | MAP_ANONYMOUS. Only a mapping makes it; its descriptor comes from there.

@@ -158,6 +158,11 @@ const HATCH: i32 = 150;
 
 /// A task as the first process of a restored job is one. It dies with the test's thread.
 pub fn newborn() -> Worker {
+    newborn_after(|| {})
+}
+
+/// The same, after it has done something.
+pub fn newborn_after(setup: impl FnOnce()) -> Worker {
     let (here, there) = nix::sys::socket::socketpair(
         nix::sys::socket::AddressFamily::Unix,
         nix::sys::socket::SockType::SeqPacket,
@@ -168,6 +173,7 @@ pub fn newborn() -> Worker {
     // SAFETY: the child calls only what is safe there, and never returns.
     let pid = match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
+            setup();
             // SAFETY: system calls on a descriptor.
             unsafe { libc::dup2(there.as_raw_fd(), HATCH) };
             loop {

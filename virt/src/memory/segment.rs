@@ -1,0 +1,252 @@
+//! System V shared memory (shmget(2)). A segment has an id and a key in an IPC namespace, and lives without any process.
+//!
+//! ckrun enters the namespace for a moment, on its own thread: it can read and make segments there with the ids that they
+//! are to have. The time of the last attachment, and the ids of the processes that made and attached a segment, are not
+//! kept, and its creator is root afterwards.
+
+use super::object::{Census, Kind, Object};
+use super::vma::{Backing, Flags, PAGE, Prot, Span, Vma};
+use crate::program::Program;
+use crate::sys::check;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// `linux/shm.h`.
+const SHM_STAT_ANY: i32 = 15;
+const SHM_INFO: i32 = 14;
+const SHM_DEST: u32 = 0o1000;
+const SHM_LOCKED: u32 = 0o2000;
+
+/// The IPC namespace of process `pid`; None if it is ckrun's own.
+pub(super) fn namespace(pid: Pid) -> Result<Option<OwnedFd>, Failure> {
+    let fd = open_namespace(&format!("/proc/{pid}"))?;
+    let home = open_namespace("/proc/thread-self")?;
+    Ok(if same(fd.as_fd(), home.as_fd())? { None } else { Some(fd) })
+}
+
+/// The process behind `link`, a path below `/proc/PID`, is in `namespace`.
+pub(super) fn is_in(link: &str, namespace: BorrowedFd<'_>) -> Result<bool, Failure> {
+    let process = link.match_indices('/').nth(2).map_or(link, |(at, _)| &link[..at]);
+    same(open_namespace(process)?.as_fd(), namespace)
+}
+
+fn open_namespace(process: &str) -> Result<OwnedFd, Failure> {
+    let path = format!("{process}/ns/ipc");
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {path}"))
+}
+
+fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Failure> {
+    let inode = |fd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).doing(|| "look at an IPC namespace");
+    Ok(inode(one)? == inode(other)?)
+}
+
+/// This thread in another IPC namespace, until it is dropped.
+struct Abroad(OwnedFd);
+
+impl Abroad {
+    fn go(namespace: BorrowedFd<'_>) -> Result<Self, Failure> {
+        let home = open_namespace("/proc/thread-self")?;
+        setns(namespace, CloneFlags::CLONE_NEWIPC).doing(|| "enter the IPC namespace of the job")?;
+        Ok(Abroad(home))
+    }
+}
+
+impl Drop for Abroad {
+    fn drop(&mut self) {
+        if let Err(errno) = setns(&self.0, CloneFlags::CLONE_NEWIPC) {
+            log::error!("stay in the IPC namespace of the job: {errno}");
+        }
+    }
+}
+
+/// shmctl(2) that fills a structure.
+fn stat(id: i32, command: i32) -> Result<(i32, libc::shmid_ds), Errno> {
+    // SAFETY: a plain C structure of numbers.
+    let mut segment: libc::shmid_ds = unsafe { std::mem::zeroed() };
+    // SAFETY: both commands fill a shmid_ds, or, SHM_INFO, the smaller shm_info.
+    let answer = check(unsafe { libc::shmctl(id, command, &raw mut segment) }.into())?;
+    Ok((answer as i32, segment))
+}
+
+/// What the kernel says of segment `id`.
+pub(super) fn look(namespace: BorrowedFd<'_>, id: i32) -> Result<Object, Failure> {
+    let _abroad = Abroad::go(namespace)?;
+    let (_, segment) = stat(id, libc::IPC_STAT).doing(|| format!("look at shared memory segment {id}"))?;
+    Ok(object(id, &segment))
+}
+
+/// All segments of a namespace.
+pub(super) fn all(namespace: BorrowedFd<'_>) -> Result<Vec<Object>, Failure> {
+    let _abroad = Abroad::go(namespace)?;
+    let (last, _) = stat(0, SHM_INFO).doing(|| "count shared memory segments")?;
+    let mut found = Vec::new();
+    for index in 0..=last {
+        match stat(index, SHM_STAT_ANY) {
+            Ok((id, segment)) => found.push(object(id, &segment)),
+            // Not every index has one.
+            Err(Errno::EINVAL | Errno::EIDRM) => {}
+            Err(errno) => return Err(Failure::new("look at the shared memory segments", errno)),
+        }
+    }
+    Ok(found)
+}
+
+fn object(id: i32, segment: &libc::shmid_ds) -> Object {
+    let perm = &segment.shm_perm;
+    let mode = u32::from(perm.mode);
+    Object {
+        device: 0,
+        inode: id as u64,
+        size: segment.shm_segsz as u64,
+        mode: mode & 0o777,
+        owner: (perm.uid, perm.gid),
+        kind: Kind::Segment {
+            id,
+            key: perm.__key,
+            locked: mode & SHM_LOCKED != 0,
+            doomed: mode & SHM_DEST != 0,
+        },
+    }
+}
+
+/// Opens the content of segment `id`, of `size` bytes.
+pub(super) fn open(namespace: BorrowedFd<'_>, id: i32, size: u64) -> Result<File, Failure> {
+    let what = || format!("read shared memory segment {id}");
+    let _abroad = Abroad::go(namespace)?;
+    // SAFETY: attaches at a place of the kernel's choice.
+    let at = unsafe { libc::shmat(id, std::ptr::null(), libc::SHM_RDONLY) };
+    if at as isize == -1 {
+        return Err(Failure::new(what(), Errno::last()));
+    }
+    // An attachment is a mapping of a file, which this opens anew.
+    let range = Span::new(at as u64, at as u64 + size.next_multiple_of(PAGE));
+    let opened = File::open(format!("/proc/self/map_files/{range}")).doing(what);
+    // SAFETY: what was attached above; nothing refers to it.
+    unsafe { libc::shmdt(at) };
+    opened
+}
+
+/// Makes a segment in the namespace of process `pid`, empty still.
+pub(super) fn make(pid: Pid, object: &Object) -> Result<(), Failure> {
+    let Kind::Segment { id, key, locked, .. } = object.kind else { return Ok(()) };
+    let what = || format!("make shared memory segment {id}");
+    let namespace = open_namespace(&format!("/proc/{pid}"))?;
+    if same(namespace.as_fd(), open_namespace("/proc/thread-self")?.as_fd())? {
+        // It would be left behind by a restart that fails.
+        return Err(Failure::new(
+            format!("{}: the container has no IPC namespace of its own", what()),
+            Errno::EPERM,
+        ));
+    }
+    let _abroad = Abroad::go(namespace.as_fd())?;
+    let next = "/proc/sys/kernel/shm_next_id";
+    std::fs::write(next, id.to_string()).doing(|| format!("write {next}"))?;
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (object.mode & 0o777).cast_signed();
+    // SAFETY: numbers only.
+    let made = check(unsafe { libc::shmget(key, object.size as usize, flags) }.into()).doing(what)? as i32;
+    if made != id {
+        // SAFETY: removes what was made above.
+        unsafe { libc::shmctl(made, libc::IPC_RMID, std::ptr::null_mut()) };
+        return Err(Failure::new(what(), Errno::EEXIST));
+    }
+    let (_, mut segment) = stat(id, libc::IPC_STAT).doing(what)?;
+    (segment.shm_perm.uid, segment.shm_perm.gid) = object.owner;
+    // SAFETY: IPC_SET reads owner and permissions from the structure; SHM_LOCK takes none.
+    unsafe {
+        check(libc::shmctl(id, libc::IPC_SET, &raw mut segment).into()).doing(what)?;
+        if locked {
+            check(libc::shmctl(id, libc::SHM_LOCK, std::ptr::null_mut()).into()).doing(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Marks the segments that go with their last attachment.
+pub(super) fn doom(pid: Pid, objects: &[Object]) -> Result<(), Failure> {
+    let doomed: Vec<i32> = objects
+        .iter()
+        .filter_map(|object| match object.kind {
+            Kind::Segment { id, doomed: true, .. } => Some(id),
+            _ => None,
+        })
+        .collect();
+    if doomed.is_empty() {
+        return Ok(());
+    }
+    let _abroad = Abroad::go(open_namespace(&format!("/proc/{pid}"))?.as_fd())?;
+    for id in doomed {
+        // SAFETY: IPC_RMID takes no structure.
+        let marked = check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }.into());
+        marked.doing(|| format!("mark shared memory segment {id} for removal"))?;
+    }
+    Ok(())
+}
+
+/// Adds the calls that attach segments where mappings of them are, before anything else is mapped. The kernel attaches
+/// the whole of a segment; what a process has unmapped of it is unmapped again.
+pub(super) fn attach(
+    program: &mut Program,
+    vmas: &[Vma],
+    objects: &[Object],
+    mut kept: impl FnMut(&Vma) -> bool,
+) {
+    let mut groups: BTreeMap<u64, (i32, u64, Vec<&Vma>)> = BTreeMap::new();
+    for vma in vmas {
+        if let Backing::Object { id, offset, .. } = vma.backing
+            && let Some(Object { kind: Kind::Segment { id, .. }, size, .. }) = objects.get(id as usize)
+        {
+            let base = vma.range.start.wrapping_sub(offset);
+            groups.entry(base).or_insert_with(|| (*id, *size, Vec::new())).2.push(vma);
+        }
+    }
+    for (base, (id, size, vmas)) in groups {
+        if vmas.iter().all(|vma| kept(vma)) {
+            continue;
+        }
+        let what = format!("attach shared memory segment {id} at {base:#x}");
+        for vma in vmas.iter().filter(|vma| kept(vma)) {
+            unmap(program, vma.range, &what);
+        }
+        let writable = vmas.iter().any(|vma| vma.flags.has(Flags::MAY_WRITE));
+        let exec = vmas.iter().any(|vma| vma.prot.allows(Prot::EXEC));
+        let flags = if writable { 0 } else { libc::SHM_RDONLY } | if exec { libc::SHM_EXEC } else { 0 };
+        program.call(what.clone(), libc::SYS_shmat, &[id.into(), base.into(), flags.into()]);
+        let all = Span::new(base, base.saturating_add(size.saturating_add(PAGE - 1) / PAGE * PAGE));
+        let mut at = all.start;
+        for vma in vmas {
+            unmap(program, Span::new(at, vma.range.start), &what);
+            at = vma.range.end;
+            let args = [vma.range.start.into(), vma.range.len().into(), vma.prot.bits().into()];
+            program.call(what.clone(), libc::SYS_mprotect, &args);
+        }
+        unmap(program, Span::new(at, all.end), &what);
+    }
+}
+
+fn unmap(program: &mut Program, range: Span, what: &str) {
+    if !range.is_empty() {
+        program.call(what.to_owned(), libc::SYS_munmap, &[range.start.into(), range.len().into()]);
+    }
+}
+
+impl Census {
+    /// Adds the System V segments of the job that no process has attached. To be called when all maps have been read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn enter_segments(&mut self) -> Result<(), Failure> {
+        let Some(namespace) = self.ipc() else { return Ok(()) };
+        for object in all(namespace)? {
+            if !self.objects().iter().any(|known| known.kind == object.kind) {
+                self.push(object, String::new());
+            }
+        }
+        Ok(())
+    }
+}
