@@ -90,6 +90,7 @@ impl Capture {
                 Err(failure) => return Err(process.blame(failure)),
             }
         }
+        self.census.enter_segments()?;
         Ok(sources)
     }
 
