@@ -16,6 +16,7 @@ use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::sys::ptrace;
 use crate::timers::PosixTimers;
+use crate::tracee::Tracee;
 use crate::tree::{Life, Member};
 use crate::visit::Visit;
 use crate::{Doing, Error, Failure};
@@ -106,13 +107,20 @@ impl Capture {
         self.blockers.extend(signals::blocker(task));
 
         let mut visit = Visit::enter(&leader.tracee, self.cpu)?;
+        // Only the area: the code lies in the vdso, which the process has anyway.
+        let hidden = visit.area();
+        let (mut layout, mut obstacles) =
+            Layout::read(task.host, &mut self.census, &[Span::new(hidden.start, hidden.end)])?;
         let mut program = Program::new();
         let timers = PosixTimers::list(task)?;
         let asked_process = ProcessRooms::ask(&mut program);
         let asked_timers = PosixTimers::ask(&timers, &mut program);
         let asked_thread = self.ask_thread(task, &mut program)?;
         let asked_memory = MmState::ask(&mut program);
+        let asked_policies = layout.ask_policies(0, &mut program);
         let answers = visit.run(&leader.tracee, &program)?;
+        let first = layout.take_policies(&asked_policies, &answers);
+        policies(&mut visit, &leader.tracee, &mut layout, first)?;
         self.job.processes.capture(task, &asked_process, &answers)?;
         if let Some(actions) = self.job.processes.actions.get_mut(&task.pid) {
             actions.set_trap(visit.trap_action()?);
@@ -131,9 +139,6 @@ impl Capture {
         let Some(leader) = process.leader() else { return Ok(Source::Itself(Pid::from_raw(0))) };
         let task = &leader.stopped;
 
-        let hidden = visit.area();
-        let (layout, mut obstacles) =
-            Layout::read(task.host, &mut self.census, &[Span::new(hidden.start, hidden.end)])?;
         match MmState::capture(task, asked_memory, &answers, &mut self.census)? {
             Ok(state) => {
                 self.job.memory.insert(task.pid, state);
@@ -206,6 +211,31 @@ impl Capture {
             _ => Ok(()),
         }
     }
+}
+
+/// Reads the NUMA policies of the mappings that `known` says have one, and of the rest of them.
+fn policies(
+    visit: &mut Visit,
+    leader: &Tracee,
+    layout: &mut Layout,
+    known: (Vec<usize>, usize),
+) -> Result<(), Failure> {
+    let (mut with, mut next) = known;
+    while next < layout.vmas.len() {
+        let mut program = Program::new();
+        let asked = layout.ask_policies(next, &mut program);
+        let answers = visit.run(leader, &program)?;
+        let (more, behind) = layout.take_policies(&asked, &answers);
+        with.extend(more);
+        next = behind;
+    }
+    for with in with.chunks(100) {
+        let mut program = Program::new();
+        let asked: Vec<_> = with.iter().map(|&vma| (vma, layout.ask_nodes(vma, &mut program))).collect();
+        let answers = visit.run(leader, &program)?;
+        asked.iter().try_for_each(|(vma, asked)| layout.take_nodes(*vma, asked, &answers))?;
+    }
+    Ok(())
 }
 
 fn member(process: &Process) -> Member {

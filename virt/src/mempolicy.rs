@@ -36,21 +36,11 @@ impl Resource for MemPolicy {
     type Asked = Asked;
 
     fn ask(program: &mut Program) -> Asked {
-        let (mode, nodes) = (program.room(4), program.room(NODES / 8));
-        let args = [mode.into(), nodes.into(), NODES.into(), 0.into(), 0.into()];
-        let call = program.attempt("get the memory policy", libc::SYS_get_mempolicy, &args);
-        Asked { call, mode, nodes }
+        MemPolicy::ask_of(program, 0, 0)
     }
 
     fn capture(_: &Stopped, asked: &Asked, answers: &Answers) -> Result<Self, Failure> {
-        match answers.of(asked.call) {
-            // A kernel without NUMA has one policy.
-            Err(Errno::ENOSYS) => return Ok(MemPolicy { mode: 0, nodes: Vec::new() }),
-            other => other.doing(|| "get the memory policy")?,
-        };
-        let mut nodes: Vec<Hex> = (0..NODES / 64).map(|k| Hex(answers.u64(asked.nodes, k * 8))).collect();
-        nodes.truncate(nodes.iter().rposition(|word| word.0 != 0).map_or(0, |last| last + 1));
-        Ok(MemPolicy { mode: answers.u32(asked.mode, 0).cast_signed(), nodes })
+        MemPolicy::of(asked, answers)
     }
 
     fn restore(&self, program: &mut Program) {
@@ -63,10 +53,48 @@ impl Resource for MemPolicy {
             );
             return;
         }
+        let (place, bits) = self.mask(program);
+        let args = [self.mode.into(), place.into(), bits.into()];
+        program.call("set the memory policy (are its nodes on this host?)", libc::SYS_set_mempolicy, &args);
+    }
+}
+
+impl MemPolicy {
+    /// Adds the question for the policy that `flags` choose: the thread's, or that of the memory at `address`.
+    pub(crate) fn ask_of(program: &mut Program, address: u64, flags: u64) -> Asked {
+        let (mode, nodes) = (program.room(4), program.room(NODES / 8));
+        let args = [mode.into(), nodes.into(), NODES.into(), address.into(), flags.into()];
+        let call = program.attempt("get the memory policy", libc::SYS_get_mempolicy, &args);
+        Asked { call, mode, nodes }
+    }
+
+    /// Reads the answer.
+    pub(crate) fn of(asked: &Asked, answers: &Answers) -> Result<Self, Failure> {
+        match answers.of(asked.call) {
+            // A kernel without NUMA has one policy.
+            Err(Errno::ENOSYS) => return Ok(MemPolicy { mode: 0, nodes: Vec::new() }),
+            other => other.doing(|| "get the memory policy")?,
+        };
+        let mut nodes: Vec<Hex> = (0..NODES / 64).map(|k| Hex(answers.u64(asked.nodes, k * 8))).collect();
+        nodes.truncate(nodes.iter().rposition(|word| word.0 != 0).map_or(0, |last| last + 1));
+        Ok(MemPolicy { mode: answers.u32(asked.mode, 0).cast_signed(), nodes })
+    }
+
+    /// Adds the call that gives the policy to memory that a mapping has just got.
+    pub(crate) fn bind(&self, program: &mut Program, address: u64, len: u64) {
+        let (place, bits) = self.mask(program);
+        let args = [address.into(), len.into(), self.mode.into(), place.into(), bits.into(), 0.into()];
+        program.call(
+            "set the memory policy of a mapping (are its nodes on this host?)",
+            libc::SYS_mbind,
+            &args,
+        );
+    }
+
+    /// The nodes as the kernel takes them, and how many bits that are.
+    fn mask(&self, program: &mut Program) -> (Place, usize) {
         let mut mask: Vec<u8> = self.nodes.iter().flat_map(|word| word.0.to_ne_bytes()).collect();
         mask.resize(mask.len().max(NODES / 8), 0);
-        let place = program.put(&mask);
-        let args = [self.mode.into(), place.into(), (mask.len() * 8).into()];
-        program.call("set the memory policy (are its nodes on this host?)", libc::SYS_set_mempolicy, &args);
+        (program.put(&mask), mask.len() * 8)
     }
 }

@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::mm::MmState;
 use super::object::{Kind, Object};
 use super::plan::Plan;
+use super::policy;
 use super::segment;
 use super::vma::{Backing, Flags, Prot, Span, Vma};
 use crate::Failure;
@@ -241,6 +242,7 @@ fn map(program: &mut Program, vma: &Vma, piece: Span, fd: Arg, path: &[u8]) {
     let args =
         [piece.start.into(), piece.len().into(), initial(vma).bits().into(), flags.into(), fd, offset.into()];
     program.call(what, libc::SYS_mmap, &args);
+    policy::bind(program, vma, piece);
 }
 
 /// The protection of a mapping while it is filled. Memory that counts as committed without being writable was writable

@@ -189,6 +189,7 @@ fn judge(
         backing: Backing::Anonymous,
         flags: entry.flags,
         name: None,
+        policy: None,
     };
     // That it may be made writable is of interest only where the file must be opened accordingly.
     if !entry.shared {

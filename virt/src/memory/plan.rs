@@ -164,7 +164,7 @@ fn alike(theirs: &Vma, vma: &Vma) -> bool {
     };
     std::mem::discriminant(&theirs.backing) == std::mem::discriminant(&vma.backing)
         && (thing(theirs), place(theirs)) == (thing(vma), place(vma))
-        && (theirs.prot, &theirs.name) == (vma.prot, &vma.name)
+        && (theirs.prot, &theirs.name, &theirs.policy) == (vma.prot, &vma.name, &vma.policy)
         && theirs.flags.without(locks) == vma.flags.without(locks)
         && !theirs.flags.meets(lost)
         // The vdso is one thing, wherever it is.
@@ -191,6 +191,7 @@ mod tests {
             backing: Backing::Anonymous,
             flags: Flags::default(),
             name: None,
+            policy: None,
         };
         Layout { vmas: ranges.iter().map(vma).collect(), guards: Vec::new() }
     }

@@ -39,9 +39,9 @@ impl Image {
 }
 
 fn capture(task: &Task, census: &mut Census, relatives: &[Relative<'_>], sinks: &mut [PagesWriter]) -> Image {
-    // First what makes the task run: the kernel writes the number of the CPU into its memory then (rseq).
-    let state = task.state(census);
     let mut layout = task.layout(census);
+    // First what makes the task run: the kernel writes the number of the CPU into its memory then (rseq).
+    let state = task.state(census, &mut layout);
     let dumped = dump(task.pid, &task.memory, &layout, |_| true, relatives, sinks).unwrap();
     layout.guards = dumped.guards.clone();
     layout.check(census.objects()).unwrap();
@@ -189,6 +189,11 @@ fn a_zoo_of_mappings_comes_back() {
             assert!(advise(at + PAGE, PAGE, advice), "{advice}");
             poke(at + PAGE, b"advised");
         }
+        let bound = anonymous(2 * PAGE);
+        let (bind, nodes) = (2, 1_u64);
+        // SAFETY: chooses the node of what was mapped above.
+        let told = unsafe { libc::syscall(libc::SYS_mbind, bound, PAGE, bind, &raw const nodes, 64, 0) };
+        assert_eq!(told, 0);
         // Droppable memory: its pages are not kept, so there are none here.
         map(0, PAGE, rw, 8 | MAP_ANONYMOUS, -1, 0);
         vec![arena]
@@ -201,6 +206,11 @@ fn a_zoo_of_mappings_comes_back() {
     let plan = Plan::fresh(&image.dumped.runs);
     restore(&mut worker, &image, &census, &handles, &plan, None, &sinks);
     assert_same(&task, &worker, &image);
+    let mut again = image.layout.clone();
+    again.vmas.iter_mut().for_each(|vma| vma.policy = None);
+    testing::policies(&mut again, |program| worker.run(program).unwrap());
+    assert_eq!(again, image.layout);
+    assert_eq!(again.vmas.iter().filter(|vma| vma.policy.is_some()).count(), 1);
     // No page has become one of the process's own that was not.
     let again = dump(worker.host(), worker.memory(), &image.layout, |_| true, &[], &mut sinks).unwrap();
     let places = |dumped: &Dumped| dumped.runs.iter().map(|run| (run.vaddr, run.pages)).collect::<Vec<_>>();

@@ -3,7 +3,7 @@
 use crate::image::{PagesWriter, Writer};
 use crate::memory::{Census, Dumped, Layout, MmState, PageFiles, dump};
 use crate::nursery::{Birth, beget, take_over};
-use crate::program::Program;
+use crate::program::{Answers, Program};
 use crate::resource::Stopped;
 use crate::status::Status;
 use crate::tracee::Tracee;
@@ -75,14 +75,15 @@ impl Task {
         layout
     }
 
-    /// The kernel's notes on its memory, asked for as in a checkpoint.
-    pub fn state(&self, census: &mut Census) -> MmState {
+    /// The kernel's notes on its memory, and the policies of its mappings, asked for as in a checkpoint.
+    pub fn state(&self, census: &mut Census, layout: &mut Layout) -> MmState {
         let leader = self.tracee.as_ref().unwrap();
         let mut program = Program::new();
         let asked = MmState::ask(&mut program);
         stay_on_this_cpu().unwrap();
         let mut visit = Visit::enter(leader, nix::sched::sched_getcpu().unwrap()).unwrap();
         let answers = visit.run(leader, &program).unwrap();
+        policies(layout, |program| visit.run(leader, program).unwrap());
         visit.leave().unwrap();
         let status = Status::parse(&std::fs::read(format!("/proc/{}/status", self.pid)).unwrap());
         let id = self.pid.as_raw();
@@ -105,6 +106,22 @@ impl Drop for Task {
     fn drop(&mut self) {
         let _ = kill(self.pid, Signal::SIGKILL);
         let _ = waitpid(self.pid, None);
+    }
+}
+
+/// Asks for the policies of all mappings.
+pub fn policies(layout: &mut Layout, mut run: impl FnMut(&Program) -> Answers) {
+    let mut next = 0;
+    while next < layout.vmas.len() {
+        let mut program = Program::new();
+        let asked = layout.ask_policies(next, &mut program);
+        let (with, behind) = layout.take_policies(&asked, &run(&program));
+        for vma in with {
+            let mut program = Program::new();
+            let asked = layout.ask_nodes(vma, &mut program);
+            layout.take_nodes(vma, &asked, &run(&program)).unwrap();
+        }
+        next = behind;
     }
 }
 

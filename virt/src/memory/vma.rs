@@ -1,6 +1,7 @@
 //! One mapping, as an image keeps it. JSON shows it as `/proc/PID/smaps` does, so that a person can compare the two.
 
 use crate::image::Bytes;
+use crate::mempolicy::MemPolicy;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -283,6 +284,9 @@ pub struct Vma {
     /// The name that the process gave it by PR_SET_VMA_ANON_NAME.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Bytes>,
+    /// On which NUMA nodes its memory is to be, if it was told (mbind(2)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<MemPolicy>,
 }
 
 impl Vma {
@@ -325,6 +329,7 @@ mod tests {
             backing: Backing::Object { id: 3, offset: 0x1000, shared: false },
             flags: Flags::GROWS_DOWN.and(Flags::ACCOUNT),
             name: None,
+            policy: None,
         };
         let json = serde_json::to_string(&vma).unwrap();
         let expected = r#"{"range":"7f0000000000-7f0000021000","prot":"rw-","backing":{"object":{"id":3,"offset":4096,"shared":false}},"flags":"gd ac"}"#;
