@@ -11,6 +11,7 @@ use crate::outside::Outside;
 use crate::program::{Answers, Call, Program};
 use crate::resource::{Blocker, Stopped};
 use crate::rooms::{AskedThread, ProcessRooms, ThreadRooms};
+use crate::sched;
 use crate::seize::{Frozen, Process, Thread};
 use crate::signals;
 use crate::snapshot::Snapshot;
@@ -104,13 +105,15 @@ impl Capture {
         };
         let task = &leader.stopped;
         self.job.outside_processes.capture(task)?;
-        self.blockers.extend(signals::blocker(task));
 
         let mut visit = Visit::enter(&leader.tracee, self.cpu)?;
         // Only the area: the code lies in the vdso, which the process has anyway.
         let hidden = visit.area();
         let (mut layout, mut obstacles) =
             Layout::read(task.host, &mut self.census, &[Span::new(hidden.start, hidden.end)])?;
+        for thread in &process.threads {
+            signals::tell_overruns(&thread.stopped, |program| visit.run(&thread.tracee, program))?;
+        }
         let mut program = Program::new();
         let timers = PosixTimers::list(task)?;
         let asked_process = ProcessRooms::ask(&mut program);
@@ -173,6 +176,8 @@ impl Capture {
     fn thread_from_outside(&mut self, thread: &mut Thread) -> Result<(), Failure> {
         let (host, task) = (thread.stopped.host, &thread.stopped);
         self.blockers.extend(registers::blocker(task, &thread.tracee.regs));
+        self.blockers.extend(signals::blocker(task));
+        self.blockers.extend(sched::blocker(task)?);
         if let Some(rseq) = Rseq::read(host)? {
             let memory = crate::worker::open_memory(host)?;
             rseq.abort(&memory, &mut thread.tracee.regs)?;
