@@ -122,7 +122,8 @@ impl Witness {
             File::open(&path).doing(|| format!("open {path}"))
         };
         let (own, theirs) = (open("self", "pid")?, open(&task.host.to_string(), "pid")?);
-        let host = rustix::process::Pid::from_raw(task.host.as_raw()).ok_or(Errno::ESRCH).doing(what)?;
+        // Only a process, not a thread, can be a model for setns(2).
+        let host = rustix::process::Pid::from_raw(task.status.tgid).ok_or(Errno::ESRCH).doing(what)?;
         let model = pidfd_open(host, PidfdFlags::empty()).doing(what)?;
         let plan = Plan {
             identity,

@@ -1,6 +1,8 @@
 use crate::job::{Job, at, call, job, stopped, visit};
 use ckrun_virt::landlock::{Witnesses, blocker};
 use ckrun_virt::program::Program;
+use ckrun_virt::tracee::Tracee;
+use ckrun_virt::visit::Visit;
 use libc::*;
 
 /// What a domain may handle: accesses of the file system, of the network, scopes.
@@ -14,17 +16,43 @@ fn confine(handled: &[u64; 3]) {
 
 /// The kernel of this host must have Landlock for these tests to say anything.
 fn confined(job: &Job) -> bool {
+    confined_threads(job)[0]
+}
+
+fn confined_threads(job: &Job) -> Vec<bool> {
     let mut witnesses = Witnesses::default();
-    let task = stopped(job.pid);
-    let witness = witnesses.of(&task).unwrap().expect("a kernel with Landlock (lsm=landlock)");
-    let answer = visit(job, |visit, tracees| {
+    let mut judge = |visit: &mut Visit, tracee: &Tracee| {
+        let task = stopped(tracee.pid());
+        let witness = witnesses.of(&task).unwrap().expect("a kernel with Landlock (lsm=landlock)");
         let mut program = Program::new();
         let call = witness.ask(&mut program);
-        visit.run(&tracees[0], &program).unwrap().of(call)
+        let blocker = blocker(&task, visit.run(tracee, &program).unwrap().of(call));
+        assert!(blocker.iter().all(|b| b.why.starts_with("it is confined")), "{blocker:?}");
+        blocker.is_some()
+    };
+    visit(job, |visit, tracees| tracees.iter().map(|tracee| judge(visit, tracee)).collect())
+}
+
+/// Ids and domains are a thread's own.
+#[test]
+fn threads_that_differ() {
+    let job = job(|| {
+        for handled in [None, Some(&HANDLED[2])] {
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                drop_to(1000, false);
+                if let Some(handled) = handled {
+                    confine(handled);
+                }
+                tell.send(()).unwrap();
+                loop {
+                    std::thread::park();
+                }
+            });
+            told.recv().unwrap();
+        }
     });
-    let blocker = blocker(&task, answer);
-    assert!(blocker.iter().all(|b| b.why.starts_with("it is confined")), "{blocker:?}");
-    blocker.is_some()
+    assert_eq!(confined_threads(&job), [false, false, true]);
 }
 
 fn drop_to(uid: u64, caps: bool) {
