@@ -20,7 +20,7 @@ fn points(verb: &str) -> impl Iterator<Item = &'static str> {
 }
 
 fn job() -> Job {
-    Job::up("processes", "tree")
+    Job::up("processes", "wide")
 }
 
 /// ckrun with a fault.
@@ -39,6 +39,11 @@ fn cleared(job: &Job) {
     }
 }
 
+/// The files of the job have changed since the checkpoint, where it ran on for a moment.
+fn again(job: &Job, image: &Path) {
+    job.restore_with(image, &["--changed-files", "ignore"]);
+}
+
 fn killed(ended: ExitStatus) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&ended) == Some(libc::SIGKILL)
 }
@@ -51,7 +56,7 @@ fn delete(job: &Job) {
 /// Whatever became of the job, its image brings it back.
 fn comes_back(job: &Job, image: &Path) {
     delete(job);
-    job.restore(image);
+    again(job, image);
 }
 
 #[test]
@@ -120,14 +125,15 @@ fn a_restart_killed_at_every_step() {
     let job = job();
     let image = job.image("image");
     job.checkpoint(&image);
-    let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+    let words = ["restore", "--detach", "--changed-files", "ignore", "--image-path", path(&image), "ID"];
     for point in points("restore:") {
-        assert!(killed(with_fault(&job, point, &words)), "{point}");
+        let ended = with_fault(&job, point, &words);
+        assert!(killed(ended), "{point}: {ended}");
         if point != UNGUARDED {
             job.container.no_trace();
         }
     }
-    job.restore(&image);
+    again(&job, &image);
     delete(&job);
 }
 
@@ -136,12 +142,12 @@ fn a_restart_that_fails_at_every_step() {
     let job = job();
     let image = job.image("image");
     job.checkpoint(&image);
-    let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+    let words = ["restore", "--detach", "--changed-files", "ignore", "--image-path", path(&image), "ID"];
     for point in points("restore:") {
         assert_eq!(with_fault(&job, &format!("fail@{point}"), &words).code(), Some(1), "{point}");
         job.container.no_trace();
     }
-    job.restore(&image);
+    again(&job, &image);
     delete(&job);
 }
 
@@ -151,7 +157,7 @@ fn a_restart_killed_at_any_system_call() {
     let job = job();
     let image = job.image("image");
     job.checkpoint(&image);
-    let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+    let words = ["restore", "--detach", "--changed-files", "ignore", "--image-path", path(&image), "ID"];
     let (all, killed) = kill_at(job.container.command(&words), usize::MAX);
     assert!(!killed && all > 100, "{all}");
     delete(&job);
@@ -171,6 +177,6 @@ fn a_restart_killed_at_any_system_call() {
         }
         job.container.no_trace();
     }
-    job.restore(&image);
+    again(&job, &image);
     delete(&job);
 }

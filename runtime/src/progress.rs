@@ -23,7 +23,7 @@ impl Progress {
         Progress { doing, terminal: stderr().is_terminal(), started: Instant::now(), shown: None }
     }
 
-    /// So many of so many bytes are done.
+    /// So many of so many bytes are done; 0 of the latter when it is not known how many there are.
     pub fn update(&mut self, done: u64, total: u64) {
         let now = Instant::now();
         let due = match self.shown {
@@ -48,9 +48,11 @@ impl Drop for Progress {
 }
 
 fn line(doing: &str, done: u64, total: u64, spent: Duration) -> String {
-    let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100).min(100);
     let speed = size((done as f64 / spent.as_secs_f64()) as u64);
-    format!("{doing}: {percent} % of {}, {speed}/s", size(total))
+    match done.saturating_mul(100).checked_div(total) {
+        Some(percent) => format!("{doing}: {} % of {}, {speed}/s", percent.min(100), size(total)),
+        None => format!("{doing}: {}, {speed}/s", size(done)),
+    }
 }
 
 /// A size as a person reads it.
@@ -71,7 +73,7 @@ mod tests {
     fn a_line_says_how_much_of_what() {
         let said = line("checkpoint", 512 << 20, 2 << 30, Duration::from_secs(2));
         assert_eq!(said, "checkpoint: 25 % of 2.00 GiB, 256.0 MiB/s");
-        assert_eq!(line("restore", 0, 0, Duration::from_secs(1)), "restore: 100 % of 0 B, 0 B/s");
+        assert_eq!(line("restore", 2048, 0, Duration::from_secs(1)), "restore: 2.0 KiB, 2.0 KiB/s");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The moments of a checkpoint and of a restart at which others have something to do: the caller, and later plugins.
 
 use crate::Error;
+use crate::table::Table;
 use std::path::Path;
 
 /// Called by the stories at their places; nothing happens by default. An error before the commit of an image ends the
@@ -39,8 +40,9 @@ pub trait Events {
         Ok(())
     }
 
-    /// The restored job is about to run.
-    fn running(&mut self) -> Result<(), Error> {
+    /// The restored job is about to run, and what its ids stand for from now on is in `table`. Whatever may still fail has
+    /// to be done now: once the job runs it changes files, and its image may not fit to them any more.
+    fn running(&mut self, table: &Table) -> Result<(), Error> {
         Ok(())
     }
 

@@ -30,8 +30,8 @@ pub const POINTS: &[&str] = &[
     "restore:threads",
     "restore:state",
     "restore:registers",
-    "restore:release",
     "restore:save",
+    "restore:release",
     "restore:done",
 ];
 

@@ -139,7 +139,7 @@ pub fn restore(
 
     fault::point("restore:registers")?;
     making.registers()?;
-    events.running()?;
+    events.running(&table)?;
     fault::point("restore:release")?;
     let bytes = making.bytes;
     making.release()?;

@@ -144,11 +144,11 @@ impl Built {
         self
     }
 
-    /// The parked init has become the job: from now on the state tells of it, and it needs no ckrun any more.
+    /// The parked init is the job but for the start: from now on the state tells of it.
     ///
     /// # Errors
     /// The state can't be written.
-    pub fn restored(&mut self) -> Result<()> {
+    pub fn restored(&self) -> Result<()> {
         self.entry.save(&self.state)
     }
 

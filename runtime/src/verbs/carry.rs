@@ -98,37 +98,8 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::file(path, &e))
 }
 
-/// What the stories tell the caller while they go on.
-#[derive(Debug)]
-pub struct Watcher<'a> {
-    progress: crate::progress::Progress,
-    /// The cgroups of a job that was found frozen.
-    frozen: Option<&'a crate::cgroup::Cgroups>,
-}
-
-impl<'a> Watcher<'a> {
-    /// For a verb, and a job that was found frozen.
-    pub fn new(doing: &'static str, frozen: Option<&'a crate::cgroup::Cgroups>) -> Self {
-        Watcher { progress: crate::progress::Progress::new(doing), frozen }
-    }
-}
-
-impl ckrun_virt::events::Events for Watcher<'_> {
-    fn seized(&mut self) -> Result<(), ckrun_virt::Error> {
-        self.frozen.map_or(Ok(()), |cgroups| cgroups.thaw().map_err(to_virt))
-    }
-
-    fn resume(&mut self) -> Result<(), ckrun_virt::Error> {
-        self.frozen.map_or(Ok(()), |cgroups| cgroups.freeze().map_err(to_virt))
-    }
-
-    fn progress(&mut self, done: u64, total: u64) {
-        self.progress.update(done, total);
-    }
-}
-
 /// An error of this crate on its way through the other.
-fn to_virt(error: Error) -> ckrun_virt::Error {
+pub fn to_virt(error: Error) -> ckrun_virt::Error {
     match error {
         Error::Sys(failure) => failure.into(),
         Error::Virt(error) => error,

@@ -1,14 +1,16 @@
 //! `ckrun checkpoint`: write a job to an image.
 
-use super::carry::{CarryArgs, Watcher, absolute, own_pids, refuse};
+use super::carry::{CarryArgs, absolute, own_pids, refuse, to_virt};
 use super::{Context, lock, print_json, print_line, require};
+use crate::cgroup::Cgroups;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
-use crate::progress::size;
+use crate::progress::{Progress, size};
 use crate::sandbox::destroy;
 use crate::sandbox::guardian::{Charge, Guardian};
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint, survey};
+use ckrun_virt::events::Events;
 use ckrun_virt::table::Table;
 use ckrun_virt::{Process, fault};
 use serde_json::{Value, json};
@@ -84,8 +86,9 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
     let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
     let frozen = (status == Status::Paused).then_some(&state.cgroups);
-    let written =
-        checkpoint(init.pid(), &options, &[("config.json", config)], &mut Watcher::new("checkpoint", frozen));
+    let mut watcher = Watcher { progress: Progress::new("checkpoint"), frozen };
+    let written = checkpoint(init.pid(), &options, &[("config.json", config)], &mut watcher);
+    drop(watcher);
     drop(guardian);
     if let Some(cgroups) = frozen
         && (written.is_err() || options.leave_running)
@@ -110,6 +113,27 @@ fn check(args: &Args) -> Result<()> {
     refuse("checkpoint", "--pre-dump", args.pre_dump)?;
     refuse("checkpoint", "--page-server", args.page_server.is_some())?;
     args.carry.check("checkpoint")
+}
+
+/// What a checkpoint has to do at the moments of its story.
+struct Watcher<'a> {
+    progress: Progress,
+    /// The cgroups of a job that was found frozen.
+    frozen: Option<&'a Cgroups>,
+}
+
+impl Events for Watcher<'_> {
+    fn seized(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.frozen.map_or(Ok(()), |cgroups| cgroups.thaw().map_err(to_virt))
+    }
+
+    fn resume(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.frozen.map_or(Ok(()), |cgroups| cgroups.freeze().map_err(to_virt))
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        self.progress.update(done, total);
+    }
 }
 
 fn look(args: &Args, init: &Process) -> Result<i32> {

@@ -1,19 +1,22 @@
 //! `ckrun restore`: bring a job back from an image.
 
-use super::carry::{CarryArgs, Watcher, absolute, own_pids};
+use super::carry::{CarryArgs, absolute, own_pids, to_virt};
 use super::new::NewArgs;
 use super::{Context, print_json, print_line, write_pid_file};
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::foreground::Foreground;
 use crate::journal::Journal;
+use crate::progress::{Progress, size};
 use crate::sandbox::build::{Built, Parked, Restart, Start, build};
 use crate::sandbox::{console, destroy, hooks, labels, validate};
 use crate::status::Status;
 use ckrun_virt::clocks::Clocks;
+use ckrun_virt::events::Events;
 use ckrun_virt::fault;
 use ckrun_virt::image::Image;
 use ckrun_virt::restore::{Changed, Options, Problem, check, restore};
+use ckrun_virt::table::Table;
 use serde_json::json;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -126,7 +129,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     log::debug!("the sandbox stands");
     let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
     let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
-    if let Err(e) = revive(&mut built, hatch, &image, &wishes, args.new.pid_file.as_deref()) {
+    if let Err(e) = revive(&built, hatch, &image, &wishes, args.new.pid_file.as_deref()) {
         built.abandon();
         return Err(e);
     }
@@ -170,29 +173,49 @@ fn answer(args: &Args, image: &Path, problems: &[Problem]) -> Result<i32> {
 
 /// From a parked init to a running job that needs no ckrun.
 fn revive(
-    built: &mut Built,
+    built: &Built,
     hatch: OwnedFd,
     image: &Image,
     wishes: &Options,
     pid_file: Option<&Path>,
 ) -> Result<()> {
     fault::point("restore:sandbox")?;
-    let restored = restore(image, built.init.pid(), hatch, wishes, &mut Watcher::new("restore", None))?;
+    let mut watcher = Watcher { progress: Progress::new("restore"), built, pid_file };
+    let restored = restore(image, built.init.pid(), hatch, wishes, &mut watcher)?;
     log::debug!(
         "restored {} processes, {} threads, {} in {:.1} ms",
         restored.processes,
         restored.threads,
-        crate::progress::size(restored.bytes),
+        size(restored.bytes),
         restored.total.as_secs_f64() * 1e3,
     );
-    fault::point("restore:save")?;
-    built.restored()?;
-    restored.table.write(built.entry.dir())?;
-    if let Some(path) = pid_file {
-        write_pid_file(path, built.init.pid().as_raw())?;
+    Ok(fault::point("restore:done")?)
+}
+
+/// What a restart has to do at the moments of its story.
+struct Watcher<'a> {
+    progress: Progress,
+    built: &'a Built,
+    pid_file: Option<&'a Path>,
+}
+
+impl Watcher<'_> {
+    fn remember(&self, table: &Table) -> Result<()> {
+        fault::point("restore:save")?;
+        table.write(self.built.entry.dir())?;
+        self.built.restored()?;
+        self.pid_file.map_or(Ok(()), |path| write_pid_file(path, self.built.init.pid().as_raw()))
     }
-    fault::point("restore:done")?;
-    Ok(())
+}
+
+impl Events for Watcher<'_> {
+    fn running(&mut self, table: &Table) -> Result<(), ckrun_virt::Error> {
+        self.remember(table).map_err(to_virt)
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        self.progress.update(done, total);
+    }
 }
 
 #[cfg(test)]
