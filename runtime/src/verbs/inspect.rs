@@ -206,6 +206,7 @@ impl Contents {
                 Kind::Deleted { path } => ("deleted file", Printable(path).to_string()),
                 Kind::Shared { .. } => ("shared memory", String::new()),
                 Kind::Memfd { name, .. } => ("memfd", Printable(name).to_string()),
+                Kind::Segment { id, .. } => ("System V segment", id.to_string()),
             };
             let stored = match sizes.shared.get(&number) {
                 Some(bytes) => size(*bytes),
