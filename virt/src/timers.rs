@@ -71,7 +71,12 @@ impl Resource for IntervalTimers {
     }
 
     fn capture(_: &Stopped, asked: &[Place; 3], answers: &Answers) -> Result<Self, Failure> {
-        let [real, r#virtual, profiling] = asked.map(|place| Interval::read(answers, place));
+        let [mut real, r#virtual, profiling] = asked.map(|place| Interval::read(answers, place));
+        // The kernel winds a periodic timer up again only when its signal is taken (posixtimer_rearm_itimer). As long as
+        // that waits there is nothing left; the signal is carried, and the next one is due a period later.
+        if !real.is_armed() {
+            real.left = real.interval;
+        }
         Ok(IntervalTimers { real, r#virtual, profiling })
     }
 
