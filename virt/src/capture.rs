@@ -16,11 +16,13 @@ use crate::seize::{Frozen, Process, Thread};
 use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::sys::ptrace;
+use crate::sysv::SystemV;
 use crate::timers::PosixTimers;
 use crate::tracee::Tracee;
 use crate::tree::{Life, Member};
+use crate::uts::Names;
 use crate::visit::Visit;
-use crate::{Doing, Error, Failure};
+use crate::{Doing, Error, Failure, namespace};
 use nix::unistd::Pid;
 
 /// What has been read so far.
@@ -34,6 +36,10 @@ pub struct Capture {
     pub blockers: Vec<Blocker>,
     /// Processes that tell whether a task is confined.
     witnesses: Witnesses,
+    /// The first process.
+    init: Pid,
+    /// The namespaces that all processes must be in.
+    namespaces: namespace::Common,
     /// The CPU that ckrun stays on.
     cpu: usize,
 }
@@ -71,6 +77,8 @@ impl Capture {
             census: Census::new(init, limit)?,
             blockers: Vec::new(),
             witnesses: Witnesses::default(),
+            init,
+            namespaces: namespace::Common::of(init)?,
             cpu,
         })
     }
@@ -93,6 +101,11 @@ impl Capture {
             }
         }
         self.census.enter_segments()?;
+        if let Some(namespace) = self.census.ipc() {
+            let id = |process: &Process| (process.stopped.host.as_raw(), process.pid);
+            self.job.sysv = SystemV::capture(namespace, &frozen.processes.iter().map(id).collect())?;
+        }
+        self.job.names = Names::capture(self.init)?;
         Ok(sources)
     }
 
@@ -105,6 +118,7 @@ impl Capture {
         };
         let task = &leader.stopped;
         self.job.outside_processes.capture(task)?;
+        self.blockers.extend(self.namespaces.left_by(task.host, task.pid, || task.comm())?);
 
         let mut visit = Visit::enter(&leader.tracee, self.cpu)?;
         // Only the area: the code lies in the vdso, which the process has anyway.

@@ -8,6 +8,7 @@ use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Manifest, Owner, PageRun, PagesWriter, Writer};
 use crate::memory::{self, Census, Dumped, Relative, Vma};
+use crate::namespace::Common;
 use crate::proc::Stat;
 use crate::resource::Blocker;
 use crate::seize::{Frozen, descendants};
@@ -64,6 +65,7 @@ const COPIERS: usize = 2;
 pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
     let mut blockers = Vec::new();
     let mut census = Census::new(init, DELETED)?;
+    let namespaces = Common::of(init)?;
     let processes = descendants(init);
     blockers.extend(fd::survey(&processes)?);
     for host in processes {
@@ -73,6 +75,7 @@ pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
         let Ok(text) = std::fs::read(format!("/proc/{host}/status")) else { continue };
         let pid = Status::parse(&text).ns_pid.last().copied().unwrap_or(0);
         let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
+        blockers.extend(namespaces.left_by(host, pid, || comm.trim_end().to_owned())?);
         match memory::survey(host, pid, comm.trim_end(), &mut census) {
             Ok(found) => blockers.extend(found),
             // One that has ended meanwhile is in nobody's way.

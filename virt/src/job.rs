@@ -7,8 +7,10 @@ use crate::image::{Image, Writer};
 use crate::memory::{Layout, MmState, Object};
 use crate::rooms::{OutsideProcess, OutsideThread, ProcessRooms, ThreadRooms};
 use crate::seccomp::Filters;
+use crate::sysv::SystemV;
 use crate::timers::PosixTimers;
 use crate::tree::Member;
+use crate::uts::Names;
 use std::collections::BTreeMap;
 
 /// Everything is found by the job's own ids.
@@ -38,6 +40,10 @@ pub struct Job {
     pub objects: Vec<Object>,
     /// Descriptors and what is behind them. The capture writes them, with the contents that go with them.
     pub files: Files,
+    /// Semaphores and message queues.
+    pub sysv: SystemV,
+    /// Host and domain name, if they are the job's own.
+    pub names: Option<Names>,
 }
 
 impl Job {
@@ -57,6 +63,12 @@ impl Job {
         image.json("address-spaces.json", &self.memory)?;
         image.json("mappings.json", &self.layouts)?;
         image.json("objects.json", &self.objects)?;
+        if !self.sysv.is_empty() {
+            image.json(SystemV::FILE, &self.sysv)?;
+        }
+        if let Some(names) = &self.names {
+            image.json(Names::FILE, names)?;
+        }
         Ok(())
     }
 
@@ -78,6 +90,8 @@ impl Job {
             layouts: image.json("mappings.json")?,
             objects: image.json("objects.json")?,
             files: Files::read(image)?,
+            sysv: if image.has(SystemV::FILE) { image.json(SystemV::FILE)? } else { SystemV::default() },
+            names: if image.has(Names::FILE) { Some(image.json(Names::FILE)?) } else { None },
         };
         job.check()?;
         Ok(job)

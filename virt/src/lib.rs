@@ -15,6 +15,7 @@
 //! - [`fd`]: descriptors and what is behind them; [`fs`]: directories and umask;
 //! - [`image`]: a checkpoint on disk;
 //! - [`memory`]: address spaces, read and built again;
+//! - [`sysv`]: semaphores and message queues; [`uts`]: host and domain name;
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
@@ -39,6 +40,7 @@ pub mod limits;
 mod making;
 pub mod memory;
 pub mod mempolicy;
+pub mod namespace;
 pub mod nursery;
 pub mod oom;
 pub mod outside;
@@ -57,10 +59,12 @@ pub mod status;
 mod stub;
 pub mod switches;
 pub mod sys;
+pub mod sysv;
 pub mod table;
 pub mod timers;
 pub mod tracee;
 pub mod tree;
+pub mod uts;
 pub mod vdso;
 pub mod visit;
 pub mod worker;

@@ -89,6 +89,10 @@ impl<'a> Making<'a> {
         let free = used.map(|held| held.fd).max().unwrap_or(HATCH).max(HATCH) + 1;
         let handles = &mut self.handles;
         memory::make_objects(worker, &job.objects, job.layouts.values(), runs, &self.pages, free, handles)?;
+        job.sysv.make(worker.host())?;
+        if let Some(names) = &job.names {
+            names.restore(worker.host())?;
+        }
         let shared = |id| handles.get(&id).map(|handle| handle.write);
         self.made = job.files.make(worker, self.image, &shared, options)?;
         Ok(())
@@ -192,6 +196,7 @@ impl<'a> Making<'a> {
         for member in running(job) {
             let mut program = Program::new();
             job.files.finish(&self.made, member.pid, &mut program);
+            job.sysv.finish(member.pid, &mut program);
             self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
         }
         job.files.hand_over(&self.made, &mut self.leaders)

@@ -2,6 +2,7 @@
 
 use super::ghost::Ghosts;
 use super::given::Standard;
+use super::queue;
 use super::graph::{Graph, Member, is_gone};
 use super::stream::Ends;
 use super::*;
@@ -228,6 +229,10 @@ fn look(
         }
     }
     tables(graph, &mut blockers)?;
+    if let Some(first) = graph.members.first() {
+        let named = |what, why: &str| blocker(first, Refusal { what, why: why.into(), remedy: None });
+        blockers.extend(queue::blockers(&graph.container, first.host, named)?);
+    }
     if !running && blockers.is_empty() {
         job.quiet_epolls()?;
     }

@@ -56,6 +56,16 @@ impl Container {
         self.mounts.get(&id)
     }
 
+    /// The mounts of a type of file system.
+    pub fn mounted<'a>(&'a self, kind: &'a [u8]) -> impl Iterator<Item = &'a Mount> {
+        self.mounts.values().filter(move |mount| mount.kind == kind)
+    }
+
+    /// Opens the directory at `path`; None when there is none.
+    pub fn directory(&self, path: &[u8]) -> Result<Option<OwnedFd>, Failure> {
+        open(self.root(), path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
     /// The container's root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
@@ -93,9 +103,7 @@ impl Container {
     /// Another name for the file `stat` in the directory that `path` is in.
     pub fn other_name(&self, path: &[u8], stat: &Stat) -> Result<Option<Vec<u8>>, Failure> {
         let directory = parent(path);
-        let Some(fd) = open(self.root(), directory, OFlags::RDONLY | OFlags::DIRECTORY)? else {
-            return Ok(None);
-        };
+        let Some(fd) = self.directory(directory)? else { return Ok(None) };
         let what = || format!("read the directory {}", String::from_utf8_lossy(directory));
         for entry in rustix::fs::Dir::read_from(&fd).doing(what)? {
             let entry = entry.doing(what)?;

@@ -31,6 +31,7 @@ mod path;
 mod pipe;
 mod place;
 mod pseudo;
+mod queue;
 mod refused;
 mod regular;
 mod seen;

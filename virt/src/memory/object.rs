@@ -3,6 +3,7 @@
 
 use super::segment;
 use crate::image::Bytes;
+use crate::namespace::{self, Namespace};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -10,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// A file or a piece of shared memory.
@@ -67,6 +68,8 @@ pub enum Kind {
         id: i32,
         /// Its key.
         key: i32,
+        /// User and group that made it.
+        creator: (u32, u32),
         /// It is kept from being swapped (SHM_LOCK).
         locked: bool,
         /// It goes with its last attachment (IPC_RMID).
@@ -115,7 +118,7 @@ pub struct Census {
     known: HashMap<Name, Result<u32, Obstacle>>,
     root: OwnedFd,
     /// The job's IPC namespace, if it has one of its own.
-    ipc: Option<OwnedFd>,
+    ipc: Option<Namespace>,
     /// The device of the kernel's own tmpfs, which memfds and shared memory are on.
     memory: u64,
     /// The most bytes of one deleted file that are carried.
@@ -139,7 +142,7 @@ impl Census {
             links: Vec::new(),
             known: HashMap::new(),
             root,
-            ipc: segment::namespace(init)?,
+            ipc: Namespace::of(init, namespace::Kind::Ipc)?,
             memory: stat.st_dev,
             limit,
         })
@@ -220,8 +223,8 @@ impl Census {
     }
 
     /// The job's IPC namespace, if it has one of its own.
-    pub(super) fn ipc(&self) -> Option<BorrowedFd<'_>> {
-        self.ipc.as_ref().map(AsFd::as_fd)
+    pub(crate) fn ipc(&self) -> Option<&Namespace> {
+        self.ipc.as_ref()
     }
 
     /// The kind of a System V segment, whose inode's number is its id.
@@ -239,7 +242,7 @@ impl Census {
             return Ok(Err("a System V shared memory segment of huge pages"));
         }
         let id = stat.st_ino as i32;
-        Ok(Ok(Kind::Segment { id, key: 0, locked: false, doomed: false }))
+        Ok(Ok(Kind::Segment { id, key: 0, creator: (0, 0), locked: false, doomed: false }))
     }
 
     fn kind(&self, path: &[u8], stat: &Stat, link: &str) -> Result<Result<Kind, Obstacle>, Failure> {

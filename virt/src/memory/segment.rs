@@ -2,20 +2,19 @@
 //!
 //! ckrun enters the namespace for a moment, on its own thread: it can read and make segments there with the ids that they
 //! are to have. The time of the last attachment, and the ids of the processes that made and attached a segment, are not
-//! kept, and its creator is root afterwards.
+//! kept.
 
 use super::object::{Census, Kind, Object};
 use super::vma::{Backing, Flags, PAGE, Prot, Span, Vma};
+use crate::namespace::{self, Namespace};
 use crate::program::Program;
 use crate::sys::check;
+use crate::sysv::{self, Sort};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
-use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// `linux/shm.h`.
 const SHM_STAT_ANY: i32 = 15;
@@ -23,46 +22,11 @@ const SHM_INFO: i32 = 14;
 const SHM_DEST: u32 = 0o1000;
 const SHM_LOCKED: u32 = 0o2000;
 
-/// The IPC namespace of process `pid`; None if it is ckrun's own.
-pub(super) fn namespace(pid: Pid) -> Result<Option<OwnedFd>, Failure> {
-    let fd = open_namespace(&format!("/proc/{pid}"))?;
-    let home = open_namespace("/proc/thread-self")?;
-    Ok(if same(fd.as_fd(), home.as_fd())? { None } else { Some(fd) })
-}
+const SORT: Sort = Sort { name: "shared memory segment", short: "shm", remove };
 
 /// The process behind `link`, a path below `/proc/PID`, is in `namespace`.
-pub(super) fn is_in(link: &str, namespace: BorrowedFd<'_>) -> Result<bool, Failure> {
-    let process = link.match_indices('/').nth(2).map_or(link, |(at, _)| &link[..at]);
-    same(open_namespace(process)?.as_fd(), namespace)
-}
-
-fn open_namespace(process: &str) -> Result<OwnedFd, Failure> {
-    let path = format!("{process}/ns/ipc");
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {path}"))
-}
-
-fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Failure> {
-    let inode = |fd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).doing(|| "look at an IPC namespace");
-    Ok(inode(one)? == inode(other)?)
-}
-
-/// This thread in another IPC namespace, until it is dropped.
-struct Abroad(OwnedFd);
-
-impl Abroad {
-    fn go(namespace: BorrowedFd<'_>) -> Result<Self, Failure> {
-        let home = open_namespace("/proc/thread-self")?;
-        setns(namespace, CloneFlags::CLONE_NEWIPC).doing(|| "enter the IPC namespace of the job")?;
-        Ok(Abroad(home))
-    }
-}
-
-impl Drop for Abroad {
-    fn drop(&mut self) {
-        if let Err(errno) = setns(&self.0, CloneFlags::CLONE_NEWIPC) {
-            log::error!("stay in the IPC namespace of the job: {errno}");
-        }
-    }
+pub(super) fn is_in(link: &str, namespace: &Namespace) -> Result<bool, Failure> {
+    namespace.has(link.match_indices('/').nth(2).map_or(link, |(at, _)| &link[..at]))
 }
 
 /// shmctl(2) that fills a structure.
@@ -74,16 +38,21 @@ fn stat(id: i32, command: i32) -> Result<(i32, libc::shmid_ds), Errno> {
     Ok((answer as i32, segment))
 }
 
+fn remove(id: i32) {
+    // SAFETY: IPC_RMID takes no structure.
+    unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+}
+
 /// What the kernel says of segment `id`.
-pub(super) fn look(namespace: BorrowedFd<'_>, id: i32) -> Result<Object, Failure> {
-    let _abroad = Abroad::go(namespace)?;
+pub(super) fn look(namespace: &Namespace, id: i32) -> Result<Object, Failure> {
+    let _abroad = namespace.enter()?;
     let (_, segment) = stat(id, libc::IPC_STAT).doing(|| format!("look at shared memory segment {id}"))?;
     Ok(object(id, &segment))
 }
 
 /// All segments of a namespace.
-pub(super) fn all(namespace: BorrowedFd<'_>) -> Result<Vec<Object>, Failure> {
-    let _abroad = Abroad::go(namespace)?;
+pub(super) fn all(namespace: &Namespace) -> Result<Vec<Object>, Failure> {
+    let _abroad = namespace.enter()?;
     let (last, _) = stat(0, SHM_INFO).doing(|| "count shared memory segments")?;
     let mut found = Vec::new();
     for index in 0..=last {
@@ -109,6 +78,7 @@ fn object(id: i32, segment: &libc::shmid_ds) -> Object {
         kind: Kind::Segment {
             id,
             key: perm.__key,
+            creator: (perm.cuid, perm.cgid),
             locked: mode & SHM_LOCKED != 0,
             doomed: mode & SHM_DEST != 0,
         },
@@ -116,9 +86,9 @@ fn object(id: i32, segment: &libc::shmid_ds) -> Object {
 }
 
 /// Opens the content of segment `id`, of `size` bytes.
-pub(super) fn open(namespace: BorrowedFd<'_>, id: i32, size: u64) -> Result<File, Failure> {
+pub(super) fn open(namespace: &Namespace, id: i32, size: u64) -> Result<File, Failure> {
     let what = || format!("read shared memory segment {id}");
-    let _abroad = Abroad::go(namespace)?;
+    let _abroad = namespace.enter()?;
     // SAFETY: attaches at a place of the kernel's choice.
     let at = unsafe { libc::shmat(id, std::ptr::null(), libc::SHM_RDONLY) };
     if at as isize == -1 {
@@ -134,27 +104,19 @@ pub(super) fn open(namespace: BorrowedFd<'_>, id: i32, size: u64) -> Result<File
 
 /// Makes a segment in the namespace of process `pid`, empty still.
 pub(super) fn make(pid: Pid, object: &Object) -> Result<(), Failure> {
-    let Kind::Segment { id, key, locked, .. } = object.kind else { return Ok(()) };
+    let Kind::Segment { id, key, creator, locked, .. } = object.kind else { return Ok(()) };
     let what = || format!("make shared memory segment {id}");
-    let namespace = open_namespace(&format!("/proc/{pid}"))?;
-    if same(namespace.as_fd(), open_namespace("/proc/thread-self")?.as_fd())? {
+    let Some(namespace) = Namespace::of(pid, namespace::Kind::Ipc)? else {
         // It would be left behind by a restart that fails.
         return Err(Failure::new(
             format!("{}: the container has no IPC namespace of its own", what()),
             Errno::EPERM,
         ));
-    }
-    let _abroad = Abroad::go(namespace.as_fd())?;
-    let next = "/proc/sys/kernel/shm_next_id";
-    std::fs::write(next, id.to_string()).doing(|| format!("write {next}"))?;
+    };
+    let _abroad = namespace.enter()?;
     let flags = libc::IPC_CREAT | libc::IPC_EXCL | (object.mode & 0o777).cast_signed();
     // SAFETY: numbers only.
-    let made = check(unsafe { libc::shmget(key, object.size as usize, flags) }.into()).doing(what)? as i32;
-    if made != id {
-        // SAFETY: removes what was made above.
-        unsafe { libc::shmctl(made, libc::IPC_RMID, std::ptr::null_mut()) };
-        return Err(Failure::new(what(), Errno::EEXIST));
-    }
+    sysv::create(SORT, id, creator, || unsafe { libc::shmget(key, object.size as usize, flags) })?;
     let (_, mut segment) = stat(id, libc::IPC_STAT).doing(what)?;
     (segment.shm_perm.uid, segment.shm_perm.gid) = object.owner;
     // SAFETY: IPC_SET reads owner and permissions from the structure; SHM_LOCK takes none.
@@ -179,7 +141,8 @@ pub(super) fn doom(pid: Pid, objects: &[Object]) -> Result<(), Failure> {
     if doomed.is_empty() {
         return Ok(());
     }
-    let _abroad = Abroad::go(open_namespace(&format!("/proc/{pid}"))?.as_fd())?;
+    let Some(namespace) = Namespace::of(pid, namespace::Kind::Ipc)? else { return Ok(()) };
+    let _abroad = namespace.enter()?;
     for id in doomed {
         // SAFETY: IPC_RMID takes no structure.
         let marked = check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }.into());

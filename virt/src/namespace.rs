@@ -1,0 +1,159 @@
+//! Namespaces of the job that ckrun enters for a moment, on its own thread, to read or make what is in them.
+//!
+//! A process may have left the namespaces that its parent is in. Only one of a kind is carried: the first process's.
+
+use crate::resource::Blocker;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+/// What a namespace is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host and domain name.
+    Uts,
+}
+
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::Ipc, Kind::Uts];
+
+    fn link(self) -> &'static str {
+        match self {
+            Kind::Ipc => "ipc",
+            Kind::Uts => "uts",
+        }
+    }
+
+    fn flag(self) -> CloneFlags {
+        match self {
+            Kind::Ipc => CloneFlags::CLONE_NEWIPC,
+            Kind::Uts => CloneFlags::CLONE_NEWUTS,
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Ipc => "IPC namespace",
+            Kind::Uts => "UTS namespace",
+        })
+    }
+}
+
+/// A namespace that is not ckrun's own.
+#[derive(Debug)]
+pub struct Namespace {
+    fd: OwnedFd,
+    kind: Kind,
+}
+
+impl Namespace {
+    /// That of process `pid`; None if it is ckrun's own.
+    ///
+    /// # Errors
+    /// `ESRCH`, `ENOENT` when the process has ended.
+    pub fn of(pid: Pid, kind: Kind) -> Result<Option<Namespace>, Failure> {
+        let fd = open(&format!("/proc/{pid}"), kind)?;
+        let home = open("/proc/thread-self", kind)?;
+        Ok(if same(fd.as_fd(), home.as_fd())? { None } else { Some(Namespace { fd, kind }) })
+    }
+
+    /// The process whose directory is `process` (`/proc/42`) is in it.
+    ///
+    /// # Errors
+    /// As [`Namespace::of`].
+    pub fn has(&self, process: &str) -> Result<bool, Failure> {
+        same(self.fd.as_fd(), open(process, self.kind)?.as_fd())
+    }
+
+    /// Takes this thread there until the answer is dropped. `/proc/sys` and `/proc/sysvipc` show what is there meanwhile.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SYS_ADMIN.
+    pub fn enter(&self) -> Result<Abroad, Failure> {
+        let home = open("/proc/thread-self", self.kind)?;
+        setns(&self.fd, self.kind.flag()).doing(|| format!("enter the {} of the job", self.kind))?;
+        Ok(Abroad { home, kind: self.kind })
+    }
+}
+
+/// This thread in another namespace, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Abroad {
+    home: OwnedFd,
+    kind: Kind,
+}
+
+impl Drop for Abroad {
+    fn drop(&mut self) {
+        // It was there, and has the privilege that brought it away.
+        if let Err(errno) = setns(&self.home, self.kind.flag()) {
+            log::error!("come back from the {} of the job: {errno}", self.kind);
+        }
+    }
+}
+
+fn open(process: &str, kind: Kind) -> Result<OwnedFd, Failure> {
+    let path = format!("{process}/ns/{}", kind.link());
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {path}"))
+}
+
+fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Failure> {
+    let inode = |fd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).doing(|| "look at a namespace");
+    Ok(inode(one)? == inode(other)?)
+}
+
+/// The namespaces that all processes of a job are in.
+#[derive(Debug)]
+pub struct Common([u64; 2]);
+
+impl Common {
+    /// Those of the job's first process.
+    ///
+    /// # Errors
+    /// As [`Namespace::of`].
+    pub fn of(init: Pid) -> Result<Common, Failure> {
+        inodes(init).map(Common)
+    }
+
+    /// The namespaces that process `host` has of its own. One that has ended has none. `pid` and `comm` are for people.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn left_by(
+        &self,
+        host: Pid,
+        pid: i32,
+        comm: impl Fn() -> String,
+    ) -> Result<Option<Blocker>, Failure> {
+        let theirs = match inodes(host) {
+            Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => return Ok(None),
+            answer => answer?,
+        };
+        let differs = Kind::ALL.iter().zip(self.0.iter().zip(&theirs)).find(|(_, (a, b))| a != b);
+        Ok(differs.map(|(kind, _)| Blocker {
+            pid,
+            comm: comm(),
+            what: kind.to_string(),
+            why: "it is not that of the first process, and only that is carried".into(),
+            remedy: None,
+        }))
+    }
+}
+
+fn inodes(pid: Pid) -> Result<[u64; 2], Failure> {
+    let mut inodes = [0; 2];
+    for (inode, kind) in inodes.iter_mut().zip(Kind::ALL) {
+        let path = format!("/proc/{pid}/ns/{}", kind.link());
+        *inode = std::fs::metadata(&path).doing(|| format!("look at {path}"))?.ino();
+    }
+    Ok(inodes)
+}

@@ -1,0 +1,223 @@
+use super::*;
+use crate::image::Bytes;
+use crate::uts::Names;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork, pipe};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+
+/// A child with namespaces of its own, which has done something and sleeps.
+struct Sandbox(Pid);
+
+impl Sandbox {
+    fn new(setup: impl FnOnce()) -> Sandbox {
+        let (read, write) = pipe().unwrap();
+        // SAFETY: the child calls nothing that needs another thread, and never returns.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let setup = std::panic::AssertUnwindSafe(|| {
+                    unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).unwrap();
+                    setup();
+                });
+                let well = std::panic::catch_unwind(setup).is_ok();
+                std::fs::File::from(write).write_all(&[well.into()]).unwrap();
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+            ForkResult::Parent { child } => {
+                let made = Sandbox(child);
+                let mut well = [0];
+                std::fs::File::from(read).read_exact(&mut well).unwrap();
+                assert_eq!(well, [1], "the child's setup has failed");
+                made
+            }
+        }
+    }
+
+    fn ipc(&self) -> Namespace {
+        Namespace::of(self.0, Kind::Ipc).unwrap().unwrap()
+    }
+
+    fn capture(&self) -> SystemV {
+        let ids = HashMap::from([(self.0.as_raw(), 7)]);
+        SystemV::capture(&self.ipc(), &ids).unwrap()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = waitpid(self.0, None);
+    }
+}
+
+fn own_namespaces() -> [std::path::PathBuf; 2] {
+    ["ipc", "uts"].map(|kind| std::fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap())
+}
+
+fn ok(answer: libc::c_int) -> libc::c_int {
+    assert_ne!(answer, -1, "{}", Errno::last());
+    answer
+}
+
+fn send(queue: i32, kind: i64, text: &[u8]) {
+    let bytes = [&kind.to_ne_bytes()[..], text].concat();
+    // SAFETY: a type and as many bytes as are told.
+    ok(unsafe { libc::msgsnd(queue, bytes.as_ptr().cast(), text.len(), libc::IPC_NOWAIT) });
+}
+
+/// Sets and queues of all sorts, with ids that are not the first ones.
+fn populate() {
+    // SAFETY: calls with numbers, and with structures and arrays of the size that they read.
+    unsafe {
+        let gone = ok(libc::semget(libc::IPC_PRIVATE, 1, 0o600));
+        let set = ok(libc::semget(0x5eed, 3, libc::IPC_CREAT | 0o640));
+        ok(libc::semctl(gone, 0, libc::IPC_RMID));
+        let values = [4_u16, 0, 32767];
+        ok(libc::semctl(set, 0, libc::SETALL, values.as_ptr()));
+        let mut down = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: 0 };
+        ok(libc::semop(set, &raw mut down, 1));
+        ok(libc::semget(libc::IPC_PRIVATE, 1, 0));
+
+        let gone = ok(libc::msgget(libc::IPC_PRIVATE, 0o600));
+        ok(libc::msgctl(gone, libc::IPC_RMID, std::ptr::null_mut()));
+        let queue = ok(libc::msgget(0x6eed, libc::IPC_CREAT | 0o622));
+        send(queue, 5, b"first");
+        send(queue, 1 << 40, b"\xff\0second");
+        send(queue, 5, b"");
+        // Less room than what waits.
+        let (_, mut settings) = msg_stat(queue);
+        settings.msg_qbytes = 4;
+        (settings.msg_perm.uid, settings.msg_perm.gid) = (1000, 1001);
+        ok(libc::msgctl(queue, libc::IPC_SET, &raw mut settings));
+        ok(libc::msgget(libc::IPC_PRIVATE, 0));
+    }
+}
+
+fn msg_stat(id: i32) -> (i32, libc::msqid_ds) {
+    // SAFETY: a plain C structure of numbers, which IPC_STAT fills.
+    unsafe {
+        let mut queue: libc::msqid_ds = std::mem::zeroed();
+        (ok(libc::msgctl(id, libc::IPC_STAT, &raw mut queue)), queue)
+    }
+}
+
+#[test]
+fn what_is_captured_can_be_made_again() {
+    let here = own_namespaces();
+    let old = Sandbox::new(populate);
+    let state = old.capture();
+    assert_eq!(state.semaphores.len(), 2);
+    let set = &state.semaphores[1];
+    assert_eq!((set.access.key, set.access.mode, set.operated), (0x5eed, 0o640, true));
+    assert_eq!(set.values, [3, 0, 32767]);
+    assert_eq!(set.last, BTreeMap::from([(0, 7), (1, 7), (2, 7)]));
+    assert!(!state.semaphores[0].operated);
+    let queue = state.queues.iter().find(|queue| queue.access.key == 0x6eed).unwrap();
+    assert_eq!((queue.room, queue.access.owner, queue.access.mode), (4, (1000, 1001), 0o622));
+    let message = |kind, text: &[u8]| Message { kind, text: text.into() };
+    let all = [message(5, b"first"), message(1 << 40, b"\xff\0second"), message(5, b"")];
+    assert_eq!(queue.messages, all);
+    // Nothing has been taken away.
+    assert_eq!(old.capture(), state);
+
+    let json = serde_json::to_string(&state).unwrap();
+    let read: SystemV = serde_json::from_str(&json).unwrap();
+    let new = Sandbox::new(|| {});
+    read.make(new.0).unwrap();
+    let made = new.capture();
+    // Only the processes are others.
+    let mut expected = state.clone();
+    expected.semaphores.iter_mut().for_each(|set| set.last.clear());
+    assert_eq!(made, expected);
+    // A second time the ids are taken, and nothing is left behind by the attempt.
+    let error = read.make(new.0).unwrap_err().to_string();
+    assert!(error.contains("make semaphore set"), "{error}");
+    assert_eq!(new.capture(), expected);
+    assert_eq!(own_namespaces(), here);
+}
+
+#[test]
+fn a_taken_id_is_an_error() {
+    let set = |key| Set {
+        id: 5,
+        access: Access { key, owner: (0, 0), creator: (0, 0), mode: 0o600 },
+        operated: false,
+        values: vec![1],
+        last: BTreeMap::new(),
+    };
+    let state = SystemV { semaphores: vec![set(0), set(0)], queues: Vec::new() };
+    let sandbox = Sandbox::new(|| {});
+    let error = state.make(sandbox.0).unwrap_err().to_string();
+    assert_eq!(error, "make semaphore set 5: its id is taken: file exists");
+    assert_eq!(sandbox.capture().semaphores, [set(0)]);
+}
+
+#[test]
+fn the_creator_is_the_same() {
+    let (user, group) = (4711, 4712);
+    let access = |key| Access { key, owner: (1, 2), creator: (user, group), mode: 0o600 };
+    let queue = Queue { id: 3, access: access(9), room: 100, messages: Vec::new() };
+    let set =
+        Set { id: 8, access: access(8), operated: true, values: vec![2; 5], last: BTreeMap::new() };
+    let state = SystemV { semaphores: vec![set], queues: vec![queue] };
+    let sandbox = Sandbox::new(|| {});
+    let before = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    state.make(sandbox.0).unwrap();
+    assert_eq!(sandbox.capture(), state);
+    let lines = |text: &str| {
+        let kept = |line: &&str| ["Uid", "Gid", "Cap"].iter().any(|name| line.starts_with(name));
+        text.lines().filter(kept).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&std::fs::read_to_string("/proc/thread-self/status").unwrap()), lines(&before));
+}
+
+#[test]
+fn the_hosts_namespaces_are_left_alone() {
+    assert!(Namespace::of(Pid::this(), Kind::Ipc).unwrap().is_none());
+    assert_eq!(Names::capture(Pid::this()).unwrap(), None);
+    let before = std::fs::read("/proc/sys/kernel/hostname").unwrap();
+    let names = Names { host: "other".into(), domain: Bytes::default() };
+    names.restore(Pid::this()).unwrap();
+    assert_eq!(std::fs::read("/proc/sys/kernel/hostname").unwrap(), before);
+    let queue = Queue {
+        id: 1 << 20,
+        access: Access { key: 0, owner: (0, 0), creator: (0, 0), mode: 0o600 },
+        room: 1,
+        messages: Vec::new(),
+    };
+    let state = SystemV { queues: vec![queue], ..SystemV::default() };
+    assert!(matches!(state.make(Pid::this()), Err(Error::Unsupported(_))));
+    SystemV::default().make(Pid::this()).unwrap();
+}
+
+#[test]
+fn host_and_domain_name_are_the_namespaces() {
+    let here = own_namespaces();
+    let old = Sandbox::new(|| {
+        // SAFETY: the kernel reads as many bytes as are told.
+        unsafe {
+            ok(libc::sethostname(c"a-host".as_ptr(), 6));
+            ok(libc::setdomainname(c"a.domain".as_ptr(), 8));
+        }
+    });
+    let names = Names::capture(old.0).unwrap().unwrap();
+    assert_eq!(names, Names { host: "a-host".into(), domain: "a.domain".into() });
+    let new = Sandbox::new(|| {});
+    names.restore(new.0).unwrap();
+    assert_eq!(Names::capture(new.0).unwrap().unwrap(), names);
+    assert_eq!(own_namespaces(), here);
+}
+
+#[test]
+fn a_process_with_a_namespace_of_its_own_is_named() {
+    use crate::namespace::Common;
+    let sandbox = Sandbox::new(|| {});
+    let common = Common::of(Pid::this()).unwrap();
+    assert_eq!(common.left_by(Pid::this(), 1, String::new).unwrap(), None);
+    let blocker = common.left_by(sandbox.0, 5, || "stray".into()).unwrap().unwrap();
+    assert!(blocker.to_string().starts_with("process 5 (stray): IPC namespace: "), "{blocker}");
+}
