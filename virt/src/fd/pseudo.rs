@@ -6,6 +6,7 @@ use super::Trouble;
 use super::capture::Job;
 use super::container::DELETED;
 use super::make::{Making, OPEN};
+use crate::Doing;
 use crate::image::Bytes;
 use crate::program::Program;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ const KINDS: [&[u8]; 9] = [
     b"binfmt_misc",
 ];
 
+/// `linux/magic.h`.
+const MQUEUE: i64 = 0x1980_0202;
+
 /// A file or a directory that the kernel makes up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -39,9 +43,17 @@ impl Job<'_> {
     /// None when it is an ordinary file.
     pub(super) fn pseudo(&mut self, node: usize) -> Result<Option<Pseudo>, Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        let Some(mount) = self.graph.container.mount(seen.info.mount) else { return Ok(None) };
+        let queue = || {
+            let name = format!("POSIX message queue {}", seen.name());
+            Err(Trouble::refused(name, "its messages can't be checkpointed yet"))
+        };
+        let Some(mount) = self.graph.container.mount(seen.info.mount) else {
+            // mq_open(3) does not need the mount that the container may have.
+            let fs = rustix::fs::fstatfs(self.graph.take(node)?).doing(|| "look at a file system")?;
+            return if fs.f_type == MQUEUE { queue() } else { Ok(None) };
+        };
         if mount.kind == b"mqueue" {
-            return Err(Trouble::refused(seen.name(), "POSIX message queues can't be checkpointed yet"));
+            return queue();
         }
         if !KINDS.contains(&mount.kind.as_slice()) {
             return Ok(None);
