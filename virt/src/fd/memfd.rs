@@ -62,7 +62,8 @@ impl Job<'_> {
         let fd = self.graph.take(node)?;
         let shared = (self.carried)(stat.st_dev, stat.st_ino);
         let file_system = rustix::fs::fstatfs(&fd).doing(what)?.f_type;
-        if shared.is_none() && file_system == HUGETLBFS_MAGIC && stat.st_size > 0 {
+        // Of a running job it is not known what is mapped.
+        if shared.is_none() && !self.running() && file_system == HUGETLBFS_MAGIC && stat.st_size > 0 {
             return Err(Trouble::refused(seen.name(), "a memfd of huge pages that is not mapped"));
         }
         let seals = if seen.path_only() {

@@ -277,6 +277,11 @@ pub fn finish(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>) -> Result<(
         batch.pause()?;
         lock(&mut batch.program, vma);
     }
+    if layout.future.has(Flags::LOCKED) {
+        let on_fault = if layout.future.has(Flags::LOCK_ON_FAULT) { libc::MCL_ONFAULT } else { 0 };
+        let flags = libc::MCL_FUTURE | on_fault;
+        batch.program.call("lock future memory", libc::SYS_mlockall, &[flags.into()]);
+    }
     batch.run().map(drop)
 }
 

@@ -23,11 +23,14 @@ pub struct Layout {
     /// Pages that `MADV_GUARD_INSTALL` has made guards; found while the pages are read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guards: Vec<Span>,
+    /// What is mapped from now on is locked (`mlockall(MCL_FUTURE)`): `lo`, or `lo lf` with MCL_ONFAULT.
+    #[serde(default, skip_serializing_if = "Flags::is_empty")]
+    pub future: Flags,
 }
 
 impl Layout {
     /// Reads the map of process `host`. New files and shared memory are added to `census`. `hidden` are ckrun's own
-    /// mappings there, to be left out. What can't be carried comes second; the map is of use only if there is nothing.
+    /// mappings there, to be left out; they tell what the process's next mapping would be like. What can't be carried comes second; the map is of use only if there is nothing.
     ///
     /// # Errors
     /// The kernel's; `EPROTO` when it writes what this does not understand.
@@ -39,9 +42,13 @@ impl Layout {
             .and_then(|mut file| file.read_to_end(&mut text))
             .doing(|| format!("read {path}"))?;
         let entries = smaps::parse(&text).map_err(|strange| Failure::new(strange, Errno::EPROTO))?;
-        let mut layout = Layout { vmas: Vec::with_capacity(entries.len()), guards: Vec::new() };
+        let mut layout = Layout { vmas: Vec::with_capacity(entries.len()), ..Layout::default() };
         let mut obstacles = Vec::new();
+        let locks = Flags::LOCKED.and(Flags::LOCK_ON_FAULT);
         for entry in &entries {
+            if hidden.iter().any(|hidden| !hidden.overlap(entry.range).is_empty()) {
+                layout.future = entry.flags.only(locks);
+            }
             // The kernel may have joined a mapping of ckrun with a neighbour: cut out what is hidden.
             for range in cut(entry.range, hidden) {
                 let offset = entry.offset.wrapping_add(range.start - entry.range.start);

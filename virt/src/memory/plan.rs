@@ -175,6 +175,8 @@ fn alike(theirs: &Vma, vma: &Vma) -> bool {
 mod tests {
     use super::*;
     use crate::memory::{PAGE, Prot};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn run(page: u64, pages: u32, place: u64) -> PageRun {
         PageRun { vaddr: page * PAGE, pages, file: 0, flags: 0, offset: place * PAGE, digest: 0 }
@@ -193,7 +195,7 @@ mod tests {
             name: None,
             policy: None,
         };
-        Layout { vmas: ranges.iter().map(vma).collect(), guards: Vec::new() }
+        Layout { vmas: ranges.iter().map(vma).collect(), ..Layout::default() }
     }
 
     #[test]
@@ -253,5 +255,75 @@ mod tests {
         let mut wiped = maker.clone();
         wiped.vmas[0].flags = Flags::WIPE_ON_FORK;
         assert_eq!(Plan::inherit(&wiped, &has, &wiped, &has), Plan::fresh(&has));
+    }
+
+    /// The pages of a process: which page of the image each is.
+    type Pages = BTreeMap<u64, u64>;
+
+    fn pages_of(runs: &[PageRun]) -> Pages {
+        let of = |run: &PageRun| {
+            let (vaddr, offset) = (run.vaddr, run.offset);
+            (0..u64::from(run.pages)).map(move |n| (vaddr + n * PAGE, offset + n * PAGE))
+        };
+        runs.iter().flat_map(of).collect()
+    }
+
+    /// Runs of pages 8 to 55, from what each page is: nothing, the same as in all, or one of its own. Runs end at the
+    /// borders of `ranges`, as those of a dump do.
+    fn runs_of(kinds: &[u8], own: u64, ranges: &[Span]) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        for (page, kind) in (8..).zip(kinds) {
+            let place = match kind % 4 {
+                0 => continue,
+                1 => own + page,
+                _ => page,
+            };
+            let border = ranges.iter().any(|range| range.start == page * PAGE || range.end == page * PAGE);
+            if !ranges.iter().any(|range| range.holds(pages(page, page + 1))) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(last)
+                    if !border
+                        && last.vaddr + last.len() == page * PAGE
+                        && last.offset + last.len() == place * PAGE =>
+                {
+                    last.pages += 1;
+                }
+                _ => runs.push(run(page, 1, place)),
+            }
+        }
+        runs
+    }
+
+    proptest! {
+        #[test]
+        fn following_a_plan_gives_the_child_its_memory(
+            theirs in proptest::collection::vec(any::<u8>(), 48),
+            own in proptest::collection::vec(any::<u8>(), 48),
+            cuts in (8_u64..24, 24_u64..40, 40_u64..56, 8_u64..24, 24_u64..40, 40_u64..56),
+        ) {
+            let ranges = |a, b, c| [pages(a, b), pages(b, b + (c - b) / 2), pages(c, 56)]
+                .into_iter().filter(|range| !range.is_empty()).collect::<Vec<_>>();
+            let (has, wants) = (ranges(cuts.0, cuts.1, cuts.2), ranges(cuts.3, cuts.4, cuts.5));
+            let (maker, child) = (layout(&has), layout(&wants));
+            let (has, wants) = (runs_of(&theirs, 1000, &has), runs_of(&own, 2000, &wants));
+            let plan = Plan::inherit(&maker, &has, &child, &wants);
+            let inherited = |vaddr: &u64| {
+                let page = Span::new(*vaddr, vaddr + PAGE);
+                plan.kept.iter().any(|kept| kept.holds(page)) && !plan.forgotten.iter().any(|gone| gone.holds(page))
+            };
+            let mut got: Pages = pages_of(&has).into_iter().filter(|(vaddr, _)| inherited(vaddr)).collect();
+            let written = pages_of(&plan.runs);
+            // Large mappings are filled by putting pages where none are.
+            for vma in &child.vmas {
+                let fresh = plan.missing(vma.range).eq([vma.range]);
+                prop_assert!(!fresh || !got.keys().any(|vaddr| vma.range.holds(Span::new(*vaddr, vaddr + PAGE))));
+            }
+            got.extend(written);
+            prop_assert_eq!(got, pages_of(&wants));
+            prop_assert!(plan.runs.is_sorted_by_key(|run| run.vaddr));
+            prop_assert!(plan.kept.is_sorted());
+        }
     }
 }

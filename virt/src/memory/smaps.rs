@@ -112,6 +112,7 @@ fn header(line: &[u8]) -> Option<Entry<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_mapping_is_read_with_its_flags() {
@@ -172,5 +173,12 @@ mod tests {
         assert!(entries.iter().any(|e| e.path == b"[stack]" && e.flags.has(Flags::GROWS_DOWN)));
         assert!(entries.iter().any(|e| e.path == b"[vdso]" && e.prot.allows(Prot::EXEC)));
         assert!(entries.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start));
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_an_answer_or_an_error(text in r"([0-9a-f]{1,17}-[0-9a-f]{1,17} [rwxps-]{0,5} [0-9a-f]{0,3} ?.{0,9}\n|VmFlags:.{0,9}\n|.{0,30}\n){0,5}") {
+            let _ = parse(text.as_bytes());
+        }
     }
 }

@@ -193,6 +193,12 @@ impl Flags {
         Flags(self.0 | other.0)
     }
 
+    /// Those that are in `other` too.
+    #[must_use]
+    pub fn only(self, other: Flags) -> Flags {
+        Flags(self.0 & other.0)
+    }
+
     /// Without `other`.
     #[must_use]
     pub fn without(self, other: Flags) -> Flags {
