@@ -265,7 +265,7 @@ fn groups_by_map(task: &Stopped) -> Result<Vec<u32>, Failure> {
 }
 
 /// The id inside for the id `outside`, by the lines `INSIDE OUTSIDE COUNT` of user_namespaces(7).
-fn translate(map: &[u8], outside: u32) -> Option<u32> {
+pub(crate) fn translate(map: &[u8], outside: u32) -> Option<u32> {
     std::str::from_utf8(map).ok()?.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
         let (first, start, count) = (fields.next()?.ok()?, fields.next()?.ok()?, fields.next()?.ok()?);

@@ -136,15 +136,28 @@ fn read(
 }
 
 /// What of the descriptors and directories of the running processes `pids` can't be carried; the first one is the job's
-/// first process. A process that is just being made may be missing in the list, so what only seems to lead out of the
-/// job is to be looked at twice.
+/// first process.
 ///
 /// # Errors
 /// System errors; not that a process or a descriptor has gone meanwhile.
 pub fn survey(pids: &[Pid]) -> Result<Vec<Blocker>, Failure> {
-    let (members, ids) = list(pids);
-    let graph = Graph::of(members, true)?;
-    look(&graph, ids, &|_, _| None, true).map(|(_, blockers)| blockers)
+    let look = |pids: &[Pid]| {
+        let (members, ids) = list(pids);
+        let graph = Graph::of(members, true)?;
+        look(&graph, ids, &|_, _| None, true).map(|(_, blockers)| blockers)
+    };
+    let mut blockers = look(pids)?;
+    // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
+    // the way for good is there at another look.
+    for _ in 0..2 {
+        if blockers.is_empty() {
+            break;
+        }
+        let Some(&init) = pids.first() else { break };
+        let again = look(&seize::descendants(init))?;
+        blockers.retain(|blocker| again.contains(blocker));
+    }
+    Ok(blockers)
 }
 
 fn list(pids: &[Pid]) -> (Vec<Member>, HashMap<i32, i32>) {

@@ -1,9 +1,11 @@
 //! The file systems of the container, as they are seen from outside.
 
+use crate::creds::translate;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -22,6 +24,9 @@ pub(crate) struct Container {
     mount: u64,
     /// What `/proc` calls the root directory, unless it is `/`: what the paths of all files begin with.
     prefix: Vec<u8>,
+    init: Pid,
+    /// `uid_map` and `gid_map` of the first process, when somebody has asked for them.
+    ids: OnceCell<[Vec<u8>; 2]>,
 }
 
 /// One line of `/proc/PID/mountinfo`.
@@ -48,7 +53,25 @@ impl Container {
         let prefix = std::fs::read_link(&link).doing(|| format!("read {link}"))?.into_os_string().into_vec();
         let prefix = if prefix == b"/" { Vec::new() } else { prefix };
         let stat = rustix::fs::fstat(&root).doing(|| format!("look at {link}"))?;
-        Ok(Container { root, mounts, stat, mount: mount_id(&link)?, prefix })
+        Ok(Container { root, mounts, stat, mount: mount_id(&link)?, prefix, init, ids: OnceCell::new() })
+    }
+
+    /// The user and the group that the container knows by these ids of ckrun's user namespace. The highest number, which
+    /// chown(2) takes for no change, stands for what it does not know.
+    pub fn owner(&self, user: u32, group: u32) -> Result<(u32, u32), Failure> {
+        let [users, groups] = match self.ids.get() {
+            Some(maps) => maps,
+            None => {
+                let read = |name: &str| {
+                    let path = format!("/proc/{}/{name}", self.init);
+                    std::fs::read(&path).doing(|| format!("read {path}"))
+                };
+                let maps = [read("uid_map")?, read("gid_map")?];
+                self.ids.get_or_init(|| maps)
+            }
+        };
+        let inside = |map: &[u8], id: u32| translate(map, id).unwrap_or(u32::MAX);
+        Ok((inside(users, user), inside(groups, group)))
     }
 
     /// The mount of this id; None when it is none of the container's.

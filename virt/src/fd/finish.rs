@@ -17,7 +17,7 @@ impl Files {
         let Some(holdings) = self.processes.get(&pid) else { return };
         for held in &holdings.descriptors {
             // One of those who have it does it for all.
-            if self.holder(held.description) != Some((pid, held.fd)) {
+            if made.holder(held.description) != Some((pid, held.fd)) {
                 continue;
             }
             let Some(description) = self.description(held.description) else { continue };
@@ -53,7 +53,7 @@ impl Files {
     /// What the kernel refuses; `ESRCH` when a process is missing.
     pub fn hand_over(&self, made: &Made, workers: &mut BTreeMap<i32, Worker>) -> Result<(), Error> {
         for (id, _) in (0..).zip(&self.descriptions).filter(|(id, _)| self.is_late(*id)) {
-            let Some((opener, fd)) = self.holder(id) else { continue };
+            let Some((opener, fd)) = made.holder(id) else { continue };
             let opened = find(workers, opener)?.pidfd_getfd(fd)?;
             for (&pid, holdings) in self.processes.iter().filter(|(pid, _)| **pid != opener) {
                 let mut wanted = holdings.descriptors.iter().filter(|held| held.description == id).peekable();
@@ -72,7 +72,7 @@ impl Files {
                 worker.run(&program)?;
             }
             for (epoll, entry) in self.watchers(id) {
-                let Some((pid, own)) = self.holder(epoll) else { continue };
+                let Some((pid, own)) = made.holder(epoll) else { continue };
                 let worker = find(workers, pid)?;
                 let aside = receive(worker, made, opened.as_fd())?;
                 let held = self.processes.get(&pid).into_iter().flat_map(|holdings| &holdings.descriptors);

@@ -6,14 +6,17 @@
 use super::capture::{Content, Job, Source};
 use super::container;
 use super::make::{Making, OPEN};
-use super::{Files, Object, Trouble};
+use super::{Description, Files, Object, Trouble};
 use crate::image::{Bytes, Image};
 use crate::{Doing, Error, Failure};
 use rustix::fs::{FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+/// The flag of a description whose file was made without a name: O_TMPFILE without O_DIRECTORY, which belongs to it.
+const TMPFILE: u32 = libc::O_TMPFILE as u32 & !(libc::O_DIRECTORY as u32);
 
 /// A file without a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +26,7 @@ pub struct Ghost {
     pub path: Bytes,
     /// Type and permissions, as stat(2) has them: a regular file, a directory or a FIFO.
     pub mode: u32,
-    /// Its owner and group, as ckrun's user namespace has them.
+    /// Its owner and group, as the container knows them.
     pub owner: (u32, u32),
     /// When it was read and changed last.
     pub times: [(i64, u32); 2],
@@ -79,7 +82,7 @@ impl Job<'_> {
         self.files.ghosts.push(Ghost {
             path: last.into(),
             mode: stat.st_mode,
-            owner: (stat.st_uid, stat.st_gid),
+            owner: self.graph.container.owner(stat.st_uid, stat.st_gid)?,
             times: [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)],
             content,
             shared,
@@ -150,6 +153,10 @@ impl Ghost {
                     fifo.make(fifo_id as u32, &path, files, making);
                 }
             }
+            // It never had a name (O_TMPFILE), and linkat(2) may still give it one.
+            _ if uses.clone().any(|(_, description)| description.flags & TMPFILE != 0) => {
+                return self.make_nameless(&path, own, uses, making);
+            }
             _ => {
                 let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | libc::O_NOFOLLOW;
                 let args = [libc::AT_FDCWD.into(), name.into(), flags.into(), owner_only.into()];
@@ -157,12 +164,42 @@ impl Ghost {
                 making.put_at(made.into(), own);
             }
         }
+        making.give_to(own, self.owner);
         for (at, description) in uses {
             making.open(&path, description.flags & OPEN, making.at(at as u32));
         }
         let flags = if self.kind() == FileType::Directory { libc::AT_REMOVEDIR } else { 0 };
         let what = format!("delete {} again", self.path);
         making.program.call(what, libc::SYS_unlinkat, &[libc::AT_FDCWD.into(), name.into(), flags.into()]);
+        Ok(())
+    }
+
+    /// Makes it as open(2) does for O_TMPFILE.
+    fn make_nameless<'a>(
+        &self,
+        path: &[u8],
+        own: RawFd,
+        uses: impl Iterator<Item = (usize, &'a Description)> + Clone,
+        making: &mut Making<'_>,
+    ) -> Result<(), Failure> {
+        let Some((first, description)) =
+            uses.clone().find(|(_, description)| description.flags & TMPFILE != 0)
+        else {
+            return Ok(());
+        };
+        // What F_SETFL can set comes later: it would be in the way of the content.
+        let kept = description.flags & (libc::O_ACCMODE | libc::O_SYNC) as u32;
+        let flags = kept | (libc::O_TMPFILE | libc::O_CLOEXEC) as u32;
+        let directory = making.program.put_cstr(container::parent(path));
+        let what = format!("make the nameless file {} again", self.path);
+        let args = [libc::AT_FDCWD.into(), directory.into(), flags.into(), 0o600.into()];
+        let made = making.program.call(what, libc::SYS_openat, &args);
+        making.put_at(made.into(), own);
+        making.give_to(own, self.owner);
+        for (at, description) in uses {
+            let to = making.at(at as u32);
+            if at == first { making.copy(own, to) } else { making.reopen(own, description.flags, to) }
+        }
         Ok(())
     }
 
@@ -176,7 +213,6 @@ impl Ghost {
         if let Some(name) = &self.content {
             image.copy(name, &file)?;
         }
-        std::os::unix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1)).doing(what)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode & 0o7777)).doing(what)?;
         let [last_access, last_modification] =
             self.times.map(|(tv_sec, nanos)| Timespec { tv_sec, tv_nsec: nanos.into() });

@@ -15,7 +15,7 @@ use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
@@ -43,6 +43,8 @@ pub struct Made {
     /// Descriptors that are not to be closed yet: those of ckrun.
     keep: Vec<RawFd>,
     ghosts: Vec<RawFd>,
+    /// Of those who have a description, the one who does for it what only one has to do.
+    holders: HashMap<u32, (i32, RawFd)>,
 }
 
 impl Made {
@@ -54,6 +56,11 @@ impl Made {
     /// The number of a deleted file or directory until the processes have their own.
     pub(crate) fn ghost(&self, ghost: u32) -> Option<RawFd> {
         self.ghosts.get(ghost as usize).copied()
+    }
+
+    /// A process that has the description, and its number there.
+    pub(super) fn holder(&self, description: u32) -> Option<(i32, RawFd)> {
+        self.holders.get(&description).copied()
     }
 
     /// From this number on, no process of the job has anything of its own.
@@ -161,6 +168,14 @@ impl Making<'_> {
         self.program.call("copy a descriptor", libc::SYS_dup3, &[from.into(), to.into(), flags.into()]);
     }
 
+    /// Gives a new file to a user and a group.
+    pub fn give_to(&mut self, fd: RawFd, owner: (u32, u32)) {
+        if owner != (0, 0) {
+            let args = [fd.into(), owner.0.into(), owner.1.into()];
+            self.program.call("give a file to its owner", libc::SYS_fchown, &args);
+        }
+    }
+
     /// Sets the size of a pipe.
     pub fn capacity(&mut self, end: RawFd, capacity: u32) {
         let what = format!("give a pipe room for {capacity} bytes");
@@ -261,9 +276,14 @@ impl Files {
         making.run()?;
         self.fill(&making, image)?;
         self.settle(&mut making)?;
-        let made = Made { base: making.base, keep: Vec::new(), ghosts: std::mem::take(&mut making.ghosts) };
+        let mut holders = HashMap::new();
+        for (&pid, holdings) in &self.processes {
+            for held in &holdings.descriptors {
+                holders.entry(held.description).or_insert((pid, held.fd));
+            }
+        }
         let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();
-        Ok(Made { keep, ..made })
+        Ok(Made { base: making.base, keep, ghosts: making.ghosts, holders })
     }
 
     /// Chooses the numbers, and makes room for them.

@@ -21,7 +21,7 @@ pub struct Memfd {
     pub name: Bytes,
     /// Its permissions.
     pub mode: u32,
-    /// Its owner and group, as ckrun's user namespace has them.
+    /// Its owner and group, as the container knows them.
     pub owner: (u32, u32),
     /// `F_SEAL_*`.
     pub seals: u32,
@@ -80,7 +80,7 @@ impl Job<'_> {
         self.files.memfds.push(Memfd {
             name: name.strip_suffix(super::container::DELETED).unwrap_or(name).into(),
             mode: stat.st_mode & 0o7777,
-            owner: (stat.st_uid, stat.st_gid),
+            owner: self.graph.container.owner(stat.st_uid, stat.st_gid)?,
             seals: seals.bits(),
             content,
             shared,
@@ -102,6 +102,7 @@ impl Memfd {
                 let made = making.program.call("make a memfd", libc::SYS_memfd_create, &args);
                 let own = making.number();
                 making.put_at(made.into(), own);
+                making.give_to(own, self.owner);
                 own
             }
         };
@@ -131,7 +132,6 @@ impl Memfd {
             image.copy(name, &file)?;
         }
         rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode)).doing(what)?;
-        std::os::unix::fs::fchown(&file, Some(self.owner.0), Some(self.owner.1)).doing(what)?;
         if self.seals != 0 {
             rustix::fs::fcntl_add_seals(&file, SealFlags::from_bits_retain(self.seals)).doing(what)?;
         }

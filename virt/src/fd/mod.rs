@@ -225,12 +225,4 @@ impl Files {
     fn description(&self, id: u32) -> Option<&Description> {
         self.descriptions.get(id as usize)
     }
-
-    /// A process that has the description, and its number there. Several may; it is always the same one.
-    fn holder(&self, id: u32) -> Option<(i32, RawFd)> {
-        self.processes.iter().find_map(|(&pid, holdings)| {
-            let held = holdings.descriptors.iter().find(|held| held.description == id)?;
-            Some((pid, held.fd))
-        })
-    }
 }

@@ -23,8 +23,8 @@ pub struct Owner {
     pub kind: OwnerKind,
     /// Its id in the job.
     pub id: i32,
-    /// The real and effective user ids of who set it, as ckrun's user namespace has them: whether the signal may be
-    /// sent is decided by them.
+    /// The real and effective user ids of who set it, as the container knows them: whether the signal may be sent is
+    /// decided by them.
     pub users: (u32, u32),
 }
 
@@ -70,7 +70,9 @@ impl Job<'_> {
         // SAFETY: the kernel stores two uid_t.
         let got = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWNER_UIDS, users.as_mut_ptr()) };
         Errno::result(got).doing(|| format!("read who set the owner of {}", name()))?;
-        Ok((Some(Owner { kind, id, users: (users[0], users[1]) }), signal))
+        let (real, _) = self.container().owner(users[0], 0)?;
+        let (effective, _) = self.container().owner(users[1], 0)?;
+        Ok((Some(Owner { kind, id, users: (real, effective) }), signal))
     }
 }
 
