@@ -1,6 +1,27 @@
 //! What ckrun reads of `/proc`.
 
 use nix::unistd::Pid;
+use std::fs::File;
+use std::io::{self, Read};
+
+/// Reads a file of `/proc` to its end. Such a file says that it is empty, so that the standard library would begin with a
+/// few bytes and double them; most fit into one page.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn read(path: &str) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    let mut page = [0; 4096];
+    loop {
+        match file.read(&mut page) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend_from_slice(&page[..length]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
 
 /// The fields of `/proc/PID/stat` that identify a process and say whether it lives (proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +41,7 @@ pub struct Stat {
 impl Stat {
     /// Reads the state of `pid`; None when there is no such process.
     pub fn of(pid: Pid) -> Option<Stat> {
-        Self::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&read(&format!("/proc/{pid}/stat")).ok()?)
     }
 
     fn parse(line: &[u8]) -> Option<Stat> {

@@ -27,7 +27,7 @@ impl Stopped {
     /// # Errors
     /// The kernel's, with the job's id of the thread.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Failure> {
-        std::fs::read(format!("/proc/{}/{name}", self.host))
+        crate::proc::read(&format!("/proc/{}/{name}", self.host))
             .doing(|| format!("read {name} of task {}", self.tid))
     }
 

@@ -336,7 +336,7 @@ impl Drop for Held {
 
 fn look(host: Pid, pid: i32) -> Result<Stopped, Failure> {
     let path = format!("/proc/{host}/status");
-    let status = Status::parse(&std::fs::read(&path).doing(|| format!("read {path}"))?);
+    let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
     Ok(Stopped { host, tid: status.ns_pid.last().copied().unwrap_or(0), pid, status })
 }
 

@@ -164,7 +164,7 @@ fn list(pids: &[Pid]) -> (Vec<Member>, HashMap<i32, i32>) {
     let mut members = Vec::new();
     let mut ids = HashMap::new();
     for &host in pids {
-        let Ok(text) = std::fs::read(format!("/proc/{host}/status")) else { continue };
+        let Ok(text) = crate::proc::read(&format!("/proc/{host}/status")) else { continue };
         let status = Status::parse(&text);
         if matches!(status.state, 'Z' | 'X') {
             continue;

@@ -47,7 +47,7 @@ impl Container {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
         let path = format!("/proc/{init}/mountinfo");
-        let text = std::fs::read(&path).doing(|| format!("read {path}"))?;
+        let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
         let mounts = text.split(|&b| b == b'\n').filter_map(parse_mount).collect();
         let link = format!("/proc/{init}/root");
         let prefix = std::fs::read_link(&link).doing(|| format!("read {link}"))?.into_os_string().into_vec();
@@ -64,7 +64,7 @@ impl Container {
             None => {
                 let read = |name: &str| {
                     let path = format!("/proc/{}/{name}", self.init);
-                    std::fs::read(&path).doing(|| format!("read {path}"))
+                    crate::proc::read(&path).doing(|| format!("read {path}"))
                 };
                 let maps = [read("uid_map")?, read("gid_map")?];
                 self.ids.get_or_init(|| maps)

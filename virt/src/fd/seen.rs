@@ -3,6 +3,8 @@
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{FileType, Stat};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 
@@ -27,8 +29,8 @@ impl Info {
     /// `ENOENT` when there is no such descriptor.
     pub fn read(host: Pid, fd: RawFd) -> Result<Info, Failure> {
         let path = format!("/proc/{host}/fdinfo/{fd}");
-        let bytes = std::fs::read(&path).doing(|| format!("read {path}"))?;
-        Ok(Info::parse(String::from_utf8_lossy(&bytes).into_owned()))
+        let text = read_once(&path).doing(|| format!("read {path}"))?;
+        Ok(Info::parse(text))
     }
 
     fn parse(text: String) -> Info {
@@ -57,6 +59,19 @@ impl Info {
     pub fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.text.lines().filter_map(move |line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
     }
+}
+
+/// Reads a file of `/proc` that the kernel writes in one piece: when it fits into the buffer, one read is all of it. There
+/// are as many of these files as a job has descriptors.
+fn read_once(path: &str) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut buffer = [0; 2048];
+    let length = file.read(&mut buffer)?;
+    let mut bytes = buffer[..length].to_vec();
+    if length == buffer.len() {
+        file.read_to_end(&mut bytes)?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// An open file description, by the first descriptor that was found to lead to it.
