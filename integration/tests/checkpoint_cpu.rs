@@ -13,9 +13,20 @@ mod rseq {
 }
 
 mod sleeper {
+    use ckrun_integration::job::Job;
     use ckrun_integration::modes_survive;
 
-    modes_survive! { "sleeper": timeouts epoll semaphore socket for_ever ; else }
+    modes_survive! { "sleeper": timeouts epoll for_ever ; else "semaphore" "socket" }
+
+    #[test]
+    fn semaphore() {
+        Job::up("sleeper", "semaphore").survives_or_is_refused(&["System V semaphore"]);
+    }
+
+    #[test]
+    fn socket() {
+        Job::up("sleeper", "socket").survives_or_is_refused(&["unix stream socket"]);
+    }
 }
 
 /// Checkpoints that leave the job running come and go unnoticed, however many.

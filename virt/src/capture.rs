@@ -4,6 +4,7 @@ use crate::cpu::registers::{self, General};
 use crate::cpu::rseq::Rseq;
 use crate::cpu::sleep::Sleep;
 use crate::cpu::state::CpuState;
+use crate::cpu::timers::Timers;
 use crate::job::Job;
 use crate::landlock::{self, Witnesses};
 use crate::memory::{self, Census, Layout, MmState, Span};
@@ -150,8 +151,9 @@ impl Capture {
             let answers = visit.run(&thread.tracee, &program)?;
             self.take_thread(&thread.stopped, &asked, &answers)?;
         }
+        let mut timers = None;
         for thread in &mut process.threads {
-            self.sleep(&mut visit, thread)?;
+            self.sleep(&mut visit, thread, &mut timers)?;
         }
         let Some(leader) = process.leader() else { return Ok(Source::Itself(Pid::from_raw(0))) };
         let task = &leader.stopped;
@@ -194,7 +196,10 @@ impl Capture {
         self.blockers.extend(sched::blocker(task)?);
         if let Some(rseq) = Rseq::read(host)? {
             let memory = crate::worker::open_memory(host)?;
-            rseq.abort(&memory, &mut thread.tracee.regs)?;
+            if rseq.abort(&memory, &mut thread.tracee.regs) {
+                ptrace::set_registers(host, &thread.tracee.regs)
+                    .doing(|| format!("end a restartable sequence of thread {}", task.tid))?;
+            }
         }
         self.job.cpu.insert(task.tid, CpuState::capture(&thread.tracee)?);
         self.job.outside_threads.capture(task)?;
@@ -212,11 +217,16 @@ impl Capture {
     }
 
     /// What a thread's call still has to wait. The call may end meanwhile, and write to the process's memory.
-    fn sleep(&mut self, visit: &mut Visit, thread: &mut Thread) -> Result<(), Failure> {
+    fn sleep(
+        &mut self,
+        visit: &mut Visit,
+        thread: &mut Thread,
+        timers: &mut Option<Timers>,
+    ) -> Result<(), Failure> {
         let tracee = &mut thread.tracee;
         let (visited, memory) = (tracee.clone(), crate::worker::open_memory(tracee.pid())?);
         let mut doze = |program: &Program, look: &mut dyn FnMut()| visit.doze(&visited, program, look);
-        let sleep = Sleep::capture(visited.pid(), &memory, &mut tracee.regs, &mut doze)?;
+        let sleep = Sleep::capture(visited.pid(), &memory, &mut tracee.regs, timers, &mut doze)?;
         if let Some(cpu) = self.job.cpu.get_mut(&thread.stopped.tid) {
             cpu.registers = General::from(&tracee.regs);
             cpu.sleep = sleep;

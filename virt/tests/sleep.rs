@@ -82,7 +82,7 @@ fn capture(tracee: &mut Tracee, cpu: usize) -> Option<Sleep> {
     let memory = std::fs::File::open(format!("/proc/{}/mem", tracee.pid())).unwrap();
     let mut regs = tracee.regs;
     let thread = tracee.clone();
-    let sleep = Sleep::capture(thread.pid(), &memory, &mut regs, &mut |program, look| {
+    let sleep = Sleep::capture(thread.pid(), &memory, &mut regs, &mut None, &mut |program, look| {
         visit.doze(&thread, program, look)
     })
     .unwrap();

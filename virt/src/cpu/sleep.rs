@@ -85,7 +85,8 @@ impl Start {
 
 impl Sleep {
     /// Reads the call that the stopped thread `host` with `regs` is in; None when it is in none of these. If the call ends
-    /// while it is looked at, its result goes into `regs`.
+    /// while it is looked at, its result goes into `regs`. `last` is for threads that are looked at one after the other:
+    /// the timers that were seen last.
     ///
     /// # Errors
     /// Those of `doze`.
@@ -93,6 +94,7 @@ impl Sleep {
         host: Pid,
         memory: &File,
         regs: &mut Registers,
+        last: &mut Option<Timers>,
         doze: &mut Doze<'_>,
     ) -> Result<Option<Sleep>, Failure> {
         if regs.orig_rax.cast_signed() < 0 || regs.rax.cast_signed() != ERESTART_RESTARTBLOCK {
@@ -111,7 +113,7 @@ impl Sleep {
         let mut suspects: Option<Vec<Timer>> = None;
         // Other threads of the host fall asleep as well. The one in question does so each time with the same deadline.
         for _ in 0..8 {
-            let before = Timers::read().ok();
+            let before = last.take().or_else(|| Timers::read().ok());
             let mut place = String::new();
             let mut during = None;
             let mut program = Program::new();
@@ -135,6 +137,7 @@ impl Sleep {
             new.retain(|timer| suspects.as_ref().is_none_or(|old| old.iter().any(|t| t.same(timer))));
             if let [timer] = new[..] {
                 seen = Some(during.until(&timer));
+                *last = Some(during);
                 break;
             }
             suspects = (!new.is_empty()).then_some(new);
