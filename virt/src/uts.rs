@@ -37,7 +37,10 @@ impl Names {
     /// The kernel's.
     pub fn restore(&self, init: Pid) -> Result<(), Failure> {
         let Some(namespace) = Namespace::of(init, Kind::Uts)? else {
-            log::warn!("the container has the host's UTS namespace: the job's host name {} is lost", self.host);
+            log::warn!(
+                "the container has the host's UTS namespace: the job's host name {} is lost",
+                self.host
+            );
             return Ok(());
         };
         let _abroad = namespace.enter()?;

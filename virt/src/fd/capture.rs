@@ -2,8 +2,8 @@
 
 use super::ghost::Ghosts;
 use super::given::Standard;
-use super::queue;
 use super::graph::{Graph, Member, is_gone};
+use super::queue;
 use super::stream::Ends;
 use super::*;
 use crate::Doing;

@@ -75,7 +75,8 @@ fn peek(id: i32, most: usize) -> Result<Vec<Message>, Errno> {
         let place = messages.len() as libc::c_long;
         // SAFETY: the buffer has room for a type and `most` bytes.
         let got = check(unsafe {
-            libc::msgrcv(id, buffer.as_mut_ptr().cast(), most, place, MSG_COPY | libc::IPC_NOWAIT) as libc::c_long
+            libc::msgrcv(id, buffer.as_mut_ptr().cast(), most, place, MSG_COPY | libc::IPC_NOWAIT)
+                as libc::c_long
         });
         match got {
             Ok(len) => {
@@ -109,12 +110,10 @@ impl Queue {
         for message in messages {
             let bytes = [&message.kind.to_ne_bytes()[..], &message.text].concat();
             // SAFETY: a type, and as many bytes as are told.
-            let sent = unsafe {
-                libc::msgsnd(*id, bytes.as_ptr().cast(), message.text.len(), libc::IPC_NOWAIT)
-            };
-            check(sent.into()).doing(|| {
-                format!("put a message of {} bytes into message queue {id}", message.text.len())
-            })?;
+            let sent =
+                unsafe { libc::msgsnd(*id, bytes.as_ptr().cast(), message.text.len(), libc::IPC_NOWAIT) };
+            check(sent.into())
+                .doing(|| format!("put a message of {} bytes into message queue {id}", message.text.len()))?;
         }
         access.apply(&mut queue.msg_perm);
         queue.msg_qbytes = *room;

@@ -90,7 +90,8 @@ impl Set {
     pub(super) fn finish(&self, pid: i32, program: &mut Program) {
         for (&number, _) in self.last.iter().filter(|(_, last)| **last == pid) {
             let Some(&value) = self.values.get(usize::from(number)) else { continue };
-            let args = [self.id.into(), i32::from(number).into(), libc::SETVAL.into(), i32::from(value).into()];
+            let args =
+                [self.id.into(), i32::from(number).into(), libc::SETVAL.into(), i32::from(value).into()];
             program.call(format!("set semaphore {number} of set {}", self.id), libc::SYS_semctl, &args);
         }
     }

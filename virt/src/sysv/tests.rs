@@ -161,8 +161,7 @@ fn the_creator_is_the_same() {
     let (user, group) = (4711, 4712);
     let access = |key| Access { key, owner: (1, 2), creator: (user, group), mode: 0o600 };
     let queue = Queue { id: 3, access: access(9), room: 100, messages: Vec::new() };
-    let set =
-        Set { id: 8, access: access(8), operated: true, values: vec![2; 5], last: BTreeMap::new() };
+    let set = Set { id: 8, access: access(8), operated: true, values: vec![2; 5], last: BTreeMap::new() };
     let state = SystemV { semaphores: vec![set], queues: vec![queue] };
     let sandbox = Sandbox::new(|| {});
     let before = std::fs::read_to_string("/proc/thread-self/status").unwrap();
