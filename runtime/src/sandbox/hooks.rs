@@ -5,10 +5,12 @@ use crate::error::{Error, Result};
 use ckrun_virt::error::text;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Process, Spec};
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -61,14 +63,11 @@ fn run_one(hook: &Hook, kind: &'static str, state: &str, default_env: Option<&[S
     if let Some(env) = hook.env().as_deref().or(default_env) {
         command.env_clear().envs(env.iter().map(|var| var.split_once('=').unwrap_or((var, ""))));
     }
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::inherit()).stderr(Stdio::piped()).spawn().map_err(
-            |e| failed(e.raw_os_error().map_or_else(|| e.to_string(), |n| text(Errno::from_raw(n)))),
-        )?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read its state. (SIGPIPE is ignored in ckrun.)
-        let _ = stdin.write_all(state.as_bytes());
-    }
+    let cause = |e: std::io::Error| {
+        failed(e.raw_os_error().map_or_else(|| e.to_string(), |n| text(Errno::from_raw(n))))
+    };
+    command.stdin(to_be_read(state).map_err(cause)?).stdout(Stdio::inherit()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(cause)?;
     if let Some(seconds) = hook.timeout().filter(|s| *s > 0)
         && !ended_within(&child, started, Duration::from_secs(seconds.unsigned_abs()))
     {
@@ -90,6 +89,15 @@ fn run_one(hook: &Hook, kind: &'static str, state: &str, default_env: Option<&[S
     };
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(failed(if said.is_empty() { how } else { format!("{how}: {said}") }))
+}
+
+/// A file of memory with the state in it. A hook need not read its state: through a pipe, one that does not could block us,
+/// or end an init, which does not ignore SIGPIPE.
+fn to_be_read(state: &str) -> std::io::Result<File> {
+    let mut file = File::from(memfd_create(c"state", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(state.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Waits for a child through its pidfd, which becomes readable when it ends.
@@ -132,6 +140,12 @@ mod tests {
         run(&spec(&format!("cat > {}", out.display()), None), "poststop", || "{\"id\":\"x\"}".into())
             .unwrap();
         assert_eq!(std::fs::read_to_string(out).unwrap(), "{\"id\":\"x\"}");
+    }
+
+    #[test]
+    fn a_hook_need_not_read_its_state() {
+        // More than a pipe holds.
+        run(&spec("exit 0", Some(10)), "poststop", || "x".repeat(1 << 20)).unwrap();
     }
 
     #[test]

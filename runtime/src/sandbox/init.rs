@@ -292,7 +292,7 @@ impl<'a> Init<'a> {
         match (said, waitpid(hooks.pid(), None).doing(|| "wait for the startContainer hooks")?) {
             (None, WaitStatus::Exited(_, 0)) => Ok(()),
             (Some(Note::Failed(why)), _) => Err(Error::Init(why)),
-            _ => Err(Error::Init("the startContainer hooks ended without a word".into())),
+            (_, end) => Err(Error::Init(format!("the startContainer hooks ended without a word: {end:?}"))),
         }
     }
 
