@@ -30,8 +30,18 @@ pub struct Options {
     pub image: PathBuf,
     /// The job goes on afterwards.
     pub leave_running: bool,
+    /// It was found frozen, and is to be so again when it goes on.
+    pub frozen: bool,
     /// What is known of the job's ids since its first start; None for a job of which nothing was kept.
     pub table: Option<Table>,
+}
+
+impl Options {
+    /// The job goes on while its image is still being written, from a copy. One that was frozen has no hurry; and a copy
+    /// is reaped by its parent, for which that must run.
+    fn goes_on(&self) -> bool {
+        self.leave_running && !self.frozen
+    }
 }
 
 /// What was done.
@@ -139,9 +149,14 @@ pub fn checkpoint(
     report.frozen = stood;
     if let Some(frozen) = frozen {
         report.frozen = frozen.frozen_for();
-        fault::point("checkpoint:kill")?;
-        frozen.kill()?;
-        events.exit();
+        if options.leave_running {
+            events.resume()?;
+            frozen.release();
+        } else {
+            fault::point("checkpoint:kill")?;
+            frozen.kill()?;
+            events.exit();
+        }
     }
     report.total = began.elapsed();
     Ok(report)
@@ -162,7 +177,7 @@ fn write(
     let mut capture = || -> Result<_, Error> {
         fault::point("checkpoint:capture")?;
         let mut capture = Capture::begin(init, DELETED, cpu)?;
-        let sources = capture.processes(&mut frozen, options.leave_running)?;
+        let sources = capture.processes(&mut frozen, options.goes_on())?;
         refuse(std::mem::take(&mut capture.blockers))?;
         let files = fd::capture(&frozen, &|device, inode| capture.census.find(device, inode))?;
         files.write(image)?;
@@ -177,7 +192,7 @@ fn write(
         fault::point("checkpoint:memory")?;
         let mut memory = Memory::begin(image)?;
         memory.shared(&capture.census)?;
-        if options.leave_running {
+        if options.goes_on() {
             // A copy lacks these.
             memory.processes(&mut capture, &sources, &|vma| !vma.survives_clone(), true)?;
         }
@@ -197,7 +212,7 @@ fn write(
         zeroes: 0,
     };
     let mut stood = Duration::ZERO;
-    let frozen = if options.leave_running {
+    let frozen = if options.goes_on() {
         if let Err(e) = fault::point("checkpoint:resume").map_err(Error::from).and_then(|()| events.resume())
         {
             return Err((Some(frozen), e));
@@ -209,7 +224,7 @@ fn write(
         Some(frozen)
     };
     let rest = || -> Result<(), Error> {
-        let left = |vma: &Vma| !options.leave_running || vma.survives_clone();
+        let left = |vma: &Vma| !options.goes_on() || vma.survives_clone();
         memory.processes(&mut capture, &sources, &left, false)?;
         fault::point("checkpoint:write")?;
         (report.memory, report.zeroes) = (memory.written, memory.dropped);

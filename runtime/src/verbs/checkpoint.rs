@@ -80,6 +80,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let options = Options {
         image: absolute(&args.carry.image_path)?,
         leave_running: args.leave_running,
+        frozen: status == Status::Paused,
         table: Some(Table::read(entry.dir())?.map_or_else(|| super::ids::first(&state), Ok)?),
     };
     let config = entry.config()?;
