@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::Container;
+use ckrun_integration::job::{Job, path};
 use ckrun_integration::run::{Ended, binary, finish};
 use serde_json::{Value, json};
 use std::fs;
@@ -126,4 +127,36 @@ fn the_log_of_clients_holds_one_object() {
     assert_eq!(said["level"], "error");
     // The journal has lines for people.
     assert!(!fs::read_to_string(dir.join("restore.log")).unwrap().contains('{'));
+}
+
+#[test]
+fn what_clients_want_to_find() {
+    let job = Job::up("processes", "wide");
+    let (image, work, pid_file) = (job.image("image"), job.image("work"), job.image("pid"));
+    let words = [
+        "checkpoint",
+        "--json",
+        "--leave-running",
+        "--image-path",
+        path(&image),
+        "--work-path",
+        path(&work),
+        "ID",
+    ];
+    let report: Value = serde_json::from_str(&job.container.ckrun(&words).ok()).unwrap();
+    let (frozen, total) = (report["frozenMs"].as_f64().unwrap(), report["totalMs"].as_f64().unwrap());
+    assert!(0.0 < frozen && frozen <= total, "{report}");
+    assert!(report["processes"].as_u64().unwrap() > 1, "{report}");
+    assert_eq!(report["image"], path(&image));
+    assert!(image.join("inventory.img").exists() && work.join("dump.log").exists());
+    let kept: Value = serde_json::from_slice(&fs::read(image.join("config.json")).unwrap()).unwrap();
+    assert_eq!(kept["process"]["args"], job.container.config()["process"]["args"]);
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    job.restore_with(
+        &image,
+        &["--changed-files", "ignore", "--work-path", path(&work), "--pid-file", path(&pid_file)],
+    );
+    assert_eq!(fs::read_to_string(&pid_file).unwrap(), job.container.pid().to_string());
+    assert!(fs::read_to_string(work.join("restore.log")).unwrap().contains("the sandbox stands"));
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
 }
