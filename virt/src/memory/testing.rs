@@ -156,11 +156,11 @@ pub fn poke(at: u64, bytes: &[u8]) {
 }
 
 /// Files for pages, of an image that is never committed.
-pub fn sinks(count: u16) -> (Writer, Vec<PagesWriter>) {
-    let dir = tempfile::tempdir().unwrap().keep();
-    let mut writer = Writer::create(&dir.join("image")).unwrap();
+pub fn sinks(count: u16) -> ((Writer, tempfile::TempDir), Vec<PagesWriter>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(&dir.path().join("image")).unwrap();
     let sinks = (0..count).map(|n| writer.pages(n.into()).unwrap()).collect();
-    (writer, sinks)
+    ((writer, dir), sinks)
 }
 
 /// The files of `sinks`, to be read.
