@@ -9,6 +9,7 @@ use crate::job::Job;
 use crate::landlock::{self, Witnesses};
 use crate::memory::{self, Census, Layout, MmState, Span};
 use crate::outside::Outside;
+use crate::overruns;
 use crate::program::{Answers, Call, Program};
 use crate::resource::{Blocker, Stopped};
 use crate::rooms::{AskedThread, ProcessRooms, ThreadRooms};
@@ -126,11 +127,11 @@ impl Capture {
         let hidden = visit.area();
         let (mut layout, mut obstacles) =
             Layout::read(task.host, &mut self.census, &[Span::new(hidden.start, hidden.end)])?;
-        for thread in &process.threads {
-            signals::tell_overruns(&thread.stopped, |program| visit.run(&thread.tracee, program))?;
-        }
         let mut program = Program::new();
-        let timers = PosixTimers::list(task)?;
+        let mut timers = PosixTimers::list(task)?;
+        for thread in &process.threads {
+            overruns::note(&mut timers, &thread.stopped, &mut |program| visit.run(&thread.tracee, program))?;
+        }
         let asked_process = ProcessRooms::ask(&mut program);
         let asked_timers = PosixTimers::ask(&timers, &mut program);
         let asked_thread = self.ask_thread(task, &mut program)?;
@@ -144,13 +145,22 @@ impl Capture {
             actions.set_trap(visit.trap_action()?);
         }
         self.take_thread(task, &asked_thread, &answers)?;
-        self.job.timers.insert(task.pid, PosixTimers::capture(task, &timers, &asked_timers, &answers)?);
+        let timers = PosixTimers::capture(task, &timers, &asked_timers, &answers)?;
         for thread in others {
             let mut program = Program::new();
             let asked = self.ask_thread(&thread.stopped, &mut program)?;
             let answers = visit.run(&thread.tracee, &program)?;
             self.take_thread(&thread.stopped, &asked, &answers)?;
         }
+        if let Some(shared) = self.job.processes.pending.get_mut(&task.pid) {
+            shared.leave_to(&timers);
+        }
+        for thread in &process.threads {
+            if let Some(own) = self.job.threads.pending.get_mut(&thread.stopped.tid) {
+                own.leave_to(&timers);
+            }
+        }
+        self.job.timers.insert(task.pid, timers);
         let mut timers = None;
         for thread in &mut process.threads {
             self.sleep(&mut visit, thread, &mut timers)?;

@@ -44,6 +44,7 @@ pub mod namespace;
 pub mod nursery;
 pub mod oom;
 pub mod outside;
+pub mod overruns;
 pub mod proc;
 pub mod process;
 pub mod program;

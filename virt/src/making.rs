@@ -266,7 +266,8 @@ impl<'a> Making<'a> {
         restore(job.processes.switches.get(&pid), &mut program);
         restore(job.processes.timers.get(&pid), &mut program);
         if let Some(timers) = job.timers.get(&pid) {
-            timers.restore(&mut program);
+            let now = self.leader(pid, |worker| timers.now(|program| worker.run(program)))?;
+            timers.restore(&now, &mut program);
         }
         self.leader(pid, |worker| worker.run(&program).map(drop))?;
         self.confine(member)?;

@@ -10,12 +10,12 @@ use crate::program::{Arg, Program};
 use crate::resource::{Blocker, Stopped};
 use crate::sys::peek::{self, Instruction, MAX_INSTRUCTIONS};
 use crate::{Doing, Error, Failure};
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `linux/seccomp.h`.
 const MODE_STRICT: u32 = 1;
+const SET_MODE_STRICT: u64 = 0;
 const SET_MODE_FILTER: u64 = 1;
 const FLAG_TSYNC: u64 = 1;
 const FLAG_LOG: u64 = 2;
@@ -35,6 +35,9 @@ pub struct Filters {
     pub filters: Vec<Filter>,
     /// By the job's thread id: the thread's filters in the order in which they were installed.
     pub threads: BTreeMap<i32, Vec<usize>>,
+    /// Threads in strict mode, which may only read, write and end.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub strict: BTreeSet<i32>,
 }
 
 /// One filter.
@@ -54,8 +57,13 @@ impl Filters {
     /// `EACCES` when ckrun itself has a filter or lacks CAP_SYS_ADMIN; `EMEDIUMTYPE` for a filter that the kernel did not
     /// get as classic BPF.
     pub fn capture(&mut self, task: &Stopped) -> Result<(), Failure> {
-        if task.status.seccomp == 0 {
-            return Ok(());
+        match task.status.seccomp {
+            0 => return Ok(()),
+            MODE_STRICT => {
+                self.strict.insert(task.tid);
+                return Ok(());
+            }
+            _ => {}
         }
         let mut list = Vec::new();
         while let Some(filter) = Filter::read(task, list.len())? {
@@ -65,25 +73,16 @@ impl Filters {
         Ok(())
     }
 
-    /// Names what can't be carried of a thread that has been captured: strict mode, and a filter that asks another
-    /// process.
+    /// Names what can't be carried of a thread that has been captured: a filter that asks another process.
     pub fn blocker(&self, task: &Stopped) -> Option<Blocker> {
-        let refuse = |what: &str, why: &str| Blocker {
+        let list = self.threads.get(&task.tid)?;
+        let asks = list.iter().filter_map(|&number| self.filters.get(number)).any(Filter::may_notify);
+        asks.then(|| Blocker {
             pid: task.pid,
             comm: task.comm(),
-            what: format!("thread {}: {what}", task.tid),
-            why: why.to_owned(),
+            what: format!("thread {}: seccomp filter with a listener", task.tid),
+            why: "the process that decides about its system calls can't be found again".to_owned(),
             remedy: None,
-        };
-        if task.status.seccomp == MODE_STRICT {
-            return Some(refuse("seccomp strict mode", "it has no system call to go on with"));
-        }
-        let list = self.threads.get(&task.tid)?;
-        list.iter().filter_map(|&number| self.filters.get(number)).any(Filter::may_notify).then(|| {
-            refuse(
-                "seccomp filter with a listener",
-                "the process that decides about its system calls can't be found again",
-            )
         })
     }
 
@@ -112,12 +111,16 @@ impl Filters {
         matches!(lists.next(), Some(Some(first)) if !first.is_empty() && lists.all(|list| list == Some(first)))
     }
 
-    /// Adds the calls that install a thread's filters. With `for_all` the other threads of the process, which have none
+    /// Adds the calls that install a thread's filters, or strict mode. With `for_all` the other threads of the process, which have none
     /// yet, get them too, together with no_new_privs if this thread has it.
     pub fn restore(&self, tid: i32, for_all: bool, program: &mut Program) {
         let list = self.threads.get(&tid).map_or(&[][..], Vec::as_slice);
         for filter in list.iter().filter_map(|&number| self.filters.get(number)) {
             filter.restore(for_all, program);
+        }
+        if self.strict.contains(&tid) {
+            let args = [SET_MODE_STRICT.into(), 0.into(), 0.into()];
+            program.call("enter seccomp strict mode", libc::SYS_seccomp, &args);
         }
     }
 
@@ -133,11 +136,7 @@ impl Filter {
     fn read(task: &Stopped, index: usize) -> Result<Option<Filter>, Failure> {
         let what = || format!("read seccomp filter {index} of task {}", task.tid);
         let Some(code) = peek::seccomp_filter(task.host, index).doing(what)? else { return Ok(None) };
-        let flags = match peek::seccomp_flags(task.host, index) {
-            // In strict mode there is no filter at all.
-            Err(Errno::ENOENT) => 0,
-            other => other.doing(what)?,
-        };
+        let flags = peek::seccomp_flags(task.host, index).doing(what)?;
         let code = code.iter().map(|i| (i.code, i.if_true, i.if_false, i.k)).collect();
         Ok(Some(Filter { log: flags & FLAG_LOG != 0, code }))
     }

@@ -13,15 +13,16 @@ use crate::hex::Hex;
 use crate::program::{Answers, Arg, Place, Program};
 use crate::resource::{Blocker, Resource, Stopped};
 use crate::sys::peek::{RawSiginfo, queued_signals};
+use crate::timers::PosixTimers;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The kernel's `_NSIG`.
 const SIGNALS: i32 = 64;
 /// `sizeof(sigset_t)` as the kernel wants to hear it.
-const SET: u64 = 8;
+pub(crate) const SET: u64 = 8;
 /// `SI_TKILL` is -6; with `SI_USER` (0) and the kernel's own codes (above 0) a task may say it to itself alone.
 const SI_USER: i32 = 0;
 
@@ -132,7 +133,7 @@ impl Resource for Actions {
 }
 
 /// The bit of a signal in a set.
-fn bit(signal: i32) -> u32 {
+pub(crate) fn bit(signal: i32) -> u32 {
     signal.cast_unsigned().wrapping_sub(1)
 }
 
@@ -215,6 +216,20 @@ pub struct Pending(pub Vec<Queued>);
 #[serde(transparent)]
 pub struct SharedPending(pub Vec<Queued>);
 
+impl Pending {
+    /// Forgets the signals that `timers` will send again by themselves.
+    pub fn leave_to(&mut self, timers: &PosixTimers) {
+        self.0.retain(|queued| !timers.will_send(queued));
+    }
+}
+
+impl SharedPending {
+    /// As [`Pending::leave_to`].
+    pub fn leave_to(&mut self, timers: &PosixTimers) {
+        self.0.retain(|queued| !timers.will_send(queued));
+    }
+}
+
 impl Resource for Pending {
     type Asked = ();
 
@@ -261,59 +276,8 @@ impl Resource for SharedPending {
     }
 }
 
-/// Makes signals of POSIX timers that wait tell how often their timer has expired since: the kernel counts in the timer,
-/// and only tells whoever takes the signal. So the task takes it and sends it to itself again, and the timer, which has
-/// waited for that, goes on. To be done before [`PosixTimers`](crate::timers::PosixTimers) and the queues are captured;
-/// `run` runs a program in the task.
-///
-/// # Errors
-/// The kernel's.
-pub fn tell_overruns(
-    task: &Stopped,
-    run: impl FnOnce(&Program) -> Result<Answers, Failure>,
-) -> Result<(), Failure> {
-    let queue = |shared, set| if set == 0 { Ok(Vec::new()) } else { read_queue(task.host, shared) };
-    let leads = task.tid == task.pid;
-    let own = queue(false, task.status.sig_pnd)?;
-    let shared = queue(true, if leads { task.status.shd_pnd } else { 0 })?;
-    // In the order in which the kernel hands signals of one number out.
-    let all: Vec<(bool, Queued)> =
-        own.into_iter().map(|q| (false, q)).chain(shared.into_iter().map(|q| (true, q))).collect();
-    let of_timers: BTreeSet<i32> =
-        all.iter().filter(|(_, q)| q.code == libc::SI_TIMER).map(|(_, q)| q.signal).collect();
-    let taken: Vec<_> = all.iter().filter(|(_, q)| of_timers.contains(&q.signal)).collect();
-    if taken.is_empty() || room_in_queue(task)? < taken.len() as u64 {
-        return Ok(());
-    }
-    let mut program = Program::new();
-    let process = Arg::from(program.call("get the process id", libc::SYS_getpid, &[]));
-    let thread = Arg::from(program.call("get the thread id", libc::SYS_gettid, &[]));
-    let no_time = program.room(16);
-    let infos: Vec<Place> = taken
-        .iter()
-        .map(|(_, queued)| {
-            let set = program.put(&1_u64.checked_shl(bit(queued.signal)).unwrap_or(0).to_ne_bytes());
-            let info = program.room(size_of::<RawSiginfo>());
-            let args = [set.into(), info.into(), no_time.into(), SET.into()];
-            program.call("take a timer's signal", libc::SYS_rt_sigtimedwait, &args);
-            info
-        })
-        .collect();
-    for ((shared, queued), info) in taken.iter().zip(infos) {
-        let (signal, info) = (queued.signal.into(), info.into());
-        if *shared {
-            let args = [process, signal, info];
-            program.attempt("put a timer's signal back", libc::SYS_rt_sigqueueinfo, &args);
-        } else {
-            let args = [process, thread, signal, info];
-            program.attempt("put a timer's signal back", libc::SYS_rt_tgsigqueueinfo, &args);
-        }
-    }
-    run(&program).map(drop)
-}
-
 /// How many signals more may wait for the task's user (RLIMIT_SIGPENDING). One that was taken must find room again.
-fn room_in_queue(task: &Stopped) -> Result<u64, Failure> {
+pub(crate) fn room_in_queue(task: &Stopped) -> Result<u64, Failure> {
     let status = task.read("status")?;
     let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"SigQ:"));
     let numbers = line.and_then(|line| std::str::from_utf8(line).ok()?.trim().split_once('/'));
@@ -341,7 +305,7 @@ fn queue(task: &Stopped, shared: bool, set: u64) -> Result<Vec<Queued>, Failure>
     Ok(signals)
 }
 
-fn read_queue(host: Pid, shared: bool) -> Result<Vec<Queued>, Failure> {
+pub(crate) fn read_queue(host: Pid, shared: bool) -> Result<Vec<Queued>, Failure> {
     let mut signals = Vec::new();
     loop {
         let mut room = [[0; 128]; 32];

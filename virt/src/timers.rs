@@ -8,12 +8,15 @@
 //! [`Resource`].
 
 use crate::hex::Hex;
+use crate::overruns::{self, CLOCKS, ask_clock, nanoseconds, read_clock};
 use crate::program::{Answers, Arg, Call, Place, Program};
 use crate::resource::{Resource, Stopped};
+use crate::signals::Queued;
 use crate::status::Status;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// `PR_TIMER_CREATE_RESTORE_IDS` of `linux/prctl.h`.
 const RESTORE_IDS: i32 = 77;
@@ -45,12 +48,12 @@ pub struct Interval {
 }
 
 impl Interval {
-    fn read(answers: &Answers, place: Place) -> Interval {
+    pub(crate) fn read(answers: &Answers, place: Place) -> Interval {
         let word = |k: usize| answers.u64(place, k * 8).cast_signed();
         Interval { interval: [word(0), word(1)], left: [word(2), word(3)] }
     }
 
-    fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
         [self.interval, self.left].concat().into_iter().flat_map(i64::to_ne_bytes).collect()
     }
 
@@ -71,18 +74,19 @@ impl Resource for IntervalTimers {
     }
 
     fn capture(_: &Stopped, asked: &[Place; 3], answers: &Answers) -> Result<Self, Failure> {
-        let [mut real, r#virtual, profiling] = asked.map(|place| Interval::read(answers, place));
-        // The kernel winds a periodic timer up again only when its signal is taken (posixtimer_rearm_itimer). As long as
-        // that waits there is nothing left; the signal is carried, and the next one is due a period later.
-        if !real.is_armed() {
-            real.left = real.interval;
-        }
+        let [real, r#virtual, profiling] = asked.map(|place| Interval::read(answers, place));
         Ok(IntervalTimers { real, r#virtual, profiling })
     }
 
     fn restore(&self, program: &mut Program) {
-        for (which, timer) in [self.real, self.r#virtual, self.profiling].into_iter().enumerate() {
-            if timer.is_armed() {
+        let mut real = self.real;
+        if real.interval != [0, 0] && !real.is_armed() {
+            // Its signal waits, and the kernel arms it when that is taken. To get there it has to go off once more, at
+            // once; a second SIGALRM is not queued.
+            real.left = [0, 1];
+        }
+        for (which, timer) in [real, self.r#virtual, self.profiling].into_iter().enumerate() {
+            if timer.is_armed() || timer.interval != [0, 0] {
                 let place = program.put(&timer.to_bytes());
                 let args = [which.into(), place.into(), 0.into()];
                 program.call("set an interval timer", libc::SYS_setitimer, &args);
@@ -115,7 +119,10 @@ pub struct PosixTimer {
     pub thread: Option<i32>,
     /// Seconds and nanoseconds.
     pub time: Interval,
-    /// How often it had expired again before its last signal was delivered. It is recorded; a new timer starts with 0.
+    /// Its signal waits, and it has gone off again and again since: nanoseconds from the first time to the checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<i64>,
+    /// How often it had gone off again before its last signal was taken. It is recorded; a new timer starts with 0.
     pub overrun: i32,
 }
 
@@ -137,18 +144,55 @@ const TO_THREAD: i32 = 4;
 /// A timer as `/proc/PID/timers` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    id: i32,
+    pub(crate) id: i32,
     signal: i32,
     value: u64,
     notify: Notify,
     /// In ckrun's pid namespace.
     thread: Option<i32>,
-    clock: i32,
+    pub(crate) clock: i32,
+    /// When it went off whose signal waits, and its interval, in nanoseconds: [`crate::overruns`].
+    pub(crate) went_off: Option<(i64, i64)>,
+}
+
+impl Listed {
+    /// It has sent this signal.
+    pub(crate) fn sends(&self, queued: &Queued) -> bool {
+        sender(queued) == Some(self.id) && queued.signal == self.signal
+    }
+
+    /// Asks how it is set.
+    pub(crate) fn ask(&self, program: &mut Program) -> Place {
+        let place = program.room(32);
+        program.call("get a timer", libc::SYS_timer_gettime, &[self.id.into(), place.into()]);
+        place
+    }
+
+    /// Asks what time it is by its clock.
+    pub(crate) fn ask_clock(&self, program: &mut Program) -> Place {
+        ask_clock(program, self.clock)
+    }
+}
+
+/// `si_timerid` of a signal that a timer has sent.
+fn sender(queued: &Queued) -> Option<i32> {
+    (queued.code == libc::SI_TIMER).then_some(queued.fields[0].0 as i32)
 }
 
 /// Where the answers are.
 #[derive(Debug)]
-pub struct Asked(Vec<(Place, Call)>);
+pub struct Asked(Vec<AskedTimer>);
+
+#[derive(Debug)]
+struct AskedTimer {
+    time: Place,
+    overrun: Call,
+    clock: Option<Place>,
+}
+
+/// The time by the clocks of the timers, in nanoseconds.
+#[derive(Debug, Clone, Default)]
+pub struct Now(BTreeMap<i32, i64>);
 
 impl PosixTimers {
     /// Lists the timers of the process that `task` leads.
@@ -163,11 +207,10 @@ impl PosixTimers {
 
     /// Adds the questions about them. They are to be asked in the process's leader.
     pub fn ask(listed: &[Listed], program: &mut Program) -> Asked {
-        let ask = |timer: &Listed| {
-            let place = program.room(32);
-            program.call("get a timer", libc::SYS_timer_gettime, &[timer.id.into(), place.into()]);
-            let args = [timer.id.into()];
-            (place, program.call("get a timer's overruns", libc::SYS_timer_getoverrun, &args))
+        let ask = |timer: &Listed| AskedTimer {
+            time: timer.ask(program),
+            overrun: program.call("get a timer's overruns", libc::SYS_timer_getoverrun, &[timer.id.into()]),
+            clock: timer.went_off.map(|_| timer.ask_clock(program)),
         };
         Asked(listed.iter().map(ask).collect())
     }
@@ -182,7 +225,7 @@ impl PosixTimers {
         asked: &Asked,
         answers: &Answers,
     ) -> Result<Self, Failure> {
-        let timers = listed.iter().zip(&asked.0).map(|(timer, &(place, overrun))| {
+        let timers = listed.iter().zip(&asked.0).map(|(timer, asked)| {
             let thread = timer.thread.map(virtual_tid);
             let clock = match (timer.clock, thread) {
                 // Whoever measures a thread's CPU time has the signal sent to that thread.
@@ -205,15 +248,41 @@ impl PosixTimers {
                 signal: timer.signal,
                 value: Hex(timer.value),
                 thread: thread.flatten(),
-                time: Interval::read(answers, place),
-                overrun: answers.of(overrun).doing(|| "get a timer's overruns")? as i32,
+                time: Interval::read(answers, asked.time),
+                waiting: timer
+                    .went_off
+                    .zip(asked.clock)
+                    .map(|((start, _), clock)| read_clock(answers, clock).saturating_sub(start).max(0)),
+                overrun: answers.of(asked.overrun).doing(|| "get a timer's overruns")? as i32,
             })
         });
         timers.collect::<Result<_, _>>().map(PosixTimers)
     }
 
-    /// Adds the calls that make them again, for the leader of the process.
-    pub fn restore(&self, program: &mut Program) {
+    /// Asks for the time, if they have to know it to be made again; `run` runs a program in the leader of the process.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn now(&self, run: impl FnOnce(&Program) -> Result<Answers, Failure>) -> Result<Now, Failure> {
+        if self.0.iter().all(|timer| timer.waiting.is_none()) {
+            return Ok(Now::default());
+        }
+        let mut program = Program::new();
+        let places = CLOCKS.map(|clock| (clock, ask_clock(&mut program, clock)));
+        let answers = run(&program)?;
+        Ok(Now(places.into_iter().map(|(clock, place)| (clock, read_clock(&answers, place))).collect()))
+    }
+
+    /// Such a signal is among what they do when they are made again.
+    pub(crate) fn will_send(&self, queued: &Queued) -> bool {
+        let same = |timer: &PosixTimer| {
+            timer.waiting.is_some() && sender(queued) == Some(timer.id) && queued.signal == timer.signal
+        };
+        self.0.iter().any(same)
+    }
+
+    /// Adds the calls that make them again, for the leader of the process, in which it is now `now`.
+    pub fn restore(&self, now: &Now, program: &mut Program) {
         if self.0.is_empty() {
             return;
         }
@@ -229,6 +298,11 @@ impl PosixTimers {
         }
         restore_ids(program, false);
         for timer in self.0.iter().filter(|timer| timer.time.is_armed()) {
+            if let (Some(waiting), Some(now)) = (timer.waiting, now.0.get(&timer.clock)) {
+                let start = now.saturating_sub(waiting).max(1);
+                overruns::set(program, timer.id, start, nanoseconds(timer.time.interval));
+                continue;
+            }
             let time = program.put(&timer.time.to_bytes());
             let args: [Arg; 4] = [timer.id.into(), 0.into(), time.into(), 0.into()];
             program.call(format!("set timer {}", timer.id), libc::SYS_timer_settime, &args);
@@ -292,6 +366,7 @@ fn parse(list: &[u8]) -> Option<Vec<Listed>> {
                 _ => return None,
             },
             clock,
+            went_off: None,
         });
     }
     Some(timers)
@@ -308,7 +383,15 @@ mod tests {
     #[test]
     fn the_kernels_list_is_understood() {
         let listed = parse(LIST.as_bytes()).unwrap();
-        let first = Listed { id: 10, signal: 60, value: 0, notify: Notify::Thread, thread: None, clock: -6 };
+        let first = Listed {
+            id: 10,
+            signal: 60,
+            value: 0,
+            notify: Notify::Thread,
+            thread: None,
+            clock: -6,
+            went_off: None,
+        };
         let second = Listed {
             id: i32::MAX - 15,
             signal: 0,
@@ -316,6 +399,7 @@ mod tests {
             notify: Notify::None,
             thread: Some(7),
             clock: 1,
+            went_off: None,
         };
         assert_eq!(listed, [first, second]);
         assert_eq!(parse(b""), Some(Vec::new()));
@@ -353,12 +437,14 @@ mod tests {
         fn a_timer_is_read_as_it_was_written(
             (id, clock, signal, overrun) in any::<(i32, i32, i32, i32)>(),
             (value, thread, left, interval) in any::<(u64, Option<i32>, [i64; 2], [i64; 2])>(),
+            waiting: Option<i64>,
         ) {
             let timer = PosixTimer {
                 id, clock, signal, overrun, thread,
                 notify: Notify::Signal,
                 value: Hex(value),
                 time: Interval { left, interval },
+                waiting,
             };
             let timers = PosixTimers(vec![timer]);
             let json = serde_json::to_string(&timers).unwrap();

@@ -105,11 +105,28 @@ fn what_can_not_be_carried_is_named() {
         let blocker = filters.blocker(&stopped(job.pid)).unwrap().to_string();
         assert!(blocker.contains("thread 1: seccomp filter with a listener"), "{blocker}");
     }
-    let job = job(|| {});
-    let mut strict = stopped(job.pid);
+}
+
+#[test]
+fn strict_mode() {
+    let task = job(|| {});
+    let mut strict = stopped(task.pid);
     strict.status.seccomp = 1;
-    let blocker = Filters::default().blocker(&strict).unwrap().to_string();
-    assert!(blocker.contains("seccomp strict mode"), "{blocker}");
+    let mut filters = Filters::default();
+    filters.capture(&strict).unwrap();
+    assert!(filters.strict.contains(&1) && filters.blocker(&strict).is_none());
+    let filters = through_json(&filters);
+    let mut newborn = Newborn::new();
+    let mut program = Program::new();
+    filters.restore(1, false, &mut program);
+    newborn.worker.run(&program).unwrap();
+    let task = stopped(newborn.job.pid);
+    assert_eq!(task.status.seccomp, 1);
+    // Read back from a task that is in it, and suspended for the tracer.
+    let mut again = Filters::default();
+    again.capture(&task).unwrap();
+    assert_eq!(again, filters);
+    newborn.call(SYS_getppid, &[]).unwrap();
 }
 
 #[test]

@@ -1,7 +1,5 @@
 use crate::job::{Newborn, at, call, capture, carried, job, stopped, through_json, visit};
-use ckrun_virt::signals::{
-    Action, Actions, AltStack, Pending, Queued, SharedPending, blocker, tell_overruns,
-};
+use ckrun_virt::signals::{Action, Actions, AltStack, Pending, Queued, SharedPending, blocker};
 use libc::*;
 
 const SA_RESTORER: u64 = 0x0400_0000;
@@ -144,56 +142,6 @@ fn a_signal_that_found_no_room_in_the_queue() {
         call(SYS_rt_tgsigqueueinfo, &[1, 1, SIGUSR2 as u64, at(&queue_info(SIGUSR2, SI_TKILL, 0))]);
     });
     assert_eq!((state.0.len(), state.0[0].signal), (1, SIGUSR2));
-}
-
-/// Only who takes a timer's signal is told of its overruns: so it is taken and put back, behind nobody.
-#[test]
-fn a_timers_signal_tells_of_its_overruns() {
-    let timer = |notify: i32, signal: i32| {
-        let event = [7_u64, signal as u64 | (notify as u64) << 32, 1, 0, 0, 0, 0, 0];
-        let id = std::cell::Cell::new(0);
-        call(SYS_timer_create, &[CLOCK_MONOTONIC as u64, at(&event), id.as_ptr().expose_provenance() as u64]);
-        call(SYS_timer_settime, &[id.get(), 0, at(&[0_u64, 1_000_000, 0, 1_000_000]), 0]);
-    };
-    let first = job(|| {
-        block_all();
-        call(SYS_rt_sigqueueinfo, &[1, 50, at(&queue_info(50, SI_QUEUE, 1))]);
-        timer(0, 50);
-        timer(SIGEV_THREAD_ID, SIGALRM);
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        call(SYS_rt_sigqueueinfo, &[1, 50, at(&queue_info(50, SI_QUEUE, 2))]);
-        call(SYS_rt_sigqueueinfo, &[1, 49, at(&queue_info(49, SI_QUEUE, 3))]);
-    });
-    let task = stopped(first.pid);
-    visit(&first, |visit, tracees| {
-        tell_overruns(&task, |program| visit.run(&tracees[0], program)).unwrap();
-    });
-    let (own, shared): (Pending, SharedPending) = (capture(&first), capture(&first));
-    let of = |signal: i32| shared.0.iter().filter(move |q| q.signal == signal).collect::<Vec<_>>();
-    let [one, timers, two] = of(50)[..3] else { panic!("{shared:?}") };
-    assert_eq!((one.fields[1].0, timers.code, two.fields[1].0), (1, SI_TIMER, 2));
-    let overruns = |queued: &Queued| queued.fields[0].0 >> 32;
-    assert!(overruns(timers) > 5 && timers.fields[1].0 == 7, "{timers:?}");
-    assert!(own.0[0].signal == SIGALRM && overruns(&own.0[0]) > 5, "{own:?}");
-    assert_eq!(of(49).len(), 1);
-
-    let mut newborn = Newborn::new();
-    newborn.restore(&shared);
-    assert_eq!(newborn.capture::<SharedPending>(), shared);
-}
-
-#[test]
-fn no_signal_is_taken_that_could_not_be_put_back() {
-    let first = job(|| {
-        block_all();
-        call(SYS_setresuid, &[64998, 64998, 64998]);
-        for _ in 0..3 {
-            call(SYS_rt_sigqueueinfo, &[1, 50, at(&queue_info(50, SI_TIMER, 1))]);
-        }
-        call(SYS_prlimit64, &[0, RLIMIT_SIGPENDING.into(), at(&[5_u64, 5]), 0]);
-    });
-    let task = stopped(first.pid);
-    visit(&first, |_, _| tell_overruns(&task, |_| panic!("there is no room")).unwrap());
 }
 
 #[test]

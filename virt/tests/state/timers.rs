@@ -1,8 +1,10 @@
 use crate::job::{Job, Newborn, at, call, capture, job, stopped, through_json, visit};
 use ckrun_virt::nursery::beget_threads;
+use ckrun_virt::overruns;
 use ckrun_virt::program::Program;
-use ckrun_virt::resource::Stopped;
-use ckrun_virt::timers::{IntervalTimers, Listed, Notify, PosixTimers};
+use ckrun_virt::resource::{Resource, Stopped};
+use ckrun_virt::signals::{Pending, SharedPending};
+use ckrun_virt::timers::{IntervalTimers, Listed, Notify, Now, PosixTimers};
 use libc::*;
 
 fn block_all() {
@@ -36,6 +38,13 @@ fn posix(task: &Stopped, run: impl FnOnce(&Program) -> ckrun_virt::program::Answ
     let asked = PosixTimers::ask(&listed, &mut program);
     let answers = run(&program);
     PosixTimers::capture(task, &listed, &asked, &answers).unwrap()
+}
+
+fn restore(timers: &PosixTimers, newborn: &mut Newborn) {
+    let now = timers.now(|program| newborn.worker.run(program)).unwrap();
+    let mut program = Program::new();
+    timers.restore(&now, &mut program);
+    newborn.worker.run(&program).unwrap();
 }
 
 fn of_job(job: &Job) -> PosixTimers {
@@ -83,9 +92,7 @@ fn timers_with_their_ids() {
     assert_eq!((of(8).thread, of(8).signal), (Some(1), SIGUSR2));
 
     let mut newborn = Newborn::new();
-    let mut program = Program::new();
-    state.restore(&mut program);
-    newborn.worker.run(&program).unwrap();
+    restore(&state, &mut newborn);
     let task = stopped(newborn.job.pid);
     let again = posix(&task, |program| newborn.worker.run(program).unwrap());
     assert_eq!(again.iter().count(), state.iter().count());
@@ -96,6 +103,132 @@ fn timers_with_their_ids() {
         before.time.left = timer.time.left;
         assert_eq!(*timer, before);
     }
+}
+
+/// Its signal waits and it is not armed: the kernel arms it when the signal is taken.
+#[test]
+fn an_interval_timer_whose_signal_waits() {
+    let first = job(|| {
+        block_all();
+        call(SYS_setitimer, &[ITIMER_REAL as u64, at(&[0_i64, 5000, 0, 1]), 0]);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    });
+    let state: IntervalTimers = capture(&first);
+    assert_eq!((state.real.left, state.real.interval), ([0, 0], [0, 5000]));
+    let mut newborn = Newborn::new();
+    newborn.restore(&capture::<SharedPending>(&first));
+    newborn.restore(&state);
+    assert_eq!(newborn.capture::<IntervalTimers>(), state);
+    assert_eq!(newborn.capture::<SharedPending>().0.len(), 1);
+    // Once it is taken, the timer goes on.
+    for _ in 0..3 {
+        let mut program = Program::new();
+        let set = program.put(&(1_u64 << (SIGALRM - 1)).to_ne_bytes());
+        let args = [set.into(), 0.into(), 0.into(), 8.into()];
+        let call = program.call("wait for the signal", SYS_rt_sigtimedwait, &args);
+        assert_eq!(newborn.worker.run(&program).unwrap().of(call), Ok(SIGALRM.into()));
+    }
+}
+
+/// Takes a signal that must be there: who sent it, its overruns and its value.
+fn take(run: impl FnOnce(&Program) -> ckrun_virt::program::Answers, signal: i32) -> (i32, u32, u64) {
+    let mut program = Program::new();
+    let (info, no_time) = (program.room(128), program.room(16));
+    let set = program.put(&(1_u64 << (signal - 1)).to_ne_bytes());
+    let args = [set.into(), info.into(), no_time.into(), 8.into()];
+    program.call("take the signal", SYS_rt_sigtimedwait, &args);
+    let answers = run(&program);
+    (answers.u32(info, 8).cast_signed(), answers.u32(info, 20), answers.u64(info, 24))
+}
+
+/// `siginfo_t` of a queued signal with a value.
+fn queue(signal: i32, value: u64) {
+    let mut info = [0_u64; 16];
+    (info[0], info[1], info[3]) = (signal as u64, SI_QUEUE as u32 as u64, value);
+    call(SYS_rt_sigqueueinfo, &[1, signal as u64, at(&info)]);
+}
+
+/// A timer whose signal waits goes on counting, in the job and in another process.
+#[test]
+fn overruns_are_counted_on() {
+    const PERIOD: u64 = 1_000_000;
+    for clock in [CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME] {
+        let began = std::time::Instant::now();
+        let first = job(|| {
+            block_all();
+            queue(50, 1);
+            arm(create(clock, 0, 50, 7, 0), [0, PERIOD as i64, 0, PERIOD as i64]);
+            arm(create(clock, SIGEV_THREAD_ID, SIGALRM, 8, 1), [0, PERIOD as i64, 0, PERIOD as i64]);
+            arm(create(clock, 0, 51, 9, 0), [0, 0, 0, 1]);
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            queue(50, 2);
+        });
+        let task = stopped(first.pid);
+        let (state, mut own, mut shared) = visit(&first, |visit, tracees| {
+            let mut run = |program: &Program| visit.run(&tracees[0], program);
+            let mut listed = PosixTimers::list(&task).unwrap();
+            overruns::note(&mut listed, &task, &mut run).unwrap();
+            let mut program = Program::new();
+            let asked = PosixTimers::ask(&listed, &mut program);
+            let answers = run(&program).unwrap();
+            let timers = PosixTimers::capture(&task, &listed, &asked, &answers).unwrap();
+            let nothing = Program::new();
+            let answers = run(&nothing).unwrap();
+            let own = Pending::capture(&task, &(), &answers).unwrap();
+            (timers, own, SharedPending::capture(&task, &(), &answers).unwrap())
+        });
+        let waiting: Vec<_> = state.iter().map(|timer| (timer.id, timer.waiting.is_some())).collect();
+        assert_eq!(waiting, [(2, false), (1, true), (0, true)]);
+        assert_eq!((own.0.len(), shared.0.len()), (1, 4));
+        own.leave_to(&state);
+        shared.leave_to(&state);
+        let brief: Vec<_> = shared.0.iter().map(|queued| (queued.signal, queued.code)).collect();
+        assert_eq!((own.0.len(), brief), (0, vec![(51, SI_TIMER), (50, SI_QUEUE), (50, SI_QUEUE)]));
+
+        let mut newborn = Newborn::new();
+        newborn.restore(&shared);
+        restore(&through_json(&state), &mut newborn);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let mut new = |signal| take(|program| newborn.worker.run(program).unwrap(), signal);
+        assert_eq!((new(50), new(50)), ((SI_QUEUE, 0, 1), (SI_QUEUE, 0, 2)));
+        let (posted, alarm) = (new(50), new(SIGALRM));
+        assert_eq!((posted.0, posted.2, alarm.2, new(51).2), (SI_TIMER, 7, 8, 9));
+        // In the job they still wait, ...
+        visit(&first, |visit, tracees| {
+            let mut old = |signal| take(|program| visit.run(&tracees[0], program).unwrap(), signal);
+            let mut all = [old(50), old(50), old(50)];
+            all.sort_unstable_by_key(|&(_, _, value)| value);
+            assert_eq!(all[..2], [(SI_QUEUE, 0, 1), (SI_QUEUE, 0, 2)]);
+            let (old_posted, old_alarm) = (all[2], old(SIGALRM));
+            assert_eq!((old_posted.2, old_alarm.2, old(51).2), (7, 8, 9));
+            // ... and have counted as often as the time allows.
+            let most = began.elapsed().as_nanos() as u64 / u128::from(PERIOD) as u64;
+            for (_, overruns, _) in [posted, alarm, old_posted, old_alarm] {
+                assert!((29..=most).contains(&overruns.into()), "{overruns} of {most}");
+            }
+            assert!(old_posted.1 > posted.1, "the job has lived longer");
+        });
+    }
+}
+
+#[test]
+fn no_signal_is_taken_that_could_not_be_put_back() {
+    let first = job(|| {
+        block_all();
+        arm(create(CLOCK_MONOTONIC, 0, 50, 7, 0), [0, 1_000_000, 0, 1]);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        call(SYS_setresuid, &[64998, 64998, 64998]);
+        call(SYS_prlimit64, &[0, RLIMIT_SIGPENDING.into(), at(&[0_u64, 0]), 0]);
+    });
+    let task = stopped(first.pid);
+    visit(&first, |visit, tracees| {
+        let mut listed = PosixTimers::list(&task).unwrap();
+        let before = stopped(first.pid).status.shd_pnd;
+        overruns::note(&mut listed, &task, &mut |program| visit.run(&tracees[0], program)).unwrap();
+        assert_eq!(stopped(first.pid).status.shd_pnd, before);
+        let overruns = take(|program| visit.run(&tracees[0], program).unwrap(), 50).1;
+        assert!(overruns > 0, "{overruns}");
+    });
 }
 
 /// A timer fires in the restored process, with its own number and value.
@@ -109,7 +242,7 @@ fn a_restored_timer_fires() {
     let state = of_job(&first);
     let mut newborn = Newborn::new();
     let mut program = Program::new();
-    state.restore(&mut program);
+    state.restore(&Now::default(), &mut program);
     let info = program.room(128);
     let set = program.put(&(1_u64 << (SIGRTMIN() - 1)).to_ne_bytes());
     let args = [set.into(), info.into(), 0.into(), 8.into()];
@@ -146,9 +279,7 @@ fn timers_of_threads() {
     assert_eq!((timer.thread, timer.clock), (Some(2), !2_i32 << 3 | 6));
     let mut newborn = Newborn::new();
     let threads = beget_threads(&mut newborn.worker, &[2]).unwrap();
-    let mut program = Program::new();
-    state.restore(&mut program);
-    newborn.worker.run(&program).unwrap();
+    restore(&state, &mut newborn);
     let task = stopped(newborn.job.pid);
     assert_eq!(posix(&task, |program| newborn.worker.run(program).unwrap()), state);
     drop(threads);
