@@ -4,7 +4,7 @@ use super::Trouble;
 use super::capture::Job;
 use super::given::is_terminal;
 use super::located::{Located, locate};
-use super::make::{Making, OPEN};
+use super::making::{Making, OPEN};
 use crate::image::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;

@@ -6,7 +6,7 @@
 //! before any process has its descriptors: it makes no difference to the entry who added it.
 
 use super::capture::Job;
-use super::make::Making;
+use super::making::Making;
 use super::{Description, Object, Trouble};
 use crate::program::Program;
 use crate::sys::kcmp::{EpollSlot, compare_epoll_target};

@@ -3,7 +3,7 @@
 use super::capture::Job;
 use super::ghost::GhostUse;
 use super::located::{Located, locate};
-use super::make::{Making, OPEN};
+use super::making::{Making, OPEN};
 use super::stream::{Stream, hung_up};
 use super::{Files, Object, Trouble, path};
 use crate::image::Bytes;

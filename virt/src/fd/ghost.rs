@@ -5,7 +5,7 @@
 
 use super::capture::{Content, Job, Source};
 use super::container;
-use super::make::{Making, OPEN};
+use super::making::{Making, OPEN};
 use super::{Description, Files, Object, Trouble};
 use crate::image::{Bytes, Image};
 use crate::{Doing, Error, Failure};

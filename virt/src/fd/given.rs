@@ -7,7 +7,7 @@
 use super::capture::Job;
 use super::container::same;
 use super::graph::Graph;
-use super::make::Making;
+use super::making::Making;
 use super::seen::Seen;
 use super::stream::Ends;
 use super::{Description, Locks, Object};

@@ -3,7 +3,7 @@
 //! `/proc/PID/fdinfo` shows those that were set through a description: `1: POSIX  ADVISORY  WRITE 42 08:01:1234 0 EOF`.
 //! A POSIX lock belongs to the process, the others to the description.
 
-use super::make::Making;
+use super::making::Making;
 use crate::program::Program;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;

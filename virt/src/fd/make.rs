@@ -4,36 +4,15 @@
 //! call can name them from the start, and all processes inherit them. What the kernel lets nobody open twice, and what is
 //! to be filled, ckrun does from outside, between two programs.
 
-use super::seen::descriptors;
-use super::stream::reopen;
+use super::making::{Making, SETTABLE};
 use super::{Files, Object};
 use crate::image::Image;
-use crate::program::{Arg, Program};
 use crate::restore::Options;
-use crate::worker::{HEADER, Hatch, STACK, Worker};
+use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
-use nix::errno::Errno;
-use nix::unistd::Pid;
-use rustix::fs::{Mode, OFlags};
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::rc::Rc;
-
-/// The flags of a description that open(2) sets. Left out are those that would change the file.
-pub(super) const OPEN: u32 = (libc::O_ACCMODE
-    | libc::O_APPEND
-    | libc::O_NONBLOCK
-    | libc::O_SYNC
-    | libc::O_DIRECT
-    | libc::O_DIRECTORY
-    | libc::O_NOFOLLOW
-    | libc::O_NOATIME
-    | libc::O_PATH) as u32
-    | LARGE;
-/// O_LARGEFILE, which libc says is 0 for programs of 64 bits.
-const LARGE: u32 = 0o100_000;
-/// The flags that F_SETFL changes, O_ASYNC aside.
-const SETTABLE: u32 = (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME) as u32;
+use rustix::fs::OFlags;
+use std::collections::HashMap;
+use std::os::fd::RawFd;
 
 /// Where everything is in the first process, and in all that inherit from it.
 #[derive(Debug, Clone, Default)]
@@ -79,140 +58,6 @@ impl Made {
     }
 }
 
-/// The first process while its descriptions are made.
-pub(super) struct Making<'a> {
-    pub program: Program,
-    pub files: &'a Files,
-    /// Both ends of each pipe.
-    pub pipes: Vec<[RawFd; 2]>,
-    /// A descriptor for both ends of each FIFO.
-    pub fifos: Vec<RawFd>,
-    pub ghosts: Vec<RawFd>,
-    pub memfds: Vec<RawFd>,
-    worker: &'a mut Worker,
-    root: OwnedFd,
-    shared: &'a dyn Fn(u32) -> Option<RawFd>,
-    /// What the process had before, and whether it is close-on-exec.
-    taken: BTreeMap<RawFd, bool>,
-    base: RawFd,
-    next: RawFd,
-    again: Vec<(RawFd, u32, RawFd)>,
-}
-
-impl Making<'_> {
-    /// The number of a description.
-    pub fn at(&self, description: u32) -> RawFd {
-        self.base.saturating_add_unsigned(description)
-    }
-
-    /// A number for something else.
-    pub fn number(&mut self) -> RawFd {
-        self.next += 1;
-        self.next - 1
-    }
-
-    /// From this number on nothing is in use.
-    pub fn free(&self) -> RawFd {
-        self.next
-    }
-
-    /// Something that was there before has this number; the answer is whether it is close-on-exec. The standard streams
-    /// are not needed any more once they have been taken over.
-    pub fn is_taken(&self, fd: RawFd) -> Option<bool> {
-        self.taken.get(&fd).copied().filter(|_| fd > 2)
-    }
-
-    /// The description is made when all tasks are there.
-    pub fn is_late(&self, description: u32) -> bool {
-        self.files.is_late(description)
-    }
-
-    /// The description is a standard stream from outside.
-    pub fn is_given(&self, description: u32) -> bool {
-        self.files.description(description).is_some_and(|d| matches!(d.object, Object::Given(_)))
-    }
-
-    /// The root directory of the container.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
-    /// The descriptor of an object of the job's memory; -1, which fails by name, when there is none.
-    pub fn shared(&self, object: u32) -> RawFd {
-        (self.shared)(object).unwrap_or(-1)
-    }
-
-    /// Opens `path` as descriptor `to`.
-    pub fn open(&mut self, path: &[u8], flags: u32, to: RawFd) {
-        let name = self.program.put_cstr(path);
-        let mut flags = flags | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
-        if flags & libc::O_PATH as u32 != 0 {
-            flags &= (libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u32;
-        }
-        let what = format!("open {}", String::from_utf8_lossy(path));
-        let args = [libc::AT_FDCWD.into(), name.into(), flags.into(), 0.into()];
-        let opened = self.program.call(what, libc::SYS_openat, &args);
-        self.put_at(opened.into(), to);
-    }
-
-    /// Moves a new descriptor to a number.
-    pub fn put_at(&mut self, from: Arg, to: RawFd) {
-        let flags = libc::O_CLOEXEC;
-        self.program.call("move a descriptor", libc::SYS_dup3, &[from, to.into(), flags.into()]);
-        self.program.call("close a descriptor", libc::SYS_close, &[from]);
-    }
-
-    /// Gives a description another number.
-    pub fn copy(&mut self, from: RawFd, to: RawFd) {
-        let flags = libc::O_CLOEXEC;
-        self.program.call("copy a descriptor", libc::SYS_dup3, &[from.into(), to.into(), flags.into()]);
-    }
-
-    /// Gives a new file to a user and a group.
-    pub fn give_to(&mut self, fd: RawFd, owner: (u32, u32)) {
-        if owner != (0, 0) {
-            let args = [fd.into(), owner.0.into(), owner.1.into()];
-            self.program.call("give a file to its owner", libc::SYS_fchown, &args);
-        }
-    }
-
-    /// Sets the size of a pipe.
-    pub fn capacity(&mut self, end: RawFd, capacity: u32) {
-        let what = format!("give a pipe room for {capacity} bytes");
-        self.program.call(what, libc::SYS_fcntl, &[end.into(), libc::F_SETPIPE_SZ.into(), capacity.into()]);
-    }
-
-    /// Wants another description of what `from` is of, as descriptor `to`. ckrun opens it: that takes a procfs, which the
-    /// container may not have.
-    pub fn reopen(&mut self, from: RawFd, flags: u32, to: RawFd) {
-        self.again.push((from, flags & OPEN, to));
-    }
-
-    /// Runs what has been gathered.
-    fn run(&mut self) -> Result<(), Failure> {
-        let program = std::mem::take(&mut self.program);
-        self.worker.run(&program).map(drop)
-    }
-
-    /// Runs what has been gathered when there is little room for more.
-    fn run_if_large(&mut self) -> Result<(), Failure> {
-        let room = self.worker.area.end - STACK - HEADER - self.worker.area.start;
-        // One object takes a few hundred bytes and its path; an epoll's entries take more.
-        if self.program.size() as u64 > room / 4 { self.run() } else { Ok(()) }
-    }
-
-    fn open_again(&mut self) -> Result<(), Failure> {
-        for (from, flags, to) in std::mem::take(&mut self.again) {
-            let own = self.worker.pidfd_getfd(from)?;
-            // The name in /proc is a link.
-            let opened = reopen(&own, flags & !(libc::O_NOFOLLOW as u32))?;
-            let given = self.worker.give(opened.as_fd())?;
-            self.put_at(given.into(), to);
-        }
-        self.run()
-    }
-}
-
 impl Files {
     /// Makes all descriptions in `first`, the job's first process, which is in the container already and has the
     /// standard streams that it is to have as descriptors 0 to 2. `shared` finds, by their numbers, objects of the job's
@@ -227,7 +72,7 @@ impl Files {
         shared: &dyn Fn(u32) -> Option<RawFd>,
         options: &Options,
     ) -> Result<Made, Error> {
-        let mut making = self.prepare(first, shared)?;
+        let mut making = Making::begin(self, first, shared)?;
         self.truncate(making.root(), options)?;
         for (id, pipe) in (0..).zip(&self.pipes) {
             pipe.make(id, self, &mut making);
@@ -284,51 +129,6 @@ impl Files {
         }
         let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();
         Ok(Made { base: making.base, keep, ghosts: making.ghosts, holders })
-    }
-
-    /// Chooses the numbers, and makes room for them.
-    fn prepare<'a>(
-        &'a self,
-        first: &'a mut Worker,
-        shared: &'a dyn Fn(u32) -> Option<RawFd>,
-    ) -> Result<Making<'a>, Failure> {
-        let host = first.host();
-        let path = format!("/proc/{host}/root");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
-        let mut taken = BTreeMap::new();
-        for fd in descriptors(host)? {
-            taken.insert(fd, super::seen::Info::read(host, fd)?.cloexec);
-        }
-        let used = self.processes.values().flat_map(|holdings| &holdings.descriptors).map(|held| held.fd);
-        let lent = self.descriptions.iter().flat_map(|description| match &description.object {
-            Object::Epoll(epoll) => epoll.entries.as_slice(),
-            _ => &[],
-        });
-        let highest = used.chain(lent.map(|entry| entry.fd)).chain(taken.keys().copied()).max().unwrap_or(0);
-        // Two numbers for each pipe, one for everything else, one for ckrun, and some for the moment.
-        let lists = 2 * self.pipes.len() + self.fifos.len() + self.ghosts.len() + self.memfds.len();
-        let need = self.descriptions.len() + lists + 8;
-        let base = highest + 1;
-        let end = RawFd::try_from(need).ok().and_then(|need| base.checked_add(need));
-        allow(host, end.ok_or_else(|| Failure::new("number the job's files", Errno::EMFILE))?)?;
-        let mut making = Making {
-            program: Program::new(),
-            files: self,
-            pipes: Vec::new(),
-            fifos: vec![-1; self.fifos.len()],
-            ghosts: Vec::new(),
-            memfds: Vec::new(),
-            root,
-            shared,
-            taken,
-            base,
-            next: base + RawFd::try_from(self.descriptions.len()).unwrap_or(0),
-            again: Vec::new(),
-            worker: first,
-        };
-        making.move_hatch()?;
-        Ok(making)
     }
 
     /// What is in pipes and files is put there from outside.
@@ -415,43 +215,6 @@ impl Files {
         self.description(id)
             .is_some_and(|d| matches!(&d.object, Object::Pseudo(pseudo) if !pseudo.is_early()))
     }
-}
-
-impl Making<'_> {
-    /// The descriptor by which ckrun hands over others may have a number that a process of the job needs.
-    fn move_hatch(&mut self) -> Result<(), Failure> {
-        let Some(hatch) = self.worker.hatch.take() else { return Ok(()) };
-        let to = self.number();
-        let from = hatch.there;
-        self.copy(from, to);
-        self.program.call("close a descriptor", libc::SYS_close, &[from.into()]);
-        self.run()?;
-        self.taken.remove(&from);
-        let here = match Rc::try_unwrap(hatch) {
-            Ok(hatch) => hatch.here,
-            Err(shared) => shared.here.try_clone().doing(|| "copy a descriptor")?,
-        };
-        self.worker.hatch = Some(Rc::new(Hatch { here, there: to }));
-        Ok(())
-    }
-}
-
-/// Lets the process have `count` descriptors. Each process of the job gets its own limit later.
-fn allow(process: Pid, count: RawFd) -> Result<(), Failure> {
-    let what = || format!("allow process {process} {count} descriptors");
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel stores the old limit; there is no new one.
-    let got =
-        unsafe { libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) };
-    Errno::result(got).doing(what)?;
-    limit.rlim_max = limit.rlim_max.max(u64::try_from(count).unwrap_or(u64::MAX));
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: the kernel reads the new limit; the old one is not wanted.
-    let set = unsafe {
-        libc::prlimit(process.as_raw(), libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut())
-    };
-    Errno::result(set).doing(what)?;
-    Ok(())
 }
 
 impl Object {

@@ -1,7 +1,7 @@
 //! Files of memfd_create(2).
 
 use super::capture::{Content, Job, Source};
-use super::make::Making;
+use super::making::Making;
 use super::{Files, Object, Trouble};
 use crate::image::{Bytes, Image};
 use crate::{Doing, Error};

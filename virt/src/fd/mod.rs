@@ -25,6 +25,7 @@ mod graph;
 mod located;
 mod lock;
 mod make;
+mod making;
 mod memfd;
 mod owner;
 mod path;

@@ -2,7 +2,7 @@
 
 use super::capture::Job;
 use super::located::{Located, locate};
-use super::make::{Making, OPEN};
+use super::making::{Making, OPEN};
 use super::seen::Seen;
 use super::{Trouble, refused};
 use crate::image::Bytes;

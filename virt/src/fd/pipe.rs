@@ -1,7 +1,7 @@
 //! Pipes of pipe(2).
 
 use super::capture::Job;
-use super::make::Making;
+use super::making::Making;
 use super::stream::Stream;
 use super::{Files, Object, Trouble};
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,7 @@
 use super::Trouble;
 use super::capture::Job;
 use super::container::DELETED;
-use super::make::{Making, OPEN};
+use super::making::{Making, OPEN};
 use crate::Doing;
 use crate::image::Bytes;
 use crate::program::Program;

@@ -1,6 +1,6 @@
 //! Regular files. The container has them at a restart: only their place is carried, and what they looked like.
 
-use super::make::{Making, OPEN};
+use super::making::{Making, OPEN};
 use crate::image::Bytes;
 use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};

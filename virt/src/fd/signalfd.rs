@@ -2,7 +2,7 @@
 
 use super::Trouble;
 use super::capture::Job;
-use super::make::Making;
+use super::making::Making;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 

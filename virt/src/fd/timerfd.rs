@@ -5,7 +5,7 @@
 
 use super::Trouble;
 use super::capture::Job;
-use super::make::Making;
+use super::making::Making;
 use crate::Doing;
 use crate::clocks::Clocks;
 use crate::program::Program;
