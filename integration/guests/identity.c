@@ -251,12 +251,12 @@ static void verify_cwd(void) {
     CHECK(!strcmp(here, "/tmp/here"));
     CHECK(!strcmp(proc("near"), "near"));
 }
-static void set_chroot(void) {
-    MUST(mkdir("/tmp/root", 0755));
-    MUST(mkdir("/tmp/root/dir", 0755));
-    close(make("/tmp/root/file", "inside", 0));
-    MUST(chroot("/tmp/root"));
-    MUST(chdir("/dir"));
+/* With another root than the first process has. */
+static _Noreturn void in_root(void (*verify)(void)) {
+    for (;;) {
+        verify();
+        beat(0);
+    }
 }
 static void verify_chroot(void) {
     char here[64];
@@ -266,17 +266,34 @@ static void verify_chroot(void) {
     CHECK(!strcmp(proc("../../file"), "inside"));
     FAILS(access("/tmp", F_OK), ENOENT);
 }
-/* The current directory is above the root. */
-static void set_chroot_cwd_outside(void) {
+static void enter_chroot(void) {
     MUST(mkdir("/tmp/root", 0755));
-    close(make("/tmp/file", "outside", 0));
-    MUST(chdir("/tmp"));
+    MUST(mkdir("/tmp/root/dir", 0755));
+    close(make("/tmp/root/file", "inside", 0));
     MUST(chroot("/tmp/root"));
+    MUST(chdir("/dir"));
 }
+static void set_chroot(void) {
+    share();
+    if (MUST(fork())) return;
+    enter_chroot();
+    in_root(verify_chroot);
+}
+/* The current directory is above the root. */
 static void verify_chroot_cwd_outside(void) {
     CHECK(!strcmp(proc("file"), "outside"));
     FAILS(access("/file", F_OK), ENOENT);
 }
+static void set_chroot_cwd_outside(void) {
+    share();
+    if (MUST(fork())) return;
+    MUST(mkdir("/tmp/root", 0755));
+    close(make("/tmp/file", "outside", 0));
+    MUST(chdir("/tmp"));
+    MUST(chroot("/tmp/root"));
+    in_root(verify_chroot_cwd_outside);
+}
+static void verify_alive(void) { alive(0); }
 
 static void *named(void *thread) {
     char name[16], is[16];
@@ -316,7 +333,6 @@ static void set_death_signal(void) {
         beat(0);
     }
 }
-static void verify_death_signal(void) { alive(0); }
 static void set_not_dumpable(void) { MUST(prctl(PR_SET_DUMPABLE, 0)); }
 static void verify_not_dumpable(void) { EQUAL(prctl(PR_GET_DUMPABLE), 0); }
 static void set_oom(void) {
@@ -400,10 +416,11 @@ static const struct mode modes[] = {
     {"personality", set_personality, verify_personality},
     {"umask", set_umask, verify_umask},
     {"cwd", set_cwd, verify_cwd},
-    {"chroot", set_chroot, verify_chroot},
-    {"chroot-cwd-outside", set_chroot_cwd_outside, verify_chroot_cwd_outside},
+    {"chroot", set_chroot, verify_alive},
+    {"chroot-cwd-outside", set_chroot_cwd_outside, verify_alive},
+    {"chroot-of-first", enter_chroot, verify_chroot},
     {"names", set_names, verify_names},
-    {"death-signal", set_death_signal, verify_death_signal},
+    {"death-signal", set_death_signal, verify_alive},
     {"not-dumpable", set_not_dumpable, verify_not_dumpable},
     {"oom-score", set_oom, verify_oom},
     {"prctls", set_prctls, verify_prctls},

@@ -23,6 +23,21 @@ pub fn snapshot(container: &Container) -> BTreeMap<i32, Seen> {
     pids(container).into_iter().map(|pid| (pid, look(pid))).collect()
 }
 
+/// Fails when a job is not as it was, and says in what.
+pub fn unchanged(before: &BTreeMap<i32, Seen>, after: &BTreeMap<i32, Seen>, when: &str) {
+    assert!(before.keys().eq(after.keys()), "{when}: {:?} {:?}", before.keys(), after.keys());
+    for (pid, was) in before {
+        let is = &after[pid];
+        assert_eq!((&was.threads, &was.fds), (&is.threads, &is.fds), "{when}: process {pid}");
+        let only = |ours: &[String], theirs: &[String]| -> Vec<String> {
+            ours.iter().filter(|line| !theirs.contains(line)).cloned().collect()
+        };
+        let lost = [only(&was.maps, &is.maps), only(&was.status, &is.status)].concat();
+        let new = [only(&is.maps, &was.maps), only(&is.status, &was.status)].concat();
+        assert!(lost.is_empty() && new.is_empty(), "{when}: process {pid} had {lost:#?} and has {new:#?}");
+    }
+}
+
 /// The ids of all processes of a container.
 pub fn pids(container: &Container) -> BTreeSet<i32> {
     let mut found = BTreeSet::new();
@@ -34,13 +49,12 @@ pub fn pids(container: &Container) -> BTreeSet<i32> {
 }
 
 fn look(pid: i32) -> Seen {
-    const WORDS: [&str; 14] = [
+    const WORDS: [&str; 13] = [
         "TracerPid",
         "Uid",
         "Gid",
         "FDSize",
         "VmLck",
-        "SigQ",
         "SigBlk",
         "SigIgn",
         "SigCgt",

@@ -3,18 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::job::Job;
-use ckrun_integration::snapshot::snapshot;
+use ckrun_integration::snapshot::{pids, snapshot, unchanged};
 use std::fs;
 use std::path::Path;
 
 /// The pages that all processes of the job have, and the cgroup directories below its own.
 fn resident(job: &Job) -> u64 {
-    let pids = ckrun_integration::snapshot::pids(&job.container);
     let of = |pid: i32| {
         let text = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("statm")).unwrap();
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
     };
-    pids.into_iter().map(of).sum()
+    pids(&job.container).into_iter().map(of).sum()
 }
 
 fn again_and_again(guest: &str, mode: &str, times: u32) {
@@ -32,7 +31,7 @@ fn again_and_again(guest: &str, mode: &str, times: u32) {
     for _ in 0..times {
         one(&job);
     }
-    assert_eq!(snapshot(&job.container), before);
+    unchanged(&before, &snapshot(&job.container), "afterwards");
     assert!(resident(&job) <= pages + pages / 10 + 64, "{} pages instead of {pages}", resident(&job));
     assert_eq!(job.container.cgroups(), groups);
     for dir in groups {

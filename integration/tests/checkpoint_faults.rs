@@ -3,161 +3,48 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::job::{Job, path, settles};
-use ckrun_integration::leftovers;
-use ckrun_integration::pipes::PATIENCE;
-use ckrun_integration::run::{Ended, elsewhere, finish};
-use ckrun_integration::snapshot::{Seen, snapshot};
+use ckrun_integration::run::{elsewhere, finish};
+use ckrun_integration::snapshot::{Seen, snapshot, unchanged};
 use ckrun_virt::fault::POINTS;
 use nix::mount::{MsFlags, mount};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::thread::yield_now;
-use std::time::Instant;
 
-fn points(verb: &str) -> Vec<&'static str> {
-    POINTS.iter().copied().filter(|point| point.starts_with(verb)).collect()
-}
-
-/// A verb with a fault in it.
-fn faulty(job: &Job, fault: &str, words: &[&str]) -> Ended {
-    let mut command = job.container.command(words);
-    command.env("CKRUN_FAULT", fault);
-    finish(command)
-}
-
-/// It goes on as it was, and can be checkpointed.
+/// It goes on as it was.
 fn goes_on(job: &Job, before: &BTreeMap<i32, Seen>, when: &str) {
     assert_eq!(job.container.status(), "running", "{when}");
-    assert_eq!(&snapshot(&job.container), before, "{when}");
+    unchanged(before, &snapshot(&job.container), when);
     job.is_well();
 }
 
+/// checkpoint_crash.rs looks at what becomes of the image; this, at every descriptor, mapping and signal of the job.
 #[test]
-fn ckrun_dies_at_any_step_of_a_checkpoint() {
-    for leave_running in [false, true] {
-        for point in points("checkpoint:") {
-            let job = Job::up("processes", "threads-in-tree");
+fn ckrun_dies_before_the_image_is_complete() {
+    let job = Job::up("processes", "threads-in-tree");
+    let before = snapshot(&job.container);
+    for point in POINTS.iter().filter(|point| point.starts_with("checkpoint:")) {
+        if *point == "checkpoint:committed" {
+            break;
+        }
+        for leave_running in [false, true] {
             let image = job.image("image");
-            let before = snapshot(&job.container);
             let mut words = vec!["checkpoint", "--image-path", path(&image)];
             words.extend(leave_running.then_some("--leave-running"));
             words.push("ID");
-            let ended = faulty(&job, point, &words);
-            if ended.code == 0 {
-                // Not on the way of this kind of checkpoint.
-                assert!(
-                    ["checkpoint:resume", "checkpoint:kill", "checkpoint:destroy"].contains(&point),
-                    "{point}"
-                );
-                continue;
-            }
-            assert_eq!(ended.code, -9, "{point}: {}", ended.stderr);
-            let complete = image.join("manifest.json").exists();
-            assert_eq!(complete, committed(point), "{point}");
-            if complete && !leave_running {
-                // The job may or may not have got its end: it has an image.
-                job.container.ckrun(&["delete", "--force", "ID"]).ok();
+            for fault in [(*point).to_owned(), format!("fail@{point}")] {
+                let mut command = job.container.command(&words);
+                command.env("CKRUN_FAULT", &fault);
+                assert_ne!(finish(command).code, 0, "{fault}");
+                goes_on(&job, &before, &fault);
                 settles(&job.container);
-                job.container.no_trace();
-                job.restore(&image);
-            } else {
-                goes_on(&job, &before, point);
-                let again = job.image("again");
-                job.checkpoint(&again);
-                job.restore(&again);
+                assert!(!image.exists(), "{fault}");
             }
-            no_half(&image, point);
         }
     }
-}
-
-/// At this step the image is complete.
-fn committed(point: &str) -> bool {
-    ["checkpoint:committed", "checkpoint:kill", "checkpoint:destroy"].contains(&point)
-}
-
-/// Whoever clears up after ckrun may still be at it.
-fn no_half(image: &Path, when: &str) {
-    let name = image.file_name().unwrap().to_str().unwrap();
-    let half = |entry: &fs::DirEntry| {
-        let found = entry.file_name().to_string_lossy().into_owned();
-        found.contains(name) && found != name
-    };
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let left: Vec<_> = fs::read_dir(image.parent().unwrap()).unwrap().flatten().filter(half).collect();
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{when}: {left:?}");
-        yield_now();
-    }
-}
-
-#[test]
-fn a_step_of_a_checkpoint_fails() {
-    for point in points("checkpoint:") {
-        let job = Job::up("processes", "threads-in-tree");
-        let image = job.image("image");
-        let before = snapshot(&job.container);
-        let ended =
-            faulty(&job, &format!("fail@{point}"), &["checkpoint", "--image-path", path(&image), "ID"]);
-        if image.join("manifest.json").exists() {
-            // What goes wrong after the commit takes nothing back.
-            job.container.ckrun(&["delete", "--force", "ID"]).ok();
-            job.container.no_trace();
-            job.restore(&image);
-            continue;
-        }
-        ended.fails(1, &[point]);
-        goes_on(&job, &before, point);
-        job.is_unharmed(&image);
-        job.checkpoint(&image);
-    }
-}
-
-/// After which nothing is left, and the image can be restored.
-fn comes_to_nothing(job: &Job, image: &Path, when: &str) {
-    settles(&job.container);
-    let left = leftovers::traces(job.container.id(), &job.container.store().join(job.container.id()));
-    assert_eq!(left, [], "{when}");
-    job.restore(image);
-    job.container.ckrun(&["delete", "--force", "ID"]).ok();
-}
-
-#[test]
-fn ckrun_dies_at_any_step_of_a_restore() {
-    for (guest, mode) in [("processes", "threads-in-tree"), ("memory", "sysv")] {
-        let job = Job::up(guest, mode);
-        let image = job.image("image");
-        job.checkpoint(&image);
-        for point in points("restore:") {
-            let restore =
-                ["restore", "--detach", "--image-path", path(&image), "--changed-files", "ignore", "ID"];
-            faulty(&job, point, &restore).exits(-9);
-            if job.container.ckrun(&["state", "ID"]).code == 0 && job.container.status() == "running" {
-                // It was so late that the job runs, like any other.
-                assert!(["restore:release", "restore:save", "restore:done"].contains(&point), "{point}");
-                job.is_well();
-                job.container.ckrun(&["delete", "--force", "ID"]).ok();
-            }
-            comes_to_nothing(&job, &image, point);
-        }
-    }
-}
-
-#[test]
-fn a_step_of_a_restore_fails() {
-    let job = Job::up("processes", "threads-in-tree");
     let image = job.image("image");
     job.checkpoint(&image);
-    for point in points("restore:") {
-        let restore =
-            ["restore", "--detach", "--image-path", path(&image), "--changed-files", "ignore", "ID"];
-        faulty(&job, &format!("fail@{point}"), &restore).fails(1, &[point]);
-        comes_to_nothing(&job, &image, point);
-    }
+    job.restore(&image);
 }
 
 /// A checkpoint to a place like this fails, in words, and the job goes on.
