@@ -28,6 +28,9 @@ fn ckrun_dies_before_the_image_is_complete() {
             break;
         }
         for leave_running in [false, true] {
+            if *point == "checkpoint:resume" && !leave_running {
+                continue;
+            }
             let image = job.image("image");
             let mut words = vec!["checkpoint", "--image-path", path(&image)];
             words.extend(leave_running.then_some("--leave-running"));
