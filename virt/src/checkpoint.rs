@@ -16,7 +16,7 @@ use crate::status::Status;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
 use crate::worker::open_memory;
-use crate::{Error, fault, fd};
+use crate::{Error, fault, fd, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ const COPIERS: usize = 2;
 /// # Errors
 /// The kernel's.
 pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
-    let mut blockers = Vec::new();
+    let mut blockers = tmpfs::survey(init)?;
     let mut census = Census::new(init, DELETED)?;
     let namespaces = Common::of(init)?;
     let processes = descendants(init);
@@ -189,6 +189,8 @@ fn write(
         image.json(Clocks::FILE, &clocks)?;
         events.precheckpoint(&options.image)?;
 
+        fault::point("checkpoint:tmpfs")?;
+        tmpfs::capture(init, image)?;
         fault::point("checkpoint:memory")?;
         let mut memory = Memory::begin(image)?;
         memory.shared(&capture.census)?;

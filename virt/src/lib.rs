@@ -16,6 +16,7 @@
 //! - [`image`]: a checkpoint on disk;
 //! - [`memory`]: address spaces, read and built again;
 //! - [`sysv`]: semaphores and message queues; [`uts`]: host and domain name;
+//! - [`tmpfs`]: contents of file systems in memory;
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
@@ -63,6 +64,7 @@ pub mod sys;
 pub mod sysv;
 pub mod table;
 pub mod timers;
+pub mod tmpfs;
 pub mod tracee;
 pub mod tree;
 pub mod uts;

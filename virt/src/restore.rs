@@ -10,12 +10,12 @@ use crate::image::{Host, Image};
 use crate::job::Job;
 use crate::making::Making;
 use crate::table::{Generation, Table, Time, live};
-use crate::{Error, Failure, fault};
+use crate::{Error, fault, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::fmt;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The number of the one descriptor, besides the standard streams, that a process has which is to become the first one
@@ -83,6 +83,7 @@ pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
     let job = Job::read(image)?;
     image.json::<Table>("table.json")?;
     image.json::<Clocks>(Clocks::FILE)?;
+    tmpfs::Contents::open(image)?;
     let hosts = image.manifest().host.problems(&Host::here()?);
     let lacking = job.cpu.iter().filter_map(|(tid, cpu)| {
         let missing = cpu.extended.missing(Layout::host());
@@ -92,12 +93,31 @@ pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
     Ok(hosts.into_iter().chain(lacking).map(|(what, why)| Problem { what, why }).collect())
 }
 
-/// What a process that is to become the job's first one does inside the sandbox: contents of file systems.
+/// What the process that is to become the job's first one needs of the image inside the sandbox. It can't open the
+/// image itself: it may be in a user namespace, for whose root the files are another user's.
+#[derive(Debug, Default)]
+pub struct Baggage {
+    tmpfs: tmpfs::Contents,
+}
+
+impl Baggage {
+    /// Reads and opens it, before there is a sandbox.
+    ///
+    /// # Errors
+    /// Those of the image.
+    pub fn open(image: &Image) -> Result<Baggage, Error> {
+        fault::point("restore:tmpfs")?;
+        Ok(Baggage { tmpfs: tmpfs::Contents::open(image)? })
+    }
+}
+
+/// What a process that is to become the job's first one does inside the sandbox: contents of file systems. `made` are
+/// the paths at which the sandbox has mounted a new tmpfs.
 ///
 /// # Errors
-/// The kernel's.
-pub fn inside(_image: BorrowedFd<'_>) -> Result<(), Failure> {
-    Ok(())
+/// The kernel's, the image's.
+pub fn inside<'p>(baggage: &Baggage, made: impl IntoIterator<Item = &'p Path>) -> Result<(), Error> {
+    tmpfs::restore(&baggage.tmpfs, made)
 }
 
 /// Makes `init`, which waits at the other end of `hatch`, the job of `image`, and lets the job go.

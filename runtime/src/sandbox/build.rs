@@ -16,11 +16,12 @@ use crate::state::{Entry, InitProcess, OCI_VERSION, State, Store};
 use crate::status::Status;
 use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
+use ckrun_virt::restore::Baggage;
 use ckrun_virt::{Process, fault};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::SystemTime;
 
 /// When the job starts.
@@ -37,8 +38,8 @@ pub enum Start<'a> {
 /// What the sandbox of a job that is restored needs of its image.
 #[derive(Debug, Clone, Copy)]
 pub struct Restart<'a> {
-    /// The image's directory.
-    pub image: BorrowedFd<'a>,
+    /// What is put into it.
+    pub baggage: &'a Baggage,
     /// The clocks that it needs, if not the host's.
     pub clocks: Option<Offsets>,
 }
@@ -265,8 +266,8 @@ impl Site<'_> {
             seccomp: self.seccomp.as_ref(),
             console,
             start: listener,
-            image: match start {
-                Start::Restart(restart) => Some(restart.image),
+            baggage: match start {
+                Start::Restart(restart) => Some(restart.baggage),
                 _ => None,
             },
             options: self.options,

@@ -21,7 +21,7 @@ use crate::state::{InitProcess, State};
 use crate::status::Status;
 use ckrun_virt::Doing;
 use ckrun_virt::error::text;
-use ckrun_virt::restore;
+use ckrun_virt::restore::{self, Baggage};
 use ckrun_virt::sys::Clone3;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -33,7 +33,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid, sethostname, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Process, Spec};
 use std::convert::Infallible;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// All that the init needs; ckrun prepares it before the clone.
@@ -59,8 +59,8 @@ pub struct Init<'a> {
     pub console: Option<OwnedFd>,
     /// The socket on which `ckrun start` will knock; without one, the job starts at once.
     pub start: Option<OwnedFd>,
-    /// The image, when the job is not to be started but to be restored.
-    pub image: Option<BorrowedFd<'a>>,
+    /// What the image holds for us, when the job is not to be started but to be restored.
+    pub baggage: Option<&'a Baggage>,
     /// The command line's wishes.
     pub options: &'a Options,
     /// What is known of the container.
@@ -108,8 +108,8 @@ impl<'a> Init<'a> {
         }
         log::debug!("init: in its root");
         self.join_cgroups()?;
-        match self.image {
-            Some(image) => self.await_restore(image),
+        match self.baggage {
+            Some(baggage) => self.await_restore(baggage),
             None => self.become_job(),
         }
     }
@@ -263,8 +263,9 @@ impl<'a> Init<'a> {
 
     /// The other end of this story: the job's own first process takes over from here. Who it is, what it may do and what
     /// confines it is in the image.
-    fn await_restore(&mut self, image: BorrowedFd<'_>) -> Result<Infallible> {
-        restore::inside(image)?;
+    fn await_restore(&mut self, baggage: &Baggage) -> Result<Infallible> {
+        let new = |m: &&Wanted<'_>| m.kind == "tmpfs" && !m.options.bind && self.namespaces.has(Kind::Mount);
+        restore::inside(baggage, self.mounts.iter().filter(new).map(|m| m.destination.as_path()))?;
         if let Some(process) = self.spec.process() {
             identity::own_streams(process.user())?;
             self.run_start_container(process)?;

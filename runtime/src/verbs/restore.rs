@@ -15,7 +15,7 @@ use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::fault;
 use ckrun_virt::image::Image;
-use ckrun_virt::restore::{Changed, Options, Problem, check, restore};
+use ckrun_virt::restore::{Baggage, Changed, Options, Problem, check, restore};
 use ckrun_virt::table::Table;
 use serde_json::json;
 use std::os::fd::OwnedFd;
@@ -123,7 +123,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     };
     let clocks: Clocks = image.json(Clocks::FILE).map_err(ckrun_virt::Error::from)?;
     let clocks = clocks.go_on_here()?;
-    let start = Start::Restart(Restart { image: image.dir_fd(), clocks });
+    let baggage = Baggage::open(&image)?;
+    let start = Start::Restart(Restart { baggage: &baggage, clocks });
     log::debug!("checked the image {}", path.display());
     let mut built = build(&context.store, &args.id, &bundle, &options, start, console)?;
     log::debug!("the sandbox stands");

@@ -32,6 +32,8 @@ pub(crate) struct Container {
 /// One line of `/proc/PID/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// The device number of its file system: major and minor.
+    pub device: (u32, u32),
     /// The directory of its file system that is mounted.
     pub root: Vec<u8>,
     /// Where.
@@ -46,9 +48,7 @@ impl Container {
         let path = format!("/proc/{init}/root");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
-        let path = format!("/proc/{init}/mountinfo");
-        let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
-        let mounts = text.split(|&b| b == b'\n').filter_map(parse_mount).collect();
+        let mounts = mounts(init)?.into_iter().collect();
         let link = format!("/proc/{init}/root");
         let prefix = std::fs::read_link(&link).doing(|| format!("read {link}"))?.into_os_string().into_vec();
         let prefix = if prefix == b"/" { Vec::new() } else { prefix };
@@ -140,6 +140,13 @@ impl Container {
     }
 }
 
+/// The mounts that process `pid` sees, by their ids, in the order in which the kernel lists them.
+pub(crate) fn mounts(pid: Pid) -> Result<Vec<(u64, Mount)>, Failure> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse_mount).collect())
+}
+
 /// Two answers of stat(2) are of one file.
 pub(crate) fn same(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
@@ -200,10 +207,12 @@ impl Mount {
 fn parse_mount(line: &[u8]) -> Option<(u64, Mount)> {
     let mut words = line.split(|&b| b == b' ');
     let id = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
-    let root = unescape(words.nth(2)?);
+    let (major, minor) = std::str::from_utf8(words.nth(1)?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let root = unescape(words.next()?);
     let point = unescape(words.next()?);
     let kind = words.skip_while(|&word| word != b"-").nth(1)?.to_owned();
-    Some((id, Mount { root, point, kind }))
+    Some((id, Mount { device, root, point, kind }))
 }
 
 /// Spaces and the like stand as three octal digits.
@@ -227,7 +236,12 @@ mod tests {
     fn a_mount_is_read_with_its_odd_names() {
         let line = br"36 35 98:0 /sys /mnt/a\040b\134 rw,noatime master:1 shared:2 - proc proc rw";
         let (id, mount) = parse_mount(line).unwrap();
-        let expected = Mount { root: b"/sys".into(), point: br"/mnt/a b\".into(), kind: b"proc".into() };
+        let expected = Mount {
+            device: (98, 0),
+            root: b"/sys".into(),
+            point: br"/mnt/a b\".into(),
+            kind: b"proc".into(),
+        };
         assert_eq!((id, &mount), (36, &expected));
         assert_eq!(mount.inside(br"/mnt/a b\/kernel/x"), b"/sys/kernel/x");
         assert_eq!(mount.inside(br"/mnt/a b\"), b"/sys");

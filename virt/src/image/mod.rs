@@ -6,7 +6,7 @@
 //! read, a count before anything is reserved. The digests (XXH3) find accidents; they don't prove who wrote the image.
 //!
 //! - [`Writer`], [`FileWriter`], [`PagesWriter`]: make an image, and take it back unless it was committed;
-//! - [`Image`]: checks and reads one;
+//! - [`Image`]: checks and reads one; [`Stored`]: one of its files, for somebody who can't open it;
 //! - [`Manifest`], [`Host`]: what it is, and where it was taken;
 //! - [`Index`], [`PageRun`], [`Owner`]: which pages of memory it holds, and where;
 //! - [`Bytes`], [`unique`]: for the JSON files of the kinds of resources.
@@ -23,6 +23,7 @@ mod pages;
 mod partial;
 mod reader;
 mod sparse;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod unique;
@@ -37,6 +38,8 @@ pub use manifest::{Entry, Manifest, Parent};
 pub use name::{FILES, INDEX, INVENTORY, MANIFEST, PLUGINS};
 pub use pages::{MAX_RUN_PAGES, PAGE, PageRun, PagesWriter};
 pub use reader::Image;
+pub(crate) use sparse::{is_zero, seek as next_data};
+pub use stored::{Stored, StoredReader};
 pub use unique::unique;
 pub use writer::{Committed, FileWriter, Writer};
 

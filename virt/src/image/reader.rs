@@ -2,8 +2,8 @@
 
 use super::sparse::{self, Side};
 use super::{
-    Digest, Entry, Error, Index, MAX_INDEX, MAX_JSON, MAX_MANIFEST, Manifest, PageRun, Result, SMALL, error,
-    name,
+    Digest, Entry, Error, Index, MAX_INDEX, MAX_JSON, MAX_MANIFEST, Manifest, PageRun, Result, SMALL, Stored,
+    error, name,
 };
 use crate::{Doing, Failure};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -145,6 +145,19 @@ impl Image {
             _ => self.check_digest(name, entry, &file)?,
         }
         Ok(content.size)
+    }
+
+    /// A file that was written piece by piece, open, to be read and checked later: see [`Stored`].
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] (not in the image, other size, no digest of its bytes), system errors.
+    pub fn stored(&self, name: &str) -> Result<Stored> {
+        let entry = self.entry(name)?;
+        let (file, path) = (self.sized(name, entry)?, self.dir.join(name));
+        match entry.digest {
+            Some(Digest::Plain(sum)) => Ok(Stored { file, path, size: entry.size, sum }),
+            _ => Err(Error::damaged(&path, "the manifest has no digest of its bytes")),
+        }
     }
 
     /// The file of pages `number`.

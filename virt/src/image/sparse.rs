@@ -79,7 +79,7 @@ pub(super) fn copy(from: &File, to: Option<&File>) -> Result<Content, Side> {
 }
 
 /// The next data at or after `at`, widened to whole blocks; None when only a hole is left.
-fn seek(file: &File, at: u64, size: u64) -> Result<Option<std::ops::Range<u64>>, Errno> {
+pub(crate) fn seek(file: &File, at: u64, size: u64) -> Result<Option<std::ops::Range<u64>>, Errno> {
     if at >= size {
         return Ok(None);
     }
@@ -100,7 +100,8 @@ fn seek(file: &File, at: u64, size: u64) -> Result<Option<std::ops::Range<u64>>,
     Ok(Some(start / block * block..end.next_multiple_of(block).min(size)))
 }
 
-fn is_zero(block: &[u8]) -> bool {
+/// Nothing but zeroes.
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     let (words, rest) = block.as_chunks::<32>();
     words.iter().all(|word| *word == [0; 32]) && rest.iter().all(|&b| b == 0)
 }
