@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write as _};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
@@ -334,7 +333,7 @@ fn nothing_is_written_to_what_the_sandbox_has_not_made() {
     type Case<'a> = (&'a str, &'a dyn Fn(), &'a [&'a Path], &'a str);
     let cases: [Case<'_>; 5] = [
         ("no mount", &|| {}, &[&point], "lacks"),
-        ("another mount", &|| tmpfs(&point), &[other], "dir and 2 more"),
+        ("another mount", &|| tmpfs(&point), &[other], " and 2 more"),
         ("the mount is full already", &fill, &[other], ""),
         (
             "and read-only",
