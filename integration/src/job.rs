@@ -2,7 +2,6 @@
 
 use crate::bundle::Container;
 use crate::guests::guest;
-use crate::leftovers;
 use crate::pipes::{await_end, pidfd};
 use crate::run::{Ended, finish};
 use crate::status::Status;
@@ -179,12 +178,9 @@ pub fn quietly(container: &Container, words: &[&str]) -> Ended {
     Ended { code: status.code().unwrap_or(-1), stdout: String::new(), stderr: complaints }
 }
 
-/// Waits until nothing of a container is left, whose ckrun was killed; for those who clear up after it.
-///
-/// Who clears up holds the container's lock until nothing is left: that can be awaited, while a process in the middle of
-/// an exec has no command line by which it would be found.
-pub fn settles(container: &Container) {
-    leftovers::settle(container.id());
+/// Waits until nobody clears up any more after a ckrun that was killed: who does has the container's lock, from before
+/// ckrun's end.
+pub fn cleared(container: &Container) {
     if let Ok(dir) = fs::File::open(container.store().join(container.id())) {
         dir.lock().expect("lock a container's directory");
     }

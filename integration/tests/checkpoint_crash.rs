@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::job::{Job, path};
+use ckrun_integration::job::{Job, cleared, path};
 use ckrun_integration::trace::kill_at;
 use ckrun_virt::fault::POINTS;
 use std::fs;
@@ -28,15 +28,8 @@ fn with_fault(job: &Job, fault: &str, words: &[&str]) -> ExitStatus {
     let mut command: Command = job.container.command(words);
     command.env("CKRUN_FAULT", fault).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let ended = command.status().unwrap();
-    cleared(job);
+    cleared(&job.container);
     ended
-}
-
-/// Waits until nobody clears up any more: who does has the container's lock, from before ckrun's end.
-fn cleared(job: &Job) {
-    if let Ok(dir) = fs::File::open(job.container.store().join(job.container.id())) {
-        dir.lock().unwrap();
-    }
 }
 
 /// The files of the job have changed since the checkpoint, where it ran on for a moment.
@@ -164,7 +157,7 @@ fn a_restart_killed_at_any_system_call() {
     for kill in 0..KILLS {
         let at = kill * all / KILLS;
         kill_at(job.container.command(&words), at);
-        cleared(&job);
+        cleared(&job.container);
         let state = job.container.store().join(job.container.id());
         if fs::read_dir(&state).is_ok_and(|mut listing| listing.next().is_none()) {
             fs::remove_dir(&state).unwrap();

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::job::{Job, path, settles};
+use ckrun_integration::job::{Job, cleared, path};
 use ckrun_integration::run::{elsewhere, finish};
 use ckrun_integration::snapshot::{Seen, snapshot, unchanged};
 use ckrun_virt::fault::POINTS;
@@ -40,7 +40,7 @@ fn ckrun_dies_before_the_image_is_complete() {
                 command.env("CKRUN_FAULT", &fault);
                 assert_ne!(finish(command).code, 0, "{fault}");
                 goes_on(&job, &before, &fault);
-                settles(&job.container);
+                cleared(&job.container);
                 assert!(!image.exists(), "{fault}");
             }
         }
