@@ -107,7 +107,8 @@ impl Tracee {
                 // Neither asleep nor back: it is stopped wherever it is.
                 None => {}
                 Some((_, Change::Signal(libc::SIGTRAP))) => return Ok(false),
-                Some((_, Change::Stopped(_))) if asked => return Ok(true),
+                // The call may have ended just before.
+                Some((_, Change::Stopped(_))) if asked && self.to_restart().doing(what)? => return Ok(true),
                 Some((_, Change::Stopped(_))) => {
                     ptrace::resume(self.pid, 0).doing(what)?;
                     continue;
@@ -117,6 +118,12 @@ impl Tracee {
             ptrace::interrupt(self.pid).doing(what)?;
             asked = true;
         }
+    }
+
+    /// It stopped in a call that goes on (`-ERESTART*`, `linux/errno.h`).
+    fn to_restart(&self) -> Result<bool, Errno> {
+        let regs = ptrace::registers(self.pid)?;
+        Ok(regs.orig_rax.cast_signed() >= 0 && (-516..=-512).contains(&regs.rax.cast_signed()))
     }
 
     /// It has left its CPU inside a system call.

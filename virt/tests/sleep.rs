@@ -208,3 +208,24 @@ fn a_call_that_ends_while_it_is_looked_at_ends_for_good() {
         assert_eq!(child.result(), if call == Sleeper::Futex { libc::ETIMEDOUT } else { 0 }, "{call:?}");
     }
 }
+
+#[test]
+fn a_call_may_end_at_any_moment() {
+    let cpu = stay_on_this_cpu().unwrap();
+    for n in 0..8 {
+        'calls: for (call, nr, args) in calls(Duration::from_millis(3 + n % 7), false) {
+            let child = Child::new(nr, args);
+            // A zombie can't be traced.
+            while Tracee::catch(child.0, 0).is_ok() {
+                let Some(mut tracee) = Tracee::arrive(child.0).unwrap() else {
+                    // It has ended before it could stop, and nothing more is known of it.
+                    std::mem::forget(child);
+                    continue 'calls;
+                };
+                capture(&mut tracee, cpu);
+                tracee.release().unwrap();
+            }
+            assert_eq!(child.result(), if call == Sleeper::Futex { libc::ETIMEDOUT } else { 0 }, "{call:?}");
+        }
+    }
+}

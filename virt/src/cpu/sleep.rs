@@ -111,7 +111,8 @@ impl Sleep {
         }
         let mut seen = None;
         let mut suspects: Option<Vec<Timer>> = None;
-        // Other threads of the host fall asleep as well. The one in question does so each time with the same deadline.
+        // Other threads of the host fall asleep as well. The one in question does so each time with the same deadline; its
+        // timer lies on its kernel stack, where each call may find it at another place.
         for _ in 0..8 {
             let before = last.take().or_else(|| Timers::read().ok());
             let mut place = String::new();
@@ -134,7 +135,7 @@ impl Sleep {
             let whole = call.whole(memory, regs).unwrap_or(Duration::MAX);
             let mut new = during.new_since(&before);
             new.retain(|timer| during.until(timer) <= whole);
-            new.retain(|timer| suspects.as_ref().is_none_or(|old| old.iter().any(|t| t.same(timer))));
+            new.retain(|timer| suspects.as_ref().is_none_or(|old| old.iter().any(|t| t.due == timer.due)));
             if let [timer] = new[..] {
                 seen = Some(during.until(&timer));
                 *last = Some(during);
