@@ -36,9 +36,13 @@ impl Status {
     /// Waits until the guest, whose first process is `init`, has found itself well `more` times from now on.
     pub fn rises(&self, more: u64, init: i32) {
         let end = pidfd(init);
-        let (target, deadline) = (self.count() + more, Instant::now() + PATIENCE);
+        let mut last = self.count();
+        let (target, mut deadline) = (last + more, Instant::now() + PATIENCE);
         while self.count() < target {
-            assert!(Instant::now() < deadline, "the guest stands still at {}", self.count());
+            if self.count() > last {
+                (last, deadline) = (self.count(), Instant::now() + PATIENCE);
+            }
+            assert!(Instant::now() < deadline, "the guest stands still at {last}");
             let ready = any_ready(&[self.events.as_fd(), end.as_fd()]);
             assert!(!ready[1] || self.count() >= target, "the guest has ended at {}", self.count());
             // What happened is read from the file.

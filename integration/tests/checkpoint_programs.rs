@@ -38,7 +38,7 @@ fn survives(job: &Job) {
     for generation in 0..3 {
         let image = job.image(&format!("generation-{generation}"));
         job.checkpoint(&image);
-        job.restore_and_count(&image, 20);
+        job.restore_and_count(&image, 10);
     }
 }
 
