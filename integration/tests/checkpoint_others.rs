@@ -17,7 +17,7 @@ macro_rules! kept_or_refused {
 
         #[test]
         fn no_mode_is_forgotten() {
-            let mut tested = vec![$(stringify!($mode).replace('_', "-"),)* "several".to_owned()];
+            let mut tested = vec![$(stringify!($mode).replace('_', "-"),)* "several".to_owned(), "landlock".to_owned()];
             let mut known = modes("others");
             tested.sort();
             known.sort();
@@ -34,7 +34,12 @@ kept_or_refused! {
     inotify: "fd" "inotify";
     pidfd: "fd" "pidfd";
     message_queue: "fd" "queue";
-    landlock: "Landlock";
+}
+
+/// Whether a task is confined can only be seen from inside it, so that a look at the running job does not tell.
+#[test]
+fn landlock() {
+    Job::up("others", "landlock").is_refused(&["(guest)", "Landlock"]);
 }
 
 /// A list on stdout, one line for each thing in the way, of whichever process it is; and nothing happens.

@@ -24,7 +24,7 @@ use crate::tracee::Tracee;
 use crate::tree::{Life, Member};
 use crate::uts::Names;
 use crate::visit::Visit;
-use crate::{Doing, Error, Failure, namespace};
+use crate::{Doing, Error, Failure, namespace, unusual};
 use nix::unistd::Pid;
 
 /// What has been read so far.
@@ -91,6 +91,12 @@ impl Capture {
     /// # Errors
     /// The kernel's; the job is to be released then.
     pub fn processes(&mut self, frozen: &mut Frozen, copy: bool) -> Result<Vec<(i32, Source)>, Error> {
+        let named = |p: &Process| (p.stopped.host, p.pid, p.stopped.comm());
+        self.blockers.extend(unusual::blockers(&frozen.processes.iter().map(named).collect::<Vec<_>>())?);
+        // Two visits to one memory would be in each other's way.
+        if !self.blockers.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut sources = Vec::new();
         for process in &mut frozen.processes {
             self.job.members.push(member(process));

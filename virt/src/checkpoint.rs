@@ -16,10 +16,11 @@ use crate::status::Status;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
 use crate::worker::open_memory;
-use crate::{Error, fault, fd, tmpfs};
+use crate::{Error, fault, fd, tmpfs, unusual};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ pub struct Options {
     pub frozen: bool,
     /// What is known of the job's ids since its first start; None for a job of which nothing was kept.
     pub table: Option<Table>,
+    /// All processes of the job, as ckrun sees their ids, if the caller knows them (by their cgroup): with it those are
+    /// found that the first process has not begotten.
+    pub members: Vec<Pid>,
 }
 
 impl Options {
@@ -65,6 +69,9 @@ pub struct Report {
 
 /// The most bytes of a deleted file that an image carries: 1 GiB.
 const DELETED: u64 = 1 << 30;
+/// How often, and after what time, to look again at processes that share their memory.
+const LOOKS: u32 = 5;
+const VFORK: Duration = Duration::from_millis(2);
 /// Threads that copy memory, each into a file of its own: writers of one file wait for each other.
 const COPIERS: usize = 2;
 
@@ -72,12 +79,14 @@ const COPIERS: usize = 2;
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
+pub fn survey(init: Pid, members: &[Pid]) -> Result<Vec<Blocker>, Error> {
     let mut blockers = tmpfs::survey(init)?;
+    blockers.extend(strangers(init, members));
     let mut census = Census::new(init, DELETED)?;
     let namespaces = Common::of(init)?;
     let processes = descendants(init);
     blockers.extend(fd::survey(&processes)?);
+    blockers.extend(unusual_shapes(&processes)?);
     for host in processes {
         if Stat::of(host).is_none_or(|stat| stat.ended()) {
             continue;
@@ -88,12 +97,56 @@ pub fn survey(init: Pid) -> Result<Vec<Blocker>, Error> {
         blockers.extend(namespaces.left_by(host, pid, || comm.trim_end().to_owned())?);
         match memory::survey(host, pid, comm.trim_end(), &mut census) {
             Ok(found) => blockers.extend(found),
-            // One that has ended meanwhile is in nobody's way.
+            // One that has ended meanwhile, or is about to, is in nobody's way.
+            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ESRCH) => {}
             Err(_) if Stat::of(host).is_none_or(|stat| stat.ended()) => {}
             Err(e) => return Err(e.into()),
         }
     }
     Ok(blockers)
+}
+
+/// Processes that were brought in from outside: their parent would not be there at a restart.
+fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
+    let known: BTreeSet<Pid> = members.iter().copied().collect();
+    let stranger = |&host: &Pid| {
+        let stat =
+            Stat::of(host).filter(|stat| !stat.ended() && host != init && !known.contains(&stat.parent))?;
+        let status = Status::parse(&std::fs::read(format!("/proc/{host}/status")).ok()?);
+        // A child that was made since the list was read has a parent in the job all the same.
+        if Status::parse(&std::fs::read(format!("/proc/{}/status", stat.parent)).ok()?).ns_pid.len()
+            >= status.ns_pid.len()
+        {
+            return None;
+        }
+        let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
+        Some(Blocker {
+            pid: status.ns_tgid.last().copied().unwrap_or(0),
+            comm: comm.trim_end().to_owned(),
+            what: "its parent".into(),
+            why: "it is outside the container, as that of whatever `ckrun exec` starts".into(),
+            remedy: Some("wait for its end, or end it".into()),
+        })
+    };
+    members.iter().filter_map(stranger).collect()
+}
+
+/// A process that has just been made by vfork(2) has its parent's memory only until it executes another program.
+fn unusual_shapes(processes: &[Pid]) -> Result<Vec<Blocker>, Error> {
+    let named = |&host: &Pid| {
+        let status = Status::parse(&std::fs::read(format!("/proc/{host}/status")).ok()?);
+        let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
+        Some((host, status.ns_tgid.last().copied().unwrap_or(0), comm.trim_end().to_owned()))
+    };
+    let mut found = Vec::new();
+    for _ in 0..LOOKS {
+        found = unusual::blockers(&processes.iter().filter_map(named).collect::<Vec<_>>())?;
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(VFORK);
+    }
+    Ok(found)
 }
 
 /// Writes the job whose first process is `init` to an image, and ends it unless it is to go on. `extra` are files that
@@ -109,7 +162,7 @@ pub fn checkpoint(
 ) -> Result<Report, Error> {
     let began = Instant::now();
     fault::point("checkpoint:look")?;
-    refuse(survey(init)?)?;
+    refuse(survey(init, &options.members)?)?;
     let mut image = Writer::create(&options.image)?;
     for (name, bytes) in extra {
         image.bytes(name, bytes)?;

@@ -117,7 +117,8 @@ impl Job {
             if !ended && member.threads.first() != Some(&member.pid) {
                 return Err(bad("its first thread is not its leader"));
             }
-            if !ended && !(self.layouts.contains_key(&member.pid) && self.memory.contains_key(&member.pid)) {
+            let mapped = self.layouts.contains_key(&member.pid) && self.memory.contains_key(&member.pid);
+            if !ended && !mapped {
                 return Err(bad("it has no memory"));
             }
             if let Some(tid) = member.threads.iter().find(|tid| !self.cpu.contains_key(tid)) {

@@ -67,6 +67,7 @@ pub mod timers;
 pub mod tmpfs;
 pub mod tracee;
 pub mod tree;
+pub mod unusual;
 pub mod uts;
 pub mod vdso;
 pub mod visit;

@@ -208,8 +208,7 @@ impl Plan<'_> {
     /// A process of a session whose leader has gone: a helper of the leader's number begins the session and makes it.
     fn stand_in(&mut self, child: &Member, parent: &Member) {
         let leader = child.session;
-        if !self.stand_ins.contains_key(&leader) {
-            self.stand_ins.insert(leader, parent.pid);
+        if self.stand_ins.insert(leader, parent.pid).is_none() {
             let signal = libc::SIGCHLD;
             self.steps.push(Step::Make {
                 pid: leader,

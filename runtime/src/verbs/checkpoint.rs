@@ -8,6 +8,7 @@ use crate::journal::Journal;
 use crate::progress::{Progress, size};
 use crate::sandbox::destroy;
 use crate::sandbox::guardian::{Charge, Guardian};
+use crate::state::State;
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint, survey};
 use ckrun_virt::events::Events;
@@ -75,12 +76,13 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let gone = || Error::WrongState { verb: "checkpoint", id: args.id.clone(), status: Status::Stopped };
     let init = state.process().ok_or_else(gone)?;
     if args.dry_run {
-        return look(args, &init);
+        return look(args, &init, &state);
     }
     let options = Options {
         image: absolute(&args.carry.image_path)?,
         leave_running: args.leave_running,
         frozen: status == Status::Paused,
+        members: state.cgroups.pids()?,
         table: Some(Table::read(entry.dir())?.map_or_else(|| super::ids::first(&state), Ok)?),
     };
     let config = entry.config()?;
@@ -137,8 +139,8 @@ impl Events for Watcher<'_> {
     }
 }
 
-fn look(args: &Args, init: &Process) -> Result<i32> {
-    let blockers = survey(init.pid())?;
+fn look(args: &Args, init: &Process, state: &State) -> Result<i32> {
+    let blockers = survey(init.pid(), &state.cgroups.pids()?)?;
     if args.json {
         print_json(&json!({ "blockers": blockers }))?;
     } else if blockers.is_empty() {

@@ -43,7 +43,8 @@ pub fn make_objects<'a>(
         if !object.carried() || handles.contains_key(&id) {
             continue;
         }
-        let mut maker = Maker { worker: &mut *worker, object, runs: runs(id), pages, base };
+        let written = uses.written.contains(&id);
+        let mut maker = Maker { worker: &mut *worker, object, runs: runs(id), pages, base, written };
         let file = match &object.kind {
             Kind::File { .. } => continue,
             Kind::Segment { .. } => {
@@ -89,6 +90,8 @@ struct Uses {
     read_only: BTreeSet<u32>,
     /// Mapped with MAP_NORESERVE.
     unreserved: BTreeSet<u32>,
+    /// Mapped shared from a descriptor that was open for writing.
+    written: BTreeSet<u32>,
 }
 
 impl Uses {
@@ -96,7 +99,9 @@ impl Uses {
         let mut uses = Uses::default();
         for vma in layouts.into_iter().flat_map(|layout| &layout.vmas) {
             if let Backing::Object { id, shared: true, .. } = vma.backing {
-                if !vma.flags.has(Flags::MAY_WRITE) {
+                if vma.flags.has(Flags::MAY_WRITE) {
+                    uses.written.insert(id);
+                } else {
                     uses.read_only.insert(id);
                 }
                 if vma.flags.has(Flags::NO_RESERVE) {
@@ -115,6 +120,7 @@ struct Maker<'a> {
     runs: &'a [PageRun],
     pages: &'a PageFiles,
     base: RawFd,
+    written: bool,
 }
 
 impl Maker<'_> {
@@ -270,6 +276,13 @@ impl Maker<'_> {
     /// Gives the object to the task, with numbers from `base` on.
     fn hand_over(&mut self, file: &File, read_only: bool) -> Result<Handle, Failure> {
         let write = self.number(file)?;
+        if matches!(self.object.kind, Kind::Deleted { .. }) && !self.written {
+            // A program that runs may be open for writing nowhere.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let reader = File::open(&path).doing(|| format!("open {path}"))?;
+            let read = self.number(&reader)?;
+            return Ok(Handle { write: read, read });
+        }
         if !read_only {
             return Ok(Handle { write, read: write });
         }

@@ -9,6 +9,7 @@ use std::os::fd::RawFd;
 
 /// `linux/kcmp.h`.
 const KCMP_FILE: i32 = 0;
+const KCMP_VM: i32 = 1;
 const KCMP_FILES: i32 = 2;
 const KCMP_FS: i32 = 3;
 const KCMP_EPOLL_TFD: i32 = 7;
@@ -39,6 +40,14 @@ pub fn compare_files(a: (Pid, RawFd), b: (Pid, RawFd)) -> Result<Ordering, Errno
 /// As [`compare_files`].
 pub fn same_file(a: Pid, a_fd: i32, b: Pid, b_fd: i32) -> Result<bool, Errno> {
     compare_files((a, a_fd), (b, b_fd)).map(Ordering::is_eq)
+}
+
+/// Orders the memory of two tasks.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn compare_memory(a: Pid, b: Pid) -> Result<Ordering, Errno> {
+    kcmp(a, b, KCMP_VM, 0, 0)
 }
 
 /// Orders the descriptor tables of two tasks.

@@ -1,0 +1,69 @@
+//! Processes of a shape that can't be made again: without a first thread, or with the memory of another process.
+
+use crate::proc::Stat;
+use crate::resource::Blocker;
+use crate::seize;
+use crate::sys::kcmp::compare_memory;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use std::cmp::Ordering;
+
+/// One process, by its id for ckrun and for the job, and its name.
+pub type Named = (Pid, i32, String);
+
+/// Names the processes among `processes` that can't be made again.
+///
+/// # Errors
+/// The kernel's.
+pub fn blockers(processes: &[Named]) -> Result<Vec<Blocker>, Failure> {
+    let mut blockers = Vec::new();
+    let mut known: Vec<&Named> = Vec::new();
+    for process in processes {
+        let (host, pid, comm) = process;
+        let mut refuse = |what: &str, why: &str| {
+            blockers.push(Blocker {
+                pid: *pid,
+                comm: comm.clone(),
+                what: what.to_owned(),
+                why: why.to_owned(),
+                remedy: None,
+            });
+        };
+        if Stat::of(*host).is_none_or(|stat| stat.ended()) {
+            if seize::threads(*host).len() > 1 {
+                refuse("its first thread has ended", "the kernel makes no process without one");
+            }
+            continue;
+        }
+        // In the order of kcmp(2), so that few have to be compared.
+        match search(&known, *host) {
+            Ok(Ok(twin)) => {
+                let why = format!("it is that of process {} (vfork or CLONE_VM)", known[twin].1);
+                refuse("memory", &why);
+            }
+            Ok(Err(place)) => known.insert(place, process),
+            // It has ended.
+            Err(Errno::ESRCH) => {}
+            other => drop(other.doing(|| format!("compare the memory of process {pid}"))?),
+        }
+    }
+    Ok(blockers)
+}
+
+/// The place of a process in the order of their memories: where an equal one is, or where it is to be put.
+fn search(known: &[&Named], host: Pid) -> Result<Result<usize, usize>, Errno> {
+    let (mut low, mut high) = (0, known.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        match compare_memory(known[middle].0, host) {
+            Ok(Ordering::Equal) => return Ok(Ok(middle)),
+            Ok(Ordering::Less) => low = middle + 1,
+            Ok(Ordering::Greater) => high = middle,
+            // The other one has ended since; then this one is not to be found.
+            Err(Errno::ESRCH) => return Ok(Err(middle)),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(Err(low))
+}
