@@ -145,7 +145,7 @@ impl Ids {
     pub fn of(pid: Pid) -> Result<Self, Failure> {
         let read = |name| {
             let path = format!("/proc/{pid}/{name}");
-            std::fs::read(&path).doing(|| format!("read {path}"))
+            crate::proc::read(&path).doing(|| format!("read {path}"))
         };
         Ok(Ids { users: read("uid_map")?, groups: read("gid_map")? })
     }
