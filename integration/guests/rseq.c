@@ -75,7 +75,7 @@ static void verify_counters(void) {
     uint64_t counted = 0, sum = 0;
     for (int i = 0; i < CPUS; i++) counted += counters[i].count;
     for (int i = 0; i < THREADS; i++) {
-        if (added[i] != last[i]) since[i] = now(CLOCK_MONOTONIC);
+        if (!since[i] || added[i] != last[i]) since[i] = now(CLOCK_MONOTONIC);
         if (now(CLOCK_MONOTONIC) - since[i] > 15) bad("thread %d adds nothing", i);
         sum += last[i] = added[i];
     }

@@ -16,12 +16,7 @@ mod sleeper {
     use ckrun_integration::job::Job;
     use ckrun_integration::modes_survive;
 
-    modes_survive! { "sleeper": timeouts epoll for_ever ; else "semaphore" "socket" }
-
-    #[test]
-    fn semaphore() {
-        Job::up("sleeper", "semaphore").survives_or_is_refused(&["System V semaphore"]);
-    }
+    modes_survive! { "sleeper": timeouts epoll semaphore for_ever ; else "socket" }
 
     #[test]
     fn socket() {
