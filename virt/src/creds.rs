@@ -12,7 +12,7 @@ use crate::hex::Hex;
 use crate::image::Bytes;
 use crate::program::{Answers, Arg, Call, Place, Program};
 use crate::resource::{Resource, Stopped};
-use crate::{Doing, Error, Failure};
+use crate::{Doing, Failure};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -190,27 +190,23 @@ impl Resource for Creds {
 }
 
 impl Creds {
-    /// Checks that a first process with the capabilities `held` (its bounding set) can give this thread its own.
+    /// Checks what an image says: its ids are ids.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] with the missing capabilities by name; [`Error::Damaged`] for an id that is none.
-    pub fn check(&self, held: u64) -> Result<(), Error> {
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), String> {
         let ids = [self.uids, self.gids].map(|ids| [ids.real, ids.effective, ids.saved, ids.fs]).concat();
-        if ids.iter().chain(&self.groups).any(|&id| id == u32::MAX) {
-            // For the kernel this number says "as it is": the thread would stay root.
-            return Err(Error::Damaged(format!("credentials: {} is not an id", u32::MAX)));
-        }
+        // For the kernel this number says "as it is": the thread would stay root.
+        let none = ids.iter().chain(&self.groups).any(|&id| id == u32::MAX);
+        if none { Err(format!("{} is not an id", u32::MAX)) } else { Ok(()) }
+    }
+
+    /// The capabilities, by name, that a first process whose bounding set is `held` can't give this thread.
+    pub fn missing(&self, held: u64) -> Vec<String> {
         let sets = &self.capabilities;
         let wanted =
             sets.inheritable.0 | sets.permitted.0 | sets.effective.0 | sets.bounding.0 | sets.ambient.0;
-        let missing: Vec<String> = Hex(wanted & !held).bits().map(name).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let missing = missing.join(", ");
-        Err(Error::Unsupported(format!(
-            "capabilities: the job has {missing}, which root does not have on this host"
-        )))
+        Hex(wanted & !held).bits().map(name).collect()
     }
 
     fn restore_ids(&self, program: &mut Program) {

@@ -99,6 +99,9 @@ impl Job {
 
     fn check(&self) -> Result<(), Error> {
         self.filters.check()?;
+        for (tid, creds) in &self.threads.creds {
+            creds.check().map_err(|why| Error::Damaged(format!("credentials.json: thread {tid}: {why}")))?;
+        }
         for (pid, layout) in &self.layouts {
             layout
                 .check(&self.objects)

@@ -5,9 +5,10 @@
 //!
 //! The CPU time that a process has used is not carried: `cpu` counts anew.
 
-use crate::Failure;
 use crate::program::{Answers, Place, Program};
 use crate::resource::{Resource, Stopped};
+use crate::{Doing, Failure};
+use nix::errno::Errno;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -92,6 +93,25 @@ impl Limits {
     /// One of them; None when the image does not name it.
     pub fn get(&self, kind: Kind) -> Option<Limit> {
         self.0.get(&kind).copied()
+    }
+
+    /// The limits, by name, whose hard limit is higher than ckrun's own: to raise one takes CAP_SYS_RESOURCE.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn too_high(&self) -> Result<Vec<String>, Failure> {
+        let mut names = Vec::new();
+        for (&kind, limit) in &self.0 {
+            let mut own = [0_u64; 2];
+            let (new, old) = (std::ptr::null::<u64>(), own.as_mut_ptr());
+            // SAFETY: the kernel stores a `struct rlimit64`, two 64-bit numbers, in `own`, and reads nothing.
+            let got = unsafe { libc::syscall(libc::SYS_prlimit64, 0, kind as u32, new, old) };
+            Errno::result(got).doing(|| format!("get the limit {}", name(kind)))?;
+            if limit.hard.0 > own[1] {
+                names.push(format!("{} ({} > {})", name(kind), limit.hard, Amount(own[1])));
+            }
+        }
+        Ok(names)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::program::Program;
 use crate::resource::Resource;
 use crate::restore::{HATCH, Options};
 use crate::signals::Action;
+use crate::status::Status;
 use crate::sys::ptrace::{self, Registers};
 use crate::tree::{self, Life, Member, Step};
 use crate::worker::Worker;
@@ -53,6 +54,7 @@ impl<'a> Making<'a> {
         let Some(first) = job.members.first() else {
             return Err(Error::Damaged("tasks.json: there is no process".into()));
         };
+        able(job, init)?;
         let index = image.index()?;
         let worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
         Ok(Making {
@@ -394,6 +396,20 @@ impl<'a> Making<'a> {
         let done = self.leaders.get_mut(&pid).ok_or_else(missing).and_then(work);
         done.map_err(|failure| blame(self.job, pid, failure))
     }
+}
+
+/// The capabilities of all tasks come from the first one.
+fn able(job: &Job, init: Pid) -> Result<(), Error> {
+    let path = format!("/proc/{init}/status");
+    let status = Status::parse(&std::fs::read(&path).doing(|| format!("read {path}"))?);
+    for (tid, creds) in &job.threads.creds {
+        let missing = creds.missing(status.cap_bnd);
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            return Err(Error::Unsupported(format!("thread {tid} has {missing}: root lacks that here")));
+        }
+    }
+    Ok(())
 }
 
 fn running(job: &Job) -> impl Iterator<Item = &Member> {

@@ -9,8 +9,9 @@ use crate::events::Events;
 use crate::image::{Host, Image};
 use crate::job::Job;
 use crate::making::Making;
+use crate::status::Status;
 use crate::table::{Generation, Table, Time, live};
-use crate::{Error, fault, tmpfs};
+use crate::{Doing, Error, fault, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::fmt;
@@ -90,8 +91,30 @@ pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
         (!missing.is_empty())
             .then(|| (format!("thread {tid}"), format!("this CPU lacks {}", missing.join(", "))))
     });
-    Ok(hosts.into_iter().chain(lacking).map(|(what, why)| Problem { what, why }).collect())
+    let all = hosts.into_iter().chain(lacking).chain(limits(&job)?);
+    Ok(all.map(|(what, why)| Problem { what, why }).collect())
 }
+
+/// Hard limits that ckrun would have to raise, and can't.
+fn limits(job: &Job) -> Result<Vec<(String, String)>, Error> {
+    let path = "/proc/thread-self/status";
+    let own = Status::parse(&std::fs::read(path).doing(|| format!("read {path}"))?);
+    let mut problems = Vec::new();
+    if own.cap_eff >> CAP_SYS_RESOURCE & 1 == 1 {
+        return Ok(problems);
+    }
+    for (pid, limits) in &job.processes.limits {
+        let names = limits.too_high()?;
+        if !names.is_empty() {
+            let why = format!("without CAP_SYS_RESOURCE no hard limit is raised: {}", names.join(", "));
+            problems.push((format!("process {pid}"), why));
+        }
+    }
+    Ok(problems)
+}
+
+/// `linux/capability.h`.
+const CAP_SYS_RESOURCE: u32 = 24;
 
 /// What the process that is to become the job's first one needs of the image inside the sandbox. It can't open the
 /// image itself: it may be in a user namespace, for whose root the files are another user's.

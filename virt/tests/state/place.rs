@@ -48,6 +48,16 @@ fn a_hard_limit_that_can_not_be_raised_is_named() {
 }
 
 #[test]
+fn limits_above_those_of_this_process_are_known_before() {
+    let limits: Limits = capture(&job(|| {}));
+    assert_eq!(limits.too_high().unwrap(), [""; 0]);
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    let higher = format!(r#"{{"nofile": {{"soft": 1, "hard": {}}}}}"#, hard + 1);
+    let higher: Limits = serde_json::from_str(&higher).unwrap();
+    assert_eq!(higher.too_high().unwrap(), [format!("nofile ({} > {hard})", hard + 1)]);
+}
+
+#[test]
 fn what_the_kernel_does_at_the_end_of_a_thread() {
     let at_exit: AtExit = carried(|| {
         call(SYS_set_tid_address, &[0x1234_5678]);
