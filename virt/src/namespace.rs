@@ -51,6 +51,8 @@ impl std::fmt::Display for Kind {
 #[derive(Debug)]
 pub struct Namespace {
     fd: OwnedFd,
+    /// Where this thread was when this was made, and goes back to.
+    home: OwnedFd,
     kind: Kind,
 }
 
@@ -62,7 +64,7 @@ impl Namespace {
     pub fn of(pid: Pid, kind: Kind) -> Result<Option<Namespace>, Failure> {
         let fd = open(&format!("/proc/{pid}"), kind)?;
         let home = open("/proc/thread-self", kind)?;
-        Ok(if same(fd.as_fd(), home.as_fd())? { None } else { Some(Namespace { fd, kind }) })
+        Ok(if same(fd.as_fd(), home.as_fd())? { None } else { Some(Namespace { fd, home, kind }) })
     }
 
     /// The process whose directory is `process` (`/proc/42`) is in it.
@@ -77,26 +79,22 @@ impl Namespace {
     ///
     /// # Errors
     /// `EPERM` without CAP_SYS_ADMIN.
-    pub fn enter(&self) -> Result<Abroad, Failure> {
-        let home = open("/proc/thread-self", self.kind)?;
+    pub fn enter(&self) -> Result<Abroad<'_>, Failure> {
         setns(&self.fd, self.kind.flag()).doing(|| format!("enter the {} of the job", self.kind))?;
-        Ok(Abroad { home, kind: self.kind })
+        Ok(Abroad(self))
     }
 }
 
 /// This thread in another namespace, until it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Abroad {
-    home: OwnedFd,
-    kind: Kind,
-}
+pub struct Abroad<'a>(&'a Namespace);
 
-impl Drop for Abroad {
+impl Drop for Abroad<'_> {
     fn drop(&mut self) {
         // It was there, and has the privilege that brought it away.
-        if let Err(errno) = setns(&self.home, self.kind.flag()) {
-            log::error!("come back from the {} of the job: {errno}", self.kind);
+        if let Err(errno) = setns(&self.0.home, self.0.kind.flag()) {
+            log::error!("come back from the {} of the job: {errno}", self.0.kind);
         }
     }
 }
@@ -113,7 +111,10 @@ fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Failure> {
 
 /// The namespaces that all processes of a job are in.
 #[derive(Debug)]
-pub struct Common([u64; 2]);
+pub struct Common {
+    init: Pid,
+    inodes: [u64; 2],
+}
 
 impl Common {
     /// Those of the job's first process.
@@ -121,7 +122,7 @@ impl Common {
     /// # Errors
     /// As [`Namespace::of`].
     pub fn of(init: Pid) -> Result<Common, Failure> {
-        inodes(init).map(Common)
+        Ok(Common { init, inodes: inodes(init)? })
     }
 
     /// The namespaces that process `host` has of its own. One that has ended has none. `pid` and `comm` are for people.
@@ -134,11 +135,14 @@ impl Common {
         pid: i32,
         comm: impl Fn() -> String,
     ) -> Result<Option<Blocker>, Failure> {
+        if host == self.init {
+            return Ok(None);
+        }
         let theirs = match inodes(host) {
             Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => return Ok(None),
             answer => answer?,
         };
-        let differs = Kind::ALL.iter().zip(self.0.iter().zip(&theirs)).find(|(_, (a, b))| a != b);
+        let differs = Kind::ALL.iter().zip(self.inodes.iter().zip(&theirs)).find(|(_, (a, b))| a != b);
         Ok(differs.map(|(kind, _)| Blocker {
             pid,
             comm: comm(),
