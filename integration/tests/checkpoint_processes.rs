@@ -6,15 +6,20 @@ use ckrun_integration::job::Job;
 use ckrun_integration::modes_survive;
 
 modes_survive!("processes":
-    wide deep tree threads threads_in_tree leaderless condition robust_mutex zombies zombie_leads_session
+    wide deep tree threads threads_in_tree condition robust_mutex zombies zombie_leads_session
     stopped stopped_by_tstp stopped_and_waited sessions lost_session_leader lost_group_leader subreaper
     fork_storm exec_storm thread_storm late_pid
-    ; else "shared-memory" "shared-files"
+    ; else "shared-memory" "shared-files" "leaderless"
 );
 
 #[test]
 fn processes_that_share_all_their_memory() {
-    Job::up("processes", "shared-memory").survives_or_is_refused(&["share", "memory"]);
+    Job::up("processes", "shared-memory").survives_or_is_refused(&["memory", "CLONE_VM"]);
+}
+
+#[test]
+fn a_process_without_its_first_thread() {
+    Job::up("processes", "leaderless").survives_or_is_refused(&["first thread"]);
 }
 
 #[test]

@@ -138,13 +138,15 @@ fn unusual_shapes(processes: &[Pid]) -> Result<Vec<Blocker>, Error> {
         let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
         Some((host, status.ns_tgid.last().copied().unwrap_or(0), comm.trim_end().to_owned()))
     };
-    let mut found = Vec::new();
+    let look = || unusual::blockers(&processes.iter().filter_map(named).collect::<Vec<_>>());
+    let mut found = look()?;
     for _ in 0..LOOKS {
-        found = unusual::blockers(&processes.iter().filter_map(named).collect::<Vec<_>>())?;
         if found.is_empty() {
             break;
         }
         std::thread::sleep(VFORK);
+        let still = look()?;
+        found.retain(|blocker| still.contains(blocker));
     }
     Ok(found)
 }

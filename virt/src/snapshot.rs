@@ -7,11 +7,13 @@
 //! What a fork leaves out can't be read from the copy: memory shared with others goes on changing, and ranges marked
 //! MADV_DONTFORK or MADV_WIPEONFORK are missing or empty.
 
+use crate::proc::Stat;
 use crate::program::Program;
 use crate::seize;
+use crate::status::Status;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
-use crate::visit::Visit;
+use crate::visit::{Visit, stay_on_this_cpu};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -70,21 +72,7 @@ impl Snapshot {
     /// When the parent does not stop: then a zombie is left in the job until the parent ends.
     pub fn discard(mut self, cpu: usize) -> Result<(), Failure> {
         self.end();
-        let Some(parent) = seize::stop_one(self.parent, PATIENCE)? else { return Ok(()) };
-        let mut program = Program::new();
-        let status = program.room(4);
-        let flags = libc::__WALL | libc::WNOHANG;
-        program.attempt(
-            "reap the copy",
-            libc::SYS_wait4,
-            &[self.id.into(), status.into(), flags.into(), 0.into()],
-        );
-        let reaped = Visit::enter(&parent, cpu).and_then(|mut visit| {
-            visit.run(&parent, &program)?;
-            visit.leave()
-        });
-        parent.release()?;
-        reaped
+        reap(self.parent, self.id, cpu)
     }
 
     fn end(&mut self) {
@@ -100,4 +88,39 @@ impl Drop for Snapshot {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Makes `parent` reap its child `id`.
+fn reap(parent: Pid, id: i32, cpu: usize) -> Result<(), Failure> {
+    let Some(parent) = seize::stop_one(parent, PATIENCE)? else { return Ok(()) };
+    let mut program = Program::new();
+    let flags = libc::__WALL | libc::WNOHANG;
+    program.attempt("reap the copy", libc::SYS_wait4, &[id.into(), 0.into(), flags.into(), 0.into()]);
+    let reaped = Visit::enter(&parent, cpu).and_then(|mut visit| {
+        visit.run(&parent, &program)?;
+        visit.leave()
+    });
+    parent.release()?;
+    reaped
+}
+
+/// Reaps what the copies of a ckrun that was killed have left in the job whose first process is `init`. The kernel ends
+/// them with their tracer, and they ended without telling their parents: no process of a job's own ends like that, unless
+/// it was cloned without a signal and then killed.
+///
+/// # Errors
+/// As [`Snapshot::discard`].
+pub fn sweep(init: Pid) -> Result<(), Failure> {
+    let cpu = stay_on_this_cpu()?;
+    for host in seize::descendants(init) {
+        let Some(stat) =
+            Stat::of(host).filter(|s| s.ended() && s.exit_signal == 0 && s.exit_code == libc::SIGKILL)
+        else {
+            continue;
+        };
+        let path = format!("/proc/{host}/status");
+        let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
+        reap(stat.parent, status.ns_tgid.last().copied().unwrap_or(0), cpu)?;
+    }
+    Ok(())
 }

@@ -38,6 +38,7 @@ pub fn blockers(processes: &[Named]) -> Result<Vec<Blocker>, Failure> {
         }
         // In the order of kcmp(2), so that few have to be compared.
         match search(&known, *host) {
+            Ok(Ok(_)) if Stat::of(*host).is_none_or(|stat| waits_in_vfork(stat.parent)) => {}
             Ok(Ok(twin)) => {
                 let why = format!("it is that of process {} (vfork or CLONE_VM)", known[twin].1);
                 refuse("memory", &why);
@@ -49,6 +50,19 @@ pub fn blockers(processes: &[Named]) -> Result<Vec<Blocker>, Failure> {
         }
     }
     Ok(blockers)
+}
+
+/// The process waits in vfork(2), or a clone(2) of this kind, until its child has let go of its memory. That happens soon;
+/// and until then it can't be stopped, so that no image shows it.
+fn waits_in_vfork(parent: Pid) -> bool {
+    seize::threads(parent).into_iter().any(|thread| {
+        // The number of the call that it is blocked in, and more (proc_pid_syscall(5)).
+        let text = std::fs::read_to_string(format!("/proc/{thread}/syscall")).unwrap_or_default();
+        let number = text.split(' ').next().and_then(|word| word.parse().ok());
+        number.is_some_and(|nr: libc::c_long| {
+            [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&nr)
+        })
+    })
 }
 
 /// The place of a process in the order of their memories: where an equal one is, or where it is to be put.

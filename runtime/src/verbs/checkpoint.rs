@@ -88,6 +88,9 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let config = entry.config()?;
     // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
     let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
+    if let Some(init) = state.init {
+        guardian.tell(init)?;
+    }
     let frozen = (status == Status::Paused).then_some(&state.cgroups);
     let mut watcher = Watcher { progress: Progress::new("checkpoint"), frozen };
     let written = checkpoint(init.pid(), &options, &[("config.json", config)], &mut watcher);

@@ -4,6 +4,8 @@ use super::Context;
 use crate::error::{Error, Result};
 use crate::sandbox::{destroy, guardian};
 use ckrun_virt::image::{self, Writer};
+use ckrun_virt::{Process, snapshot};
+use nix::unistd::Pid;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -31,8 +33,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     // SAFETY: inherited for this very purpose; nobody else in this process owns it.
     let line = unsafe { OwnedFd::from_raw_fd(args.line) };
+    let init = guardian::last_words(line.into());
     if let Some(id) = &args.container {
-        destroy::unmake(&context.store, id, guardian::last_words(line.into()))?;
+        destroy::unmake(&context.store, id, init)?;
+    } else if let Some(init) = init.and_then(|init| Process::open(Pid::from_raw(init.pid), init.started)) {
+        // Of a job whose checkpoint has ended like this.
+        snapshot::sweep(init.pid())?;
     }
     args.image.as_deref().map_or(Ok(()), remove)
 }

@@ -275,7 +275,6 @@ impl Maker<'_> {
 
     /// Gives the object to the task, with numbers from `base` on.
     fn hand_over(&mut self, file: &File, read_only: bool) -> Result<Handle, Failure> {
-        let write = self.number(file)?;
         if matches!(self.object.kind, Kind::Deleted { .. }) && !self.written {
             // A program that runs may be open for writing nowhere.
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -283,6 +282,7 @@ impl Maker<'_> {
             let read = self.number(&reader)?;
             return Ok(Handle { write: read, read });
         }
+        let write = self.number(file)?;
         if !read_only {
             return Ok(Handle { write, read: write });
         }
