@@ -164,14 +164,28 @@ fn the_creator_is_the_same() {
     let set = Set { id: 8, access: access(8), operated: true, values: vec![2; 5], last: BTreeMap::new() };
     let state = SystemV { semaphores: vec![set], queues: vec![queue] };
     let sandbox = Sandbox::new(|| {});
-    let before = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-    state.make(sandbox.0).unwrap();
+    // In a process of its own: for a moment the change of the user is one of the whole process, not of a thread.
+    let _maker = Sandbox::new(|| {
+        let own = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let kept = |line: &&str| ["Uid", "Gid", "Cap"].iter().any(|name| line.starts_with(name));
+            let lines: Vec<String> = status.lines().filter(kept).map(str::to_owned).collect();
+            let mut signal = 0;
+            // SAFETY: the first call writes one int, the others take numbers only.
+            let numbers = unsafe {
+                libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal);
+                [signal, libc::prctl(libc::PR_GET_DUMPABLE), libc::prctl(libc::PR_GET_SECUREBITS)]
+            };
+            (lines, numbers)
+        };
+        // SAFETY: numbers only.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        let before = own();
+        assert_eq!(before.1, [libc::SIGKILL, 1, 0]);
+        state.make(sandbox.0).unwrap();
+        assert_eq!(own(), before);
+    });
     assert_eq!(sandbox.capture(), state);
-    let lines = |text: &str| {
-        let kept = |line: &&str| ["Uid", "Gid", "Cap"].iter().any(|name| line.starts_with(name));
-        text.lines().filter(kept).map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert_eq!(lines(&std::fs::read_to_string("/proc/thread-self/status").unwrap()), lines(&before));
 }
 
 #[test]
