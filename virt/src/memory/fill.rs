@@ -167,7 +167,12 @@ fn place(
             None
         }
     };
-    let job = Job { pid: worker.host(), memory: worker.memory(), uffd: uffd.as_ref(), pages };
+    let job = Job {
+        pid: worker.host(),
+        memory: worker.memory(),
+        uffd: uffd.as_ref().map(|registered| &registered.uffd),
+        pages,
+    };
     // What is handled in one go: adjacent in the list, of one way, a buffer full.
     let mut batches: Vec<(Way, &[PageRun])> = Vec::new();
     let mut start = 0;
@@ -263,10 +268,26 @@ fn userfaultfd(worker: &mut Worker) -> Result<Option<OwnedFd>, Failure> {
     Ok(Some(fd))
 }
 
-fn register<'a>(fd: &'a OwnedFd, large: &[Span]) -> Result<Uffd<'a>, Failure> {
+fn register<'a>(fd: &'a OwnedFd, large: &'a [Span]) -> Result<Registered<'a>, Failure> {
     let uffd = Uffd::open(fd.as_fd()).doing(|| "open a userfaultfd")?;
     for range in large {
         uffd.register(range.start, range.end).doing(|| format!("register {range} to be filled"))?;
     }
-    Ok(uffd)
+    Ok(Registered { uffd, ranges: large })
+}
+
+/// Ranges whose missing pages are ckrun's matter until this is dropped.
+struct Registered<'a> {
+    uffd: Uffd<'a>,
+    ranges: &'a [Span],
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        for range in self.ranges {
+            if let Err(errno) = self.uffd.unregister(range.start, range.end) {
+                log::debug!("unregister {range}: {errno}");
+            }
+        }
+    }
 }

@@ -10,6 +10,7 @@ pub const USER_MODE_ONLY: libc::c_int = 1;
 /// `linux/userfaultfd.h`: `_IOWR(0xaa, …)`.
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00;
+const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03;
 const UFFD_API: u64 = 0xaa;
 const REGISTER_MISSING: u64 = 1;
@@ -41,6 +42,20 @@ impl<'a> Uffd<'a> {
         // SAFETY: four words are struct uffdio_register, which lives through the call.
         check(libc::c_long::from(unsafe {
             libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr())
+        }))
+        .map(drop)
+    }
+
+    /// Lets the kernel handle missing pages of a range again. The last copy of the descriptor does so with its end; but
+    /// there may be copies elsewhere.
+    ///
+    /// # Errors
+    /// `EINVAL` (nothing is mapped there).
+    pub fn unregister(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut range = [start, end - start];
+        // SAFETY: two words are struct uffdio_range, which lives through the call.
+        check(libc::c_long::from(unsafe {
+            libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr())
         }))
         .map(drop)
     }
