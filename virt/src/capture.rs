@@ -24,8 +24,10 @@ use crate::tracee::Tracee;
 use crate::tree::{Life, Member};
 use crate::uts::Names;
 use crate::visit::Visit;
+use crate::worker::open_memory;
 use crate::{Doing, Error, Failure, namespace, unusual};
 use nix::unistd::Pid;
+use std::fs::File;
 
 /// What has been read so far.
 #[derive(Debug)]
@@ -118,8 +120,9 @@ impl Capture {
     }
 
     fn process(&mut self, process: &mut Process, copy: bool) -> Result<Source, Failure> {
+        let memory = open_memory(process.stopped.host)?;
         for thread in &mut process.threads {
-            self.thread_from_outside(thread)?;
+            self.thread_from_outside(thread, &memory)?;
         }
         let Some((leader, others)) = process.threads.split_first() else {
             return Ok(Source::Itself(Pid::from_raw(0)));
@@ -169,7 +172,7 @@ impl Capture {
         self.job.timers.insert(task.pid, timers);
         let mut timers = None;
         for thread in &mut process.threads {
-            self.sleep(&mut visit, thread, &mut timers)?;
+            self.sleep(&mut visit, thread, &memory, &mut timers)?;
         }
         let Some(leader) = process.leader() else { return Ok(Source::Itself(Pid::from_raw(0))) };
         let task = &leader.stopped;
@@ -205,17 +208,16 @@ impl Capture {
     }
 
     /// What the kernel shows of a thread, and what must be put aside before anything runs in it.
-    fn thread_from_outside(&mut self, thread: &mut Thread) -> Result<(), Failure> {
+    fn thread_from_outside(&mut self, thread: &mut Thread, memory: &File) -> Result<(), Failure> {
         let (host, task) = (thread.stopped.host, &thread.stopped);
         self.blockers.extend(registers::blocker(task, &thread.tracee.regs));
         self.blockers.extend(signals::blocker(task));
         self.blockers.extend(sched::blocker(task)?);
-        if let Some(rseq) = Rseq::read(host)? {
-            let memory = crate::worker::open_memory(host)?;
-            if rseq.abort(&memory, &mut thread.tracee.regs) {
-                ptrace::set_registers(host, &thread.tracee.regs)
-                    .doing(|| format!("end a restartable sequence of thread {}", task.tid))?;
-            }
+        if let Some(rseq) = Rseq::read(host)?
+            && rseq.abort(memory, &mut thread.tracee.regs)
+        {
+            ptrace::set_registers(host, &thread.tracee.regs)
+                .doing(|| format!("end a restartable sequence of thread {}", task.tid))?;
         }
         self.job.cpu.insert(task.tid, CpuState::capture(&thread.tracee)?);
         self.job.outside_threads.capture(task)?;
@@ -237,12 +239,13 @@ impl Capture {
         &mut self,
         visit: &mut Visit,
         thread: &mut Thread,
+        memory: &File,
         timers: &mut Option<Timers>,
     ) -> Result<(), Failure> {
         let tracee = &mut thread.tracee;
-        let (visited, memory) = (tracee.clone(), crate::worker::open_memory(tracee.pid())?);
+        let visited = tracee.clone();
         let mut doze = |program: &Program, look: &mut dyn FnMut()| visit.doze(&visited, program, look);
-        let sleep = Sleep::capture(visited.pid(), &memory, &mut tracee.regs, timers, &mut doze)?;
+        let sleep = Sleep::capture(visited.pid(), memory, &mut tracee.regs, timers, &mut doze)?;
         if let Some(cpu) = self.job.cpu.get_mut(&thread.stopped.tid) {
             cpu.registers = General::from(&tracee.regs);
             cpu.sleep = sleep;
