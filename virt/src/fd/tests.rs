@@ -51,7 +51,8 @@ impl Guest {
             .current_dir(dir.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            // Not ours, which may be a file that grows.
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let out = child.stdout.as_mut().unwrap();

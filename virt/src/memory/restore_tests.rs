@@ -91,7 +91,21 @@ fn shown(pid: nix::unistd::Pid, hidden: Option<Span>) -> Vec<String> {
         let made = entry.path.ends_with(b" (deleted)");
         if made { "new".to_owned() } else { format!("{:?} {}", entry.device, entry.inode) }
     };
-    entries
+    // Neighbours that only the history of their pages keeps apart are one mapping in a new process.
+    let mut joined: Vec<smaps::Entry<'_>> = Vec::new();
+    for entry in entries {
+        match joined.last_mut() {
+            Some(last)
+                if last.range.end == entry.range.start
+                    && (last.path, entry.path) == (b"", b"")
+                    && (last.prot, last.shared, last.flags) == (entry.prot, entry.shared, entry.flags) =>
+            {
+                last.range.end = entry.range.end;
+            }
+            _ => joined.push(entry),
+        }
+    }
+    joined
         .iter()
         .filter(|entry| {
             entry.path != b"[vsyscall]" && hidden.is_none_or(|h| h.overlap(entry.range).is_empty())
