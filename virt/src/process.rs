@@ -2,10 +2,13 @@
 
 use crate::proc::Stat;
 use crate::{Doing, Failure, sys};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// A live process, held by a pidfd. Ids are reused by the kernel, this handle is not: a signal through it reaches that
 /// process or nobody.
@@ -55,6 +58,20 @@ impl Process {
     pub fn signal_number(&self, number: i32) -> Result<(), Failure> {
         sys::pidfd_send_signal(self.fd.as_fd(), number)
             .doing(|| format!("send signal {number} to process {}", self.pid))
+    }
+
+    /// Waits for its end, and says whether that came within `limit`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wait(&self, limit: Duration) -> Result<bool, Failure> {
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        loop {
+            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], limit) {
+                Err(Errno::EINTR) => {}
+                ready => return Ok(ready.doing(|| format!("wait for the end of process {}", self.pid))? > 0),
+            }
+        }
     }
 }
 

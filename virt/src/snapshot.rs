@@ -14,12 +14,13 @@ use crate::status::Status;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
 use crate::visit::{Visit, stay_on_this_cpu};
-use crate::{Doing, Failure};
+use crate::{Doing, Failure, Process};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::time::Duration;
 
-/// How long to wait for the process to stop once more, so that the copy can be reaped.
+/// How long to wait for the process to stop once more, so that the copy can be reaped; and for the end of a copy that
+/// has been killed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A copy. It ends when this is dropped.
@@ -104,8 +105,8 @@ fn reap(parent: Pid, id: i32, cpu: usize) -> Result<(), Failure> {
     reaped
 }
 
-/// Reaps what the copies of a ckrun that was killed have left in the job whose first process is `init`. The kernel ends
-/// them with their tracer, and they ended without telling their parents: no process of a job's own ends like that, unless
+/// Reaps what the copies of a ckrun that was killed have left in the job whose first process is `init`. The kernel kills
+/// them with their tracer, and they end without telling their parents: no process of a job's own ends like that, unless
 /// it was cloned without a signal and then killed.
 ///
 /// # Errors
@@ -113,14 +114,22 @@ fn reap(parent: Pid, id: i32, cpu: usize) -> Result<(), Failure> {
 pub fn sweep(init: Pid) -> Result<(), Failure> {
     let cpu = stay_on_this_cpu()?;
     for host in seize::descendants(init) {
-        let Some(stat) =
-            Stat::of(host).filter(|s| s.ended() && s.exit_signal == 0 && s.exit_code == libc::SIGKILL)
-        else {
+        if Stat::of(host).is_none_or(|stat| stat.exit_signal != 0) || !has_died(host)? {
             continue;
-        };
+        }
+        let Some(stat) = Stat::of(host).filter(|s| s.exit_code == libc::SIGKILL) else { continue };
         let path = format!("/proc/{host}/status");
         let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
         reap(stat.parent, status.ns_tgid.last().copied().unwrap_or(0), cpu)?;
     }
     Ok(())
+}
+
+/// A process has ended; one that has been killed is given the moment that it needs for that.
+fn has_died(host: Pid) -> Result<bool, Failure> {
+    let Some(process) = Process::open_now(host) else { return Ok(false) };
+    let Ok(text) = crate::proc::read(&format!("/proc/{host}/status")) else { return Ok(false) };
+    let Status { sig_pnd, shd_pnd, .. } = Status::parse(&text);
+    let killed = (sig_pnd | shd_pnd) & (1 << (libc::SIGKILL - 1)) != 0;
+    process.wait(if killed { PATIENCE } else { Duration::ZERO })
 }

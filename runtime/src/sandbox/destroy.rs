@@ -5,12 +5,10 @@ use super::intel_rdt::Group;
 use crate::error::Result;
 use crate::state::{Entry, InitProcess, State, Store};
 use crate::status::Status;
-use ckrun_virt::{Doing, Process};
+use ckrun_virt::Process;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// How long a killed process may take to be gone; it may be in the middle of a core dump or of a large munmap.
@@ -71,18 +69,11 @@ pub fn kill(state: &State) -> Result<()> {
     init.signal(Signal::SIGKILL)?;
     // On cgroup v1 a frozen process does not even die.
     state.cgroups.thaw()?;
-    wait(&init, PATIENCE)?;
+    init.wait(PATIENCE)?;
     Ok(())
 }
 
 /// Whether the container's init ends within this time, by itself.
 pub fn ends_within(state: &State, limit: Duration) -> Result<bool> {
-    state.process().map_or(Ok(true), |init| wait(&init, limit))
-}
-
-/// Waits for the end of a process; false when that takes longer.
-fn wait(process: &Process, limit: Duration) -> Result<bool> {
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    Ok(poll(&mut fds, limit).doing(|| format!("wait for the end of process {}", process.pid()))? > 0)
+    state.process().map_or(Ok(true), |init| Ok(init.wait(limit)?))
 }

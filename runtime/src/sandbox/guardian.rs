@@ -112,7 +112,7 @@ pub fn last_words(mut line: File) -> Option<InitProcess> {
 
 impl Orders {
     fn new(line: RawFd, lock: Option<BorrowedFd<'_>>, charge: Charge<'_>) -> Result<Orders> {
-        let number = line.to_string();
+        let (number, ckrun) = (line.to_string(), Pid::this().to_string());
         let option = |name: &'static str| OsStr::new(name);
         let mut words = vec![option("ckrun")];
         match charge {
@@ -127,7 +127,7 @@ impl Orders {
             }
             Charge::Image(dir) => words.extend([option("clear-away"), option("--image"), dir]),
         }
-        words.extend([option("--line"), OsStr::new(&number)]);
+        words.extend([option("--line"), OsStr::new(&number), option("--after"), OsStr::new(&ckrun)]);
         let words: Vec<CString> = words
             .into_iter()
             .map(|word| CString::new(word.as_bytes()))
@@ -215,9 +215,10 @@ mod tests {
     #[test]
     fn it_becomes_a_ckrun_that_clears_up() {
         let container = Charge::Container(OsStr::new("/r"), "web");
+        let us = Pid::this();
         for (charge, expected) in [
-            (container, "ckrun --root /r clear-away --container web --line 7"),
-            (Charge::Image(OsStr::new("/i")), "ckrun clear-away --image /i --line 7"),
+            (container, format!("ckrun --root /r clear-away --container web --line 7 --after {us}")),
+            (Charge::Image(OsStr::new("/i")), format!("ckrun clear-away --image /i --line 7 --after {us}")),
         ] {
             let orders = Orders::new(7, None, charge).unwrap();
             let words: Vec<_> = orders._words.iter().map(|word| word.to_str().unwrap()).collect();

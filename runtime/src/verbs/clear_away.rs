@@ -5,9 +5,10 @@ use crate::error::{Error, Result};
 use crate::sandbox::{destroy, guardian};
 use ckrun_virt::image::{self, Writer};
 use ckrun_virt::{Process, snapshot};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Not for people: ckrun calls itself so after a sudden end
 #[derive(Debug, clap::Args)]
@@ -22,6 +23,9 @@ pub struct Args {
     /// The pipe from the ckrun that has ended
     #[arg(long, value_name = "FD")]
     line: RawFd,
+    /// The ckrun that ends
+    #[arg(long, value_name = "PID")]
+    after: i32,
 }
 
 /// Carries it out. The container's lock is among the inherited descriptors and held until the end.
@@ -34,6 +38,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // SAFETY: inherited for this very purpose; nobody else in this process owns it.
     let line = unsafe { OwnedFd::from_raw_fd(args.line) };
     let init = guardian::last_words(line.into());
+    await_end(Pid::from_raw(args.after))?;
     if let Some(id) = &args.container {
         destroy::unmake(&context.store, id, init)?;
     } else if let Some(init) = init.and_then(|init| Process::open(Pid::from_raw(init.pid), init.started)) {
@@ -41,6 +46,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         snapshot::sweep(init.pid())?;
     }
     args.image.as_deref().map_or(Ok(()), remove)
+}
+
+/// Waits until the ckrun that we watched has ended altogether. The kernel closes the pipe first, and only then lets go of
+/// the processes that it traced.
+fn await_end(ckrun: Pid) -> Result<()> {
+    let Some(process) = Process::open_now(ckrun) else { return Ok(()) };
+    // Another process may have its id already; but then it is not our parent any more.
+    if getppid() == ckrun {
+        process.wait(Duration::MAX)?;
+    }
+    Ok(())
 }
 
 /// Removes what a dead writer left at the place of an image: the next one who wants to write there does so first of all.

@@ -4,11 +4,7 @@ use super::{Context, look, print_line, require};
 use crate::error::{Error, Result};
 use crate::state::State;
 use crate::status::Status;
-use ckrun_virt::{Doing, Process};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
-use std::os::fd::AsFd;
-use std::time::Duration;
 
 /// Print a container's resource usage as JSON, one object a line
 ///
@@ -40,7 +36,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Ok(());
     }
     let Some(init) = state.process() else { return Ok(()) };
-    while !ended_within(&init, interval)? {
+    while !init.wait(interval)? {
         print(&state)?;
     }
     Ok(())
@@ -48,10 +44,4 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 fn print(state: &State) -> Result<()> {
     print_line(&json!({ "type": "stats", "id": state.id, "data": state.cgroups.stats()? }).to_string())
-}
-
-fn ended_within(init: &Process, interval: Duration) -> Result<bool> {
-    let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(interval).unwrap_or(PollTimeout::MAX);
-    Ok(poll(&mut fds, timeout).doing(|| "wait for the end of the container")? > 0)
 }
