@@ -46,8 +46,8 @@ pub fn reap(parent: &mut Worker, id: i32) -> Result<(), Failure> {
 /// # Errors
 /// The kernel's.
 pub fn stop(worker: &mut Worker, signal: i32) -> Result<(), Failure> {
-    let what = || format!("stop process {}", worker.host());
     let host = worker.host();
+    let what = || format!("stop process {host}");
     let mask = ptrace::signal_mask(host).doing(what)?;
     let mut program = Program::new();
     let me = program.call("getpid", libc::SYS_getpid, &[]);
@@ -64,5 +64,6 @@ pub fn stop(worker: &mut Worker, signal: i32) -> Result<(), Failure> {
             Some(_) => ptrace::resume(host, 0).doing(what)?,
         }
     }
+    worker.tracee.group_stop = Some(signal);
     ptrace::set_signal_mask(host, mask).doing(what)
 }

@@ -148,7 +148,8 @@ impl Frozen {
     }
 
     fn let_go(&mut self) {
-        for thread in self.processes.drain(..).flat_map(|process| process.threads) {
+        // Children first: nobody is to see a child that is still traced.
+        for thread in self.processes.drain(..).rev().flat_map(|process| process.threads) {
             // It may have been killed; then there is nobody to release.
             if let Err(e) = thread.tracee.release() {
                 log::debug!("{e}");

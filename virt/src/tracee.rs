@@ -1,6 +1,7 @@
 //! One traced thread: stopped, looked at, driven, let go.
 
 use crate::cpu::calls;
+use crate::proc::Stat;
 use crate::sys::ptrace::{self, Change, Registers};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// How long a call may take to return or to fall asleep.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a thread that is stopped by job control to be so again: it needs microseconds.
+const STOPS_AGAIN: Duration = Duration::from_millis(50);
 
 /// A thread that this thread of ckrun traces. It stops only when it is told to; when ckrun ends, the kernel lets it go on.
 #[derive(Debug, Clone)]
@@ -190,6 +193,7 @@ impl Tracee {
     }
 
     /// Lets the thread go on with the registers and the mask that it had. It must be in an event stop.
+    /// Returns when a thread that is stopped by job control is so again.
     ///
     /// # Errors
     /// `ESRCH` when it has been killed.
@@ -200,7 +204,20 @@ impl Tracee {
         let what = || format!("let thread {} go on", self.pid);
         ptrace::set_registers(self.pid, &self.regs).doing(what)?;
         ptrace::set_signal_mask(self.pid, self.mask).doing(what)?;
-        ptrace::detach(self.pid).doing(what)
+        ptrace::detach(self.pid).doing(what)?;
+        if self.group_stop.is_some() {
+            await_stop_by_job_control(self.pid);
+        }
+        Ok(())
+    }
+}
+
+/// One that is stopped by job control is woken by its release, and stops again at once: whoever is let go after it must
+/// not see it run. A signal may have reached it meanwhile and let it go on, so this does not wait for long.
+fn await_stop_by_job_control(pid: Pid) {
+    let began = Instant::now();
+    while began.elapsed() < STOPS_AGAIN && Stat::of(pid).is_some_and(|stat| stat.state != 'T') {
+        std::thread::yield_now();
     }
 }
 

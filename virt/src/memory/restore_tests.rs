@@ -93,7 +93,12 @@ fn shown(pid: nix::unistd::Pid, hidden: Option<Span>) -> Vec<String> {
     };
     // Neighbours that only the history of their pages keeps apart are one mapping in a new process.
     let mut joined: Vec<smaps::Entry<'_>> = Vec::new();
-    for entry in entries {
+    for mut entry in entries {
+        if entry.prot == Prot::default() {
+            // What was accessible once counts as committed for good if it had pages: a guard gap that the C library put into
+            // the cached stack of a former thread of this process, say.
+            entry.flags = entry.flags.without(Flags::ACCOUNT);
+        }
         match joined.last_mut() {
             Some(last)
                 if last.range.end == entry.range.start
