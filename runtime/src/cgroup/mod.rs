@@ -1,14 +1,15 @@
 //! The cgroups of a container: limits, accounting, freezing and killing, on cgroup v1, v2 and both at once.
 //!
 //! Their life: [`Cgroups::plan`] decides where they will be, the caller saves that, [`Cgroups::create`] makes them,
-//! [`Cgroups::join`] moves a process in, [`Cgroups::apply`] and [`Cgroups::apply_devices`] limit it, and
-//! [`Cgroups::remove`] takes away what `create` made.
+//! [`Cgroups::apply`] and [`Cgroups::apply_devices`] limit it, a process goes in ([`Cgroups::doors`], [`Cgroups::join`]),
+//! and [`Cgroups::remove`] takes away what `create` made.
 //!
 //! One rule stands above all others: what this container did not make is not its own. A cgroup that was there before is
 //! used if it is empty, but none of its processes is ever killed and it is never removed; and ckrun's own cgroup and
 //! everything above it, the root first of all, are refused as a place.
 //!
 //! - [`layout`]: which hierarchies there are; [`place`]: where in them a container's cgroup is;
+//! - [`enter`]: how a process gets into them;
 //! - [`limits`]: `linux.resources`, with [`v1`] and [`v2`] for what differs; [`devices`] and [`bpf`]: device rules;
 //! - [`freezer`], [`kill`], [`stats`], [`view`]: what the names say;
 //! - [`systemd`]: the same with systemd as the one that makes the cgroups, told by [`dbus`] in [`properties`];
@@ -17,6 +18,7 @@
 mod bpf;
 mod dbus;
 mod devices;
+mod enter;
 mod freezer;
 mod io;
 mod kill;
@@ -32,6 +34,7 @@ mod view;
 mod within;
 
 pub use devices::default_device_rules;
+pub use enter::Doors;
 pub use stats::Stats;
 pub use view::{View, ViewMount};
 
@@ -154,42 +157,6 @@ impl Cgroups {
             self.dirs.remove(index);
         }
         Ok(())
-    }
-
-    /// Moves `pid` in, into every v1 hierarchy, and into cgroup2 too unless it was `born_in_v2` (see
-    /// [`Cgroups::clone_target`]). With systemd the first process starts the scope.
-    ///
-    /// The first of these writes may take milliseconds: the kernel waits for an RCU grace period before it moves a
-    /// process, so a process that was born in its cgroup saves that on pure cgroup2.
-    ///
-    /// # Errors
-    /// `ESRCH` (it has ended), `ENOSPC` (an empty cpuset), `EACCES` (rootless: the way up from ckrun's own cgroup is
-    /// not delegated), systemd's answer.
-    pub fn join(&self, pid: Pid, born_in_v2: bool) -> Result<()> {
-        if let Some(unit) = self.unit_to_start()? {
-            return unit.start(pid, self);
-        }
-        self.dirs.iter().filter(|dir| !(born_in_v2 && dir.is_v2())).try_for_each(|dir| dir.join(pid))
-    }
-
-    /// An open cgroup2 directory for clone3's `CLONE_INTO_CGROUP`. None on pure v1, and as long as systemd's scope
-    /// isn't there.
-    pub fn clone_target(&self) -> Option<OwnedFd> {
-        match self.unit_to_start() {
-            Ok(None) => open_directory(&self.v2()?.path),
-            _ => None,
-        }
-    }
-
-    /// Like [`Cgroups::clone_target`], but the cgroup2 in which `init` itself is, if that is below the container's.
-    /// A container that divides its cgroup further (systemd in it does) leaves no place for a process in the cgroup
-    /// itself: there the clone fails with `EBUSY`, and `ckrun exec` puts its process beside the init.
-    pub fn clone_target_beside(&self, init: Pid) -> Option<OwnedFd> {
-        let dir = self.v2()?;
-        let members = io::read(Path::new(&format!("/proc/{init}")), "cgroup").ok()?;
-        let name = layout::memberships(&members).find_map(|(c, name)| c.is_empty().then_some(name))?;
-        let path = dir.hierarchy.directory(name)?;
-        path.starts_with(&dir.path).then(|| open_directory(&path))?
     }
 
     /// Hands the cgroup2 directory to `uid` of the host, the root of a container that has a user namespace, its own

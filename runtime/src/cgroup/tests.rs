@@ -82,8 +82,11 @@ impl Shell {
     }
 
     pub(super) fn in_cgroups(cgroups: &Cgroups) -> Shell {
-        let shell = Self::new();
+        let mut shell = Self::new();
         cgroups.join(shell.pid(), false).unwrap();
+        let v1 = cgroups.dirs.iter().filter(|dir| !dir.is_v2()).map(|dir| dir.path.join("tasks"));
+        let enter: String = v1.map(|tasks| format!("echo 0 >{} && ", tasks.display())).collect();
+        assert_eq!(shell.ask(&format!("{enter}echo in")), "in");
         shell
     }
 

@@ -263,6 +263,7 @@ impl Site<'_> {
             mounts: wanted,
             early,
             cgroups: &self.state.cgroups,
+            doors: self.state.cgroups.doors()?,
             seccomp: self.seccomp.as_ref(),
             console,
             start: listener,
@@ -309,7 +310,7 @@ impl Site<'_> {
         log::debug!("set the limits");
         self.state.cgroups.join(pid, self.born_in_v2)?;
         self.delegate()?;
-        log::debug!("moved the init into its cgroups");
+        log::debug!("the cgroups are ready");
         if let Some(wanted) = spec.lx().and_then(|l| l.intel_rdt().as_ref()) {
             let groups = Group::prepare(&self.state.id, wanted)?;
             // Remembered before anything else can fail, or nobody would remove them.
@@ -322,7 +323,7 @@ impl Site<'_> {
         if matches!(start, Start::AtOnce) {
             self.entry.save(&self.state)?;
         }
-        channel.send(&Note::Joined)
+        channel.send(&Note::Enter)
     }
 
     /// A container that is its own in users and cgroups, and may write its cgroup mount, may divide its cgroup.

@@ -18,8 +18,8 @@ const MAX_MESSAGE: usize = 16 << 10;
 pub enum Note {
     /// Parent: the id mapping of your user namespace is written.
     Mapped,
-    /// Parent: the cgroups are made and you are in them.
-    Joined,
+    /// Parent: the cgroups are ready, and you are in those that a process can't enter by itself.
+    Enter,
     /// Init: all mounts stand, the old root is still there. The answer is `Continue`.
     Mounted,
     /// Parent: go on. To `Ready`: the state is written, and ckrun is about to leave.
@@ -38,7 +38,7 @@ impl Note {
     fn encode(&self) -> Vec<u8> {
         let (tag, text) = match self {
             Note::Mapped => (b'm', String::new()),
-            Note::Joined => (b'j', String::new()),
+            Note::Enter => (b'e', String::new()),
             Note::Mounted => (b'M', String::new()),
             Note::Continue => (b'c', String::new()),
             Note::Ready => (b'r', String::new()),
@@ -56,7 +56,7 @@ impl Note {
         let text = String::from_utf8_lossy(text);
         Some(match tag {
             b'm' => Note::Mapped,
-            b'j' => Note::Joined,
+            b'e' => Note::Enter,
             b'M' => Note::Mounted,
             b'c' => Note::Continue,
             b'r' => Note::Ready,
@@ -154,7 +154,7 @@ mod tests {
         let (a, b) = pair().unwrap();
         for note in [
             Note::Mapped,
-            Note::Joined,
+            Note::Enter,
             Note::Mounted,
             Note::Continue,
             Note::Ready,

@@ -14,7 +14,7 @@ use super::root::{Root, clean};
 use super::seccomp::Filter;
 use super::wanted::Wanted;
 use super::{Options, devices, hooks, identity, keyring, labels, netdev, oom, park, pivot, protect, sysctl};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Doors};
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use crate::state::{InitProcess, State};
@@ -53,6 +53,8 @@ pub struct Init<'a> {
     pub early: Vec<Option<OwnedFd>>,
     /// Where the container's cgroups are.
     pub cgroups: &'a Cgroups,
+    /// The ways into those that it enters by itself.
+    pub doors: Doors,
     /// The compiled seccomp filter.
     pub seccomp: Option<&'a Filter>,
     /// Where the master of the container's terminal goes.
@@ -69,7 +71,7 @@ pub struct Init<'a> {
     pub proc: &'a Proc,
     /// Our end of the channel to ckrun.
     pub channel: Channel,
-    /// ckrun has said that the cgroups are made and joined.
+    /// We are in our cgroups.
     pub joined: bool,
 }
 
@@ -194,8 +196,8 @@ impl<'a> Init<'a> {
     fn run_hooks_before_pivot(&mut self) -> Result<()> {
         let by_ckrun = ["prestart", "createRuntime"];
         if by_ckrun.iter().any(|kind| !self.spec.hook_list(kind).is_empty()) {
-            self.channel.send(&Note::Mounted)?;
             self.join_cgroups()?;
+            self.channel.send(&Note::Mounted)?;
             self.channel.expect(&Note::Continue)?;
         }
         self.run_create_container()
@@ -215,13 +217,14 @@ impl<'a> Init<'a> {
         Ok(State { init: Some(init), ..self.state.clone() }.for_hooks(status))
     }
 
-    /// Waits until ckrun has put us into our cgroups; only then may a cgroup namespace be made, whose root is where its
-    /// maker is.
+    /// Goes into our cgroups when they limit what they are to limit; only then may a cgroup namespace be made, whose root is
+    /// where its maker is.
     fn join_cgroups(&mut self) -> Result<()> {
         if self.joined {
             return Ok(());
         }
-        self.channel.expect(&Note::Joined)?;
+        self.channel.expect(&Note::Enter)?;
+        self.doors.enter()?;
         self.joined = true;
         if self.namespaces.makes(Kind::Cgroup) {
             unshare(CloneFlags::CLONE_NEWCGROUP).doing(|| "unshare the cgroup namespace")?;

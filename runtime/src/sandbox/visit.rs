@@ -9,7 +9,7 @@ use super::procfs::Proc;
 use super::root::Root;
 use super::seccomp::Filter;
 use super::{keyring, labels, oom, scheduling};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::config::Ask;
 use crate::error::{Error, Result};
 use crate::state::State;
@@ -57,11 +57,13 @@ impl Visit<'_> {
         let proc = Proc::open()?;
         doors.before_clone(self.init)?;
         let mut console = self.console.take();
+        let mut cgroup_doors = cgroups.doors()?;
         let parents_end = ours.as_fd().as_raw_fd();
         let mut child_main = || {
             // Else we would not see ckrun's death.
             let _ = nix::unistd::close(parents_end);
-            let Err(e) = self.enter(&doors, &proc, &theirs, seccomp.as_ref(), console.take());
+            let Err(e) =
+                self.enter(&doors, &mut cgroup_doors, &proc, &theirs, seccomp.as_ref(), console.take());
             announce_failure(&theirs, &e)
         };
         let mut cgroup = cgroups.clone_target();
@@ -88,7 +90,7 @@ impl Visit<'_> {
 
     fn serve(&self, channel: &Channel, child: &Process, cgroups: &Cgroups, born_in_v2: bool) -> Result<()> {
         cgroups.join(child.pid(), born_in_v2)?;
-        channel.send(&Note::Joined)?;
+        channel.send(&Note::Enter)?;
         loop {
             match channel.receive()? {
                 None => return Ok(()),
@@ -107,6 +109,7 @@ impl Visit<'_> {
     fn enter(
         &self,
         doors: &Doors,
+        cgroups: &mut cgroup::Doors,
         proc: &Proc,
         channel: &Channel,
         seccomp: Option<&Filter>,
@@ -118,7 +121,8 @@ impl Visit<'_> {
         let affinity = self.process.exec_cpu_affinity().as_ref();
         affinity.map_or(Ok(()), scheduling::initial_cpus)?;
         // A cgroup namespace is entered like the others; its root is the init's, not ours.
-        channel.expect(&Note::Joined)?;
+        channel.expect(&Note::Enter)?;
+        cgroups.enter()?;
         doors.enter(self.spec, self.init)?;
         setsid().doing(|| "start a session")?;
         if self.state.own_keyring {
