@@ -17,6 +17,7 @@ use crate::sched;
 use crate::seize::{Frozen, Process, Thread};
 use crate::signals;
 use crate::snapshot::Snapshot;
+use crate::storing::Load;
 use crate::sys::ptrace;
 use crate::sysv::SystemV;
 use crate::timers::PosixTimers;
@@ -51,25 +52,6 @@ pub struct Capture {
 /// The questions to a thread, and the one whether it is confined.
 type Asked = (AskedThread, Option<Call>);
 
-/// The memory of one process: itself, or a copy that was made while it stood still.
-#[derive(Debug)]
-pub enum Source {
-    /// The process, which must stay stopped.
-    Itself(Pid),
-    /// A copy.
-    Copy(Snapshot),
-}
-
-impl Source {
-    /// The id, in ckrun's pid namespace, whose memory is to be read.
-    pub fn pid(&self) -> Pid {
-        match self {
-            Source::Itself(pid) => *pid,
-            Source::Copy(snapshot) => snapshot.pid(),
-        }
-    }
-}
-
 impl Capture {
     /// Begins to read a job; `limit` is the most bytes that a deleted file may have.
     ///
@@ -87,27 +69,30 @@ impl Capture {
         })
     }
 
-    /// Reads every process. The answer is where their memory is to be read from: with `copy`, from copies, so that the job
-    /// itself can go on.
+    /// Reads every process, and gives away what is to be read of its memory, parents first. With `copies` that is to be
+    /// read from copies, so that the job itself can go on.
     ///
     /// # Errors
     /// The kernel's; the job is to be released then.
-    pub fn processes(&mut self, frozen: &mut Frozen, copy: bool) -> Result<Vec<(i32, Source)>, Error> {
+    pub fn processes(
+        &mut self,
+        frozen: &mut Frozen,
+        mut copies: Option<&mut Vec<Snapshot>>,
+        give: &mut dyn FnMut(Load),
+    ) -> Result<(), Error> {
         let named = |p: &Process| (p.stopped.host, p.pid, p.stopped.comm());
         self.blockers.extend(unusual::blockers(&frozen.processes.iter().map(named).collect::<Vec<_>>())?);
         // Two visits to one memory would be in each other's way.
         if !self.blockers.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let mut sources = Vec::new();
         for process in &mut frozen.processes {
             self.job.members.push(member(process));
             if process.threads.is_empty() {
                 continue;
             }
-            match self.process(process, copy) {
-                Ok(source) => sources.push((process.pid, source)),
-                Err(failure) => return Err(process.blame(failure)),
+            if let Err(failure) = self.process(process, copies.as_deref_mut(), give) {
+                return Err(process.blame(failure));
             }
         }
         self.census.enter_segments()?;
@@ -116,17 +101,20 @@ impl Capture {
             self.job.sysv = SystemV::capture(namespace, &frozen.processes.iter().map(id).collect())?;
         }
         self.job.names = Names::capture(self.init)?;
-        Ok(sources)
+        Ok(())
     }
 
-    fn process(&mut self, process: &mut Process, copy: bool) -> Result<Source, Failure> {
+    fn process(
+        &mut self,
+        process: &mut Process,
+        copies: Option<&mut Vec<Snapshot>>,
+        give: &mut dyn FnMut(Load),
+    ) -> Result<(), Failure> {
         let memory = open_memory(process.stopped.host)?;
         for thread in &mut process.threads {
             self.thread_from_outside(thread, &memory)?;
         }
-        let Some((leader, others)) = process.threads.split_first() else {
-            return Ok(Source::Itself(Pid::from_raw(0)));
-        };
+        let Some((leader, others)) = process.threads.split_first() else { return Ok(()) };
         let task = &leader.stopped;
         self.job.outside_processes.capture(task)?;
         self.blockers.extend(self.namespaces.left_by(task.host, task.pid, || task.comm())?);
@@ -174,7 +162,7 @@ impl Capture {
         for thread in &mut process.threads {
             self.sleep(&mut visit, thread, &memory, &mut timers)?;
         }
-        let Some(leader) = process.leader() else { return Ok(Source::Itself(Pid::from_raw(0))) };
+        let Some(leader) = process.leader() else { return Ok(()) };
         let task = &leader.stopped;
 
         match MmState::capture(task, asked_memory, &answers, &mut self.census)? {
@@ -184,17 +172,19 @@ impl Capture {
             Err(obstacle) => obstacles.push(obstacle),
         }
         self.blockers.extend(memory::blockers(task.pid, &task.comm(), obstacles));
-        self.job.layouts.insert(task.pid, layout);
-        let source = if copy {
-            Source::Copy(Snapshot::take(&mut visit, &leader.tracee)?)
-        } else {
-            Source::Itself(task.host)
-        };
+        self.job.layouts.insert(task.pid, layout.clone());
+        let mut copied = None;
+        if let Some(copies) = copies {
+            let copy = Snapshot::take(&mut visit, &leader.tracee)?;
+            copied = Some(copy.pid());
+            copies.push(copy);
+        }
         visit.leave()?;
+        give(Load { pid: process.pid, parent: process.parent, host: task.host, copy: copied, layout });
         for thread in &process.threads {
             self.resume_dispatch(thread)?;
         }
-        Ok(source)
+        Ok(())
     }
 
     fn ask_thread(&mut self, task: &Stopped, program: &mut Program) -> Result<Asked, Failure> {

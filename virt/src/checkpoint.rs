@@ -3,24 +3,25 @@
 //! Until the image is complete nothing of the job is given up. Whatever fails before, and if it is ckrun that is killed,
 //! the job goes on, and there is no image.
 
-use crate::capture::{Capture, Source};
+use crate::capture::Capture;
 use crate::clocks::Clocks;
 use crate::events::Events;
-use crate::image::{Manifest, Owner, PageRun, PagesWriter, Writer};
-use crate::memory::{self, Census, Dumped, Relative, Vma};
+use crate::image::{Manifest, Writer};
+use crate::memory::{self, Census};
 use crate::namespace::Common;
 use crate::proc::Stat;
 use crate::resource::Blocker;
 use crate::seize::{Frozen, descendants};
+use crate::snapshot::Snapshot;
 use crate::status::Status;
+use crate::storing::{Load, Storing};
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
-use crate::worker::open_memory;
 use crate::{Error, fault, fd, tmpfs, unusual};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -72,8 +73,6 @@ const DELETED: u64 = 1 << 30;
 /// How often, and after what time, to look again at processes that share their memory.
 const LOOKS: u32 = 5;
 const VFORK: Duration = Duration::from_millis(2);
-/// Threads that copy memory, each into a file of its own: writers of one file wait for each other.
-const COPIERS: usize = 2;
 
 /// Names everything that stands in the way of a checkpoint, while the job runs on.
 ///
@@ -176,17 +175,20 @@ pub fn checkpoint(
     let cpu = stay_on_this_cpu()?;
     let clocks = Clocks::of(init)?;
     let frozen = Frozen::stop(init, || events.seized())?;
-    let written = write(init, options, &mut image, frozen, clocks, cpu, events);
-    let (frozen, stood, mut report) = match written {
-        Ok(written) => written,
-        Err((frozen, e)) => {
-            if let Some(frozen) = frozen {
-                events.resume()?;
-                frozen.release();
-            }
-            return Err(e);
+    let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new() };
+    let mut written = steps.write(frozen, &mut image, events);
+    if let Err((frozen, _)) = &mut written
+        && let Some(frozen) = frozen.take()
+    {
+        events.resume()?;
+        frozen.release();
+    }
+    for copy in steps.copies {
+        if let Err(e) = copy.discard(cpu) {
+            log::warn!("{e}");
         }
-    };
+    }
+    let (frozen, stood, mut report) = written.map_err(|(_, e)| e)?;
     fault::point("checkpoint:commit")?;
     let committed = match image.commit(manifest) {
         Ok(committed) => committed,
@@ -217,92 +219,127 @@ pub fn checkpoint(
     Ok(report)
 }
 
+/// The stopped job, unless it goes on already; how long it stood still then; and what was done.
 type Written = (Option<Frozen>, Duration, Report);
 
-/// Everything between the stop and the commit. The stopped job comes back, unless it goes on already.
-fn write(
+/// What the steps between the stop and the commit have in common.
+struct Steps<'a> {
     init: Pid,
-    options: &Options,
-    image: &mut Writer,
-    mut frozen: Frozen,
+    options: &'a Options,
     clocks: Clocks,
     cpu: usize,
-    events: &mut dyn Events,
-) -> Result<Written, (Option<Frozen>, Error)> {
-    let mut capture = || -> Result<_, Error> {
-        fault::point("checkpoint:capture")?;
-        let mut capture = Capture::begin(init, DELETED, cpu)?;
-        let sources = capture.processes(&mut frozen, options.goes_on())?;
-        refuse(std::mem::take(&mut capture.blockers))?;
-        let files = fd::capture(&frozen, &|device, inode| capture.census.find(device, inode))?;
-        files.write(image)?;
-        let mut table = options.table.clone().map_or_else(first_table, Ok)?;
-        let mut seen = Seen::stopped(&frozen);
-        files.files.show(&mut seen);
-        table.observe(&seen, Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
-        image.json("table.json", &table)?;
-        image.json(Clocks::FILE, &clocks)?;
-        events.precheckpoint(&options.image)?;
+    /// Copies of the processes, to be read in their stead.
+    copies: Vec<Snapshot>,
+}
 
-        fault::point("checkpoint:tmpfs")?;
-        tmpfs::capture(init, image)?;
-        fault::point("checkpoint:memory")?;
-        let mut memory = Memory::begin(image)?;
-        memory.shared(&capture.census)?;
-        if options.goes_on() {
-            // A copy lacks these.
-            memory.processes(&mut capture, &sources, &|vma| !vma.survives_clone(), true)?;
+impl Steps<'_> {
+    /// Everything between the stop and the commit. After an error the job comes back if it does not go on already.
+    fn write(
+        &mut self,
+        mut frozen: Frozen,
+        image: &mut Writer,
+        events: &mut dyn Events,
+    ) -> Result<Written, (Option<Frozen>, Error)> {
+        let (capture, storing, loads) = match self.capture(&mut frozen, image, events) {
+            Ok(captured) => captured,
+            Err(e) => return Err((Some(frozen), e)),
+        };
+        let mut report = Report {
+            frozen: Duration::ZERO,
+            total: Duration::ZERO,
+            processes: frozen.processes.len(),
+            threads: frozen.threads().count(),
+            bytes: 0,
+            memory: 0,
+            zeroes: 0,
+        };
+        if !self.options.goes_on() {
+            return match finish(capture, storing, image, &mut report) {
+                Ok(()) => Ok((Some(frozen), Duration::ZERO, report)),
+                Err(e) => Err((Some(frozen), e)),
+            };
         }
-        Ok((capture, sources, memory))
-    };
-    let (mut capture, sources, mut memory) = match capture() {
-        Ok(captured) => captured,
-        Err(e) => return Err((Some(frozen), e)),
-    };
-    let mut report = Report {
-        frozen: Duration::ZERO,
-        total: Duration::ZERO,
-        processes: frozen.processes.len(),
-        threads: frozen.threads().count(),
-        bytes: 0,
-        memory: 0,
-        zeroes: 0,
-    };
-    let mut stood = Duration::ZERO;
-    let frozen = if options.goes_on() {
         if let Err(e) = fault::point("checkpoint:resume").map_err(Error::from).and_then(|()| events.resume())
         {
             return Err((Some(frozen), e));
         }
-        stood = frozen.frozen_for();
+        let stood = frozen.frozen_for();
         frozen.release();
-        None
-    } else {
-        Some(frozen)
-    };
-    let rest = || -> Result<(), Error> {
-        let left = |vma: &Vma| !options.goes_on() || vma.survives_clone();
-        memory.processes(&mut capture, &sources, &left, false)?;
-        fault::point("checkpoint:write")?;
-        (report.memory, report.zeroes) = (memory.written, memory.dropped);
-        let sections = std::mem::take(&mut memory.sections);
-        drop(memory);
-        image.index(&sections.into_iter().collect::<Vec<_>>())?;
-        capture.job.objects = capture.census.objects().to_vec();
-        capture.job.write(image)
-    };
-    let outcome = rest();
-    for (_, source) in sources {
-        if let Source::Copy(snapshot) = source
-            && let Err(e) = snapshot.discard(cpu)
-        {
-            log::warn!("{e}");
-        }
+        storing
+            .beside(events, |_, give| {
+                loads.into_iter().for_each(give);
+                Ok(())
+            })
+            .and_then(|((), storing)| finish(capture, storing, image, &mut report))
+            .map(|()| (None, stood, report))
+            .map_err(|e| (None, e))
     }
-    match outcome {
-        Ok(()) => Ok((frozen, stood, report)),
-        Err(e) => Err((frozen, e)),
+
+    /// All that must be read while the job stands still. What is left to be stored of its memory comes back.
+    fn capture(
+        &mut self,
+        frozen: &mut Frozen,
+        image: &mut Writer,
+        events: &mut dyn Events,
+    ) -> Result<(Capture, Storing, Vec<Load>), Error> {
+        fault::point("checkpoint:capture")?;
+        let mut storing = Storing::begin(image)?;
+        let mut loads = Vec::new();
+        let capture = if self.options.goes_on() {
+            let capture = self.state(frozen, image, events, &mut |load| loads.push(load))?;
+            loads.iter().try_for_each(|load| storing.lost_by_copy(load))?;
+            capture
+        } else {
+            let state =
+                |events: &mut dyn Events, give: &mut dyn FnMut(Load)| self.state(frozen, image, events, give);
+            let (capture, stored) = storing.beside(events, state)?;
+            storing = stored;
+            capture
+        };
+        fault::point("checkpoint:memory")?;
+        storing.shared(&capture.census)?;
+        Ok((capture, storing, loads))
     }
+
+    /// All but the memory.
+    fn state(
+        &mut self,
+        frozen: &mut Frozen,
+        image: &mut Writer,
+        events: &mut dyn Events,
+        give: &mut dyn FnMut(Load),
+    ) -> Result<Capture, Error> {
+        let mut capture = Capture::begin(self.init, DELETED, self.cpu)?;
+        capture.processes(frozen, self.options.goes_on().then_some(&mut self.copies), give)?;
+        refuse(std::mem::take(&mut capture.blockers))?;
+        let files = fd::capture(frozen, &|device, inode| capture.census.find(device, inode))?;
+        files.write(image)?;
+        let mut table = self.options.table.clone().map_or_else(first_table, Ok)?;
+        let mut seen = Seen::stopped(frozen);
+        files.files.show(&mut seen);
+        table.observe(&seen, Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
+        image.json("table.json", &table)?;
+        image.json(Clocks::FILE, &self.clocks)?;
+        events.precheckpoint(&self.options.image)?;
+
+        fault::point("checkpoint:tmpfs")?;
+        tmpfs::capture(self.init, image)?;
+        Ok(capture)
+    }
+}
+
+/// Writes what is known when all memory is stored.
+fn finish(
+    mut capture: Capture,
+    storing: Storing,
+    image: &mut Writer,
+    report: &mut Report,
+) -> Result<(), Error> {
+    fault::point("checkpoint:write")?;
+    (report.memory, report.zeroes) = (storing.written, storing.dropped);
+    image.index(&storing.found(&mut capture.job.layouts))?;
+    capture.job.objects = capture.census.objects().to_vec();
+    capture.job.write(image)
 }
 
 fn refuse(blockers: Vec<Blocker>) -> Result<(), Error> {
@@ -311,71 +348,4 @@ fn refuse(blockers: Vec<Blocker>) -> Result<(), Error> {
 
 fn first_table() -> Result<Table, Error> {
     Ok(Table::new(Generation::here(0, Time::now())?))
-}
-
-/// Pages on their way into the image.
-struct Memory {
-    sinks: Vec<PagesWriter>,
-    sections: BTreeMap<Owner, Vec<PageRun>>,
-    written: u64,
-    dropped: u64,
-}
-
-impl Memory {
-    fn begin(image: &mut Writer) -> Result<Self, Error> {
-        let sinks = (0..COPIERS).map(|number| image.pages(number)).collect::<Result<_, _>>()?;
-        Ok(Memory { sinks, sections: BTreeMap::new(), written: 0, dropped: 0 })
-    }
-
-    /// Memory that several processes may show.
-    fn shared(&mut self, census: &Census) -> Result<(), Error> {
-        for (id, object) in (0..).zip(census.objects()) {
-            if object.carried() {
-                let dumped = memory::dump_object(&census.open(id)?, &mut self.sinks)?;
-                self.add(Owner::Shared(id), dumped);
-            }
-        }
-        Ok(())
-    }
-
-    /// The private memory of every process, as far as `wanted`; from the process itself if `itself`, else from its source.
-    fn processes(
-        &mut self,
-        capture: &mut Capture,
-        sources: &[(i32, Source)],
-        wanted: &dyn Fn(&Vma) -> bool,
-        itself: bool,
-    ) -> Result<(), Error> {
-        for (pid, source) in sources {
-            let Some(layout) = capture.job.layouts.get(pid) else { continue };
-            if itself && !layout.vmas.iter().any(wanted) {
-                continue;
-            }
-            let host = match source {
-                Source::Copy(snapshot) if itself => snapshot.parent(),
-                other => other.pid(),
-            };
-            let parent = capture.job.members.iter().find(|m| m.pid == *pid).map_or(0, |m| m.parent);
-            let relative = sources.iter().find(|(other, _)| *other == parent);
-            let relatives = match (relative, self.sections.get(&Owner::Process(parent))) {
-                (Some((_, source)), Some(runs)) if !itself => vec![Relative::new(source.pid(), runs)?],
-                _ => Vec::new(),
-            };
-            let memory = open_memory(host)?;
-            let mut dumped = memory::dump(host, &memory, layout, wanted, &relatives, &mut self.sinks)?;
-            if let Some(layout) = capture.job.layouts.get_mut(pid) {
-                layout.guards.append(&mut dumped.guards);
-            }
-            self.add(Owner::Process(*pid), dumped);
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, owner: Owner, dumped: Dumped) {
-        self.written += dumped.written;
-        self.dropped += dumped.dropped;
-        let runs = self.sections.entry(owner).or_default();
-        runs.extend(dumped.runs);
-        runs.sort_unstable_by_key(|run| run.vaddr);
-    }
 }

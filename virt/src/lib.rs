@@ -58,6 +58,7 @@ pub mod seize;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
+mod storing;
 mod stub;
 pub mod switches;
 pub mod sys;

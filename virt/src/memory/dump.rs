@@ -279,7 +279,7 @@ impl<'scope, 'a: 'scope> Team<'scope, '_, 'a> {
 }
 
 /// ckrun is pinned to one CPU while it drives a task, and a thread inherits that.
-pub(super) fn leave_the_callers_cpu() {
+pub(crate) fn leave_the_callers_cpu() {
     // The kernel takes those of them that the thread may have. If it takes none, the work is only slower.
     if let Err(errno) = crate::sys::set_affinity(Pid::from_raw(0), &[0xff; 128]) {
         log::debug!("a thread for copying keeps its CPU: {errno}");

@@ -24,6 +24,7 @@ mod smaps;
 mod vma;
 
 pub use build::{Blueprint, Handle, Handles, build, finish, seal};
+pub(crate) use dump::leave_the_callers_cpu;
 pub use dump::{Dumped, dump, dump_object};
 pub use fill::{PageFiles, fill};
 pub use layout::{Layout, blockers, survey};
