@@ -54,7 +54,7 @@ fn one(child: Pid, memory: &File, threads: usize, dir: &Path, title: &str) -> Re
     let mut writer = Writer::create(&dir.join("ckrun-memory-example"))?;
     let mut sinks = (0..threads).map(|n| writer.pages(n)).collect::<Result<Vec<_>, _>>()?;
     let start = Clock::start();
-    let dumped = memory::dump(child, memory, &layout, |_| true, &[], &mut sinks)?;
+    let dumped = memory::dump(child, memory, &layout, |_| true, None, &mut sinks)?;
     let stored = start.took();
     layout.guards.clone_from(&dumped.guards);
     let pages = PageFiles::new(

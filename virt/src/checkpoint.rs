@@ -283,7 +283,7 @@ impl Steps<'_> {
         events: &mut dyn Events,
     ) -> Result<(Capture, Storing, Vec<Load>), Error> {
         fault::point("checkpoint:capture")?;
-        let mut storing = Storing::begin(image)?;
+        let mut storing = Storing::begin(image, frozen.processes.len() == 1 && !self.options.goes_on())?;
         let mut loads = Vec::new();
         let capture = if self.options.goes_on() {
             let capture = self.state(frozen, image, events, &mut |load| loads.push(load))?;

@@ -8,12 +8,13 @@ use crate::cpu::timers::Timers;
 use crate::proc::Stat;
 use crate::resource::Stopped;
 use crate::status::Status;
-use crate::sys::ptrace;
+use crate::sys::{self, ptrace};
 use crate::tracee::Tracee;
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// How long ckrun tries to bring all threads to a stop.
@@ -123,18 +124,23 @@ impl Frozen {
     /// The kernel's.
     pub fn kill(mut self) -> Result<(), Failure> {
         let processes = std::mem::take(&mut self.processes);
-        let Some(init) = processes.first() else { return Ok(()) };
-        // The end of a pid namespace's first process is the end of all.
-        let host = init.stopped.host;
-        // SAFETY: a signal to a process that we have stopped: its id can't be another's as long as we have not waited for it.
-        Errno::result(unsafe { libc::kill(host.as_raw(), libc::SIGKILL) })
-            .doing(|| format!("kill process {host}"))?;
+        let running = || processes.iter().filter_map(Process::leader).map(|leader| leader.tracee.pid());
+        for host in running() {
+            // SAFETY: a signal to a process that we have stopped: its id can't be another's as long as we have not waited
+            // for it.
+            Errno::result(unsafe { libc::kill(host.as_raw(), libc::SIGKILL) })
+                .doing(|| format!("kill process {host}"))?;
+        }
+        // Each gives its memory back itself, but it goes faster with two.
+        for process in running().filter_map(crate::Process::open_now) {
+            sys::process_mrelease(process.as_fd());
+        }
         // Everybody's end waits for us, and the end of the first process for that of all others: which of its threads does
         // the waiting is the kernel's choice. So they are seen to in the order in which they end.
         let mut left: BTreeSet<Pid> =
             processes.iter().flat_map(|p| &p.threads).map(|t| t.tracee.pid()).collect();
         while !left.is_empty() {
-            let ended = ptrace::next_end().doing(|| format!("wait for the end of process {host}"))?;
+            let ended = ptrace::next_end().doing(|| "wait for the end of the job")?;
             if left.contains(&ended) {
                 if !still_there(ended) {
                     left.remove(&ended);

@@ -40,6 +40,7 @@ pub struct Load {
 #[derive(Debug)]
 pub struct Storing {
     sinks: Vec<PagesWriter>,
+    alone: bool,
     /// Whose memory was read for each process that is complete.
     sources: BTreeMap<i32, Pid>,
     sections: BTreeMap<Owner, Vec<PageRun>>,
@@ -51,12 +52,13 @@ pub struct Storing {
 }
 
 impl Storing {
-    /// Begins the files.
+    /// Begins the files. `alone` says that there is but one process, and no copy of it: nobody else has its pages.
     ///
     /// # Errors
     /// Those of the image.
-    pub fn begin(image: &mut Writer) -> Result<Self, Error> {
+    pub fn begin(image: &mut Writer, alone: bool) -> Result<Self, Error> {
         Ok(Storing {
+            alone,
             sinks: (0..COPIERS).map(|number| image.pages(number)).collect::<Result<_, _>>()?,
             sources: BTreeMap::new(),
             sections: BTreeMap::new(),
@@ -129,7 +131,7 @@ impl Storing {
     pub fn lost_by_copy(&mut self, load: &Load) -> Result<(), Error> {
         let lost = |vma: &Vma| !vma.survives_clone();
         if load.copy.is_some() && load.layout.vmas.iter().any(lost) {
-            self.dump(load, load.host, lost, &[])?;
+            self.dump(load, load.host, lost, Some(&[]))?;
         }
         Ok(())
     }
@@ -143,7 +145,7 @@ impl Storing {
             (Some(&parent), Some(runs)) => vec![Relative::new(parent, runs)?],
             _ => Vec::new(),
         };
-        let dumped = self.dump(load, source, wanted, &relatives);
+        let dumped = self.dump(load, source, wanted, (!self.alone).then_some(&relatives[..]));
         drop(relatives);
         self.sections.extend(parents.map(|runs| (Owner::Process(load.parent), runs)));
         self.sources.insert(load.pid, source);
@@ -155,7 +157,7 @@ impl Storing {
         load: &Load,
         source: Pid,
         wanted: impl Fn(&Vma) -> bool,
-        relatives: &[Relative<'_>],
+        relatives: Option<&[Relative<'_>]>,
     ) -> Result<(), Error> {
         let memory = open_memory(source)?;
         let mut dumped = memory::dump(source, &memory, &load.layout, wanted, relatives, &mut self.sinks)?;

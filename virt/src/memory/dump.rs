@@ -40,8 +40,8 @@ pub struct Dumped {
 
 /// Stores the private pages of process `source`, which is stopped, as far as they belong to mappings that `wanted` picks.
 /// The process may be a clone of the one that `layout` was read from. `memory` is its `/proc/PID/mem`. `sinks` are one or
-/// more files of the image: with several, a large process is copied by as many threads. Pages that are also those of a
-/// relative, a process stored before, are not stored again.
+/// more files of the image: with several, a large process is copied by as many threads. Pages that are also those of one of
+/// `relatives`, processes stored before, are not stored again. None says that no other process has any of the pages.
 ///
 /// # Errors
 /// The kernel's; those of the image, a full disk above all.
@@ -50,12 +50,12 @@ pub fn dump(
     memory: &File,
     layout: &Layout,
     wanted: impl Fn(&Vma) -> bool,
-    relatives: &[Relative<'_>],
+    relatives: Option<&[Relative<'_>]>,
     sinks: &mut [PagesWriter],
 ) -> Result<Dumped, Error> {
     let path = format!("/proc/{source}/pagemap");
     let pagemap = File::open(&path).doing(|| format!("open {path}"))?;
-    let mut sharing = Sharing::new(source, &pagemap, relatives);
+    let mut sharing = relatives.map(|relatives| Sharing::new(source, &pagemap, relatives));
     let mut guards: Vec<Span> = Vec::new();
     let mut ready: Vec<PageRun> = Vec::new();
     let mut dumped = copy(Source::Task(source, memory), sinks, |give| {
@@ -75,10 +75,13 @@ pub fn dump(
                 pin: vma.prot.allows(Prot::READ),
                 stored: None,
             };
-            sharing.split(piece, &mut ready, give)
+            match &mut sharing {
+                Some(sharing) => sharing.split(piece, &mut ready, give),
+                None => give(piece),
+            }
         })
     })?;
-    dumped.shared = sharing.bytes;
+    dumped.shared = sharing.map_or(0, |sharing| sharing.bytes);
     dumped.guards = guards;
     dumped.runs.append(&mut ready);
     dumped.runs.sort_unstable_by_key(|run| run.vaddr);

@@ -42,7 +42,7 @@ fn capture(task: &Task, census: &mut Census, relatives: &[Relative<'_>], sinks: 
     let mut layout = task.layout(census);
     // First what makes the task run: the kernel writes the number of the CPU into its memory then (rseq).
     let state = task.state(census, &mut layout);
-    let dumped = dump(task.pid, &task.memory, &layout, |_| true, relatives, sinks).unwrap();
+    let dumped = dump(task.pid, &task.memory, &layout, |_| true, Some(relatives), sinks).unwrap();
     layout.guards = dumped.guards.clone();
     layout.check(census.objects()).unwrap();
     state.check(census.objects().len()).unwrap();
@@ -237,7 +237,7 @@ fn a_zoo_of_mappings_comes_back() {
     assert_eq!(again, image.layout);
     assert_eq!(again.vmas.iter().filter(|vma| vma.policy.is_some()).count(), 1);
     // No page has become one of the process's own that was not.
-    let again = dump(worker.host(), worker.memory(), &image.layout, |_| true, &[], &mut sinks).unwrap();
+    let again = dump(worker.host(), worker.memory(), &image.layout, |_| true, None, &mut sinks).unwrap();
     let places = |dumped: &Dumped| dumped.runs.iter().map(|run| (run.vaddr, run.pages)).collect::<Vec<_>>();
     assert_eq!(places(&again), places(&image.dumped));
     // But that which is locked, as the lock brings it in.
@@ -436,8 +436,8 @@ fn parent_and_child_share_their_pages_again() {
     assert_same(&child, &worker, &younger);
     // The kernel sees as much in common as before, but for the stack on which the two went apart.
     let relatives = [Relative::new(root.host(), &elder.dumped.runs).unwrap()];
-    let again =
-        dump(worker.host(), worker.memory(), &younger.layout, |_| true, &relatives, &mut sinks).unwrap();
+    let again = dump(worker.host(), worker.memory(), &younger.layout, |_| true, Some(&relatives), &mut sinks)
+        .unwrap();
     assert!(again.shared + 32 * PAGE >= shared_then, "{} of {shared_then} bytes", again.shared);
 }
 

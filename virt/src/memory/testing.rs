@@ -98,7 +98,7 @@ impl Task {
     }
 
     pub fn dump(&self, layout: &Layout, sinks: &mut [PagesWriter]) -> Dumped {
-        dump(self.pid, &self.memory, layout, |_| true, &[], sinks).unwrap()
+        dump(self.pid, &self.memory, layout, |_| true, Some(&[]), sinks).unwrap()
     }
 }
 

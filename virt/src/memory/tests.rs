@@ -173,7 +173,7 @@ fn pages_that_parent_and_child_share_are_stored_once() {
     let elder = parent.dump(&parent.layout(&mut census), &mut sinks);
     let relatives = [Relative::new(parent.pid, &elder.runs).unwrap()];
     let layout = child.layout(&mut census);
-    let younger = dump(child.pid, &child.memory, &layout, |_| true, &relatives, &mut sinks).unwrap();
+    let younger = dump(child.pid, &child.memory, &layout, |_| true, Some(&relatives), &mut sinks).unwrap();
     assert!(younger.shared >= (PAGES - 3) * PAGE, "only {} bytes shared", younger.shared);
     assert!(younger.written < elder.written / 4);
     for page in 0..PAGES {
@@ -198,7 +198,7 @@ fn pages_that_parent_and_child_share_are_stored_once() {
     };
     assert_eq!(place(&elder.runs), place(&younger.runs));
     // Being read has not given either of them a copy of its own: whatever is stored now is found shared again.
-    let again = dump(child.pid, &child.memory, &layout, |_| true, &relatives, &mut sinks).unwrap();
+    let again = dump(child.pid, &child.memory, &layout, |_| true, Some(&relatives), &mut sinks).unwrap();
     assert_eq!(again.shared, younger.shared);
 }
 

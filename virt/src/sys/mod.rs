@@ -16,7 +16,7 @@ pub use affinity::{affinity, pin, set_affinity};
 pub use clone::{Clone3, Cloned};
 pub use kcmp::same_file;
 pub use mount::{MountAttr, mount_setattr};
-pub use pidfd::pidfd_send_signal;
+pub use pidfd::{pidfd_send_signal, process_mrelease};
 pub use sched::{SchedAttr, ioprio, sched_getattr, sched_setattr, set_ioprio};
 pub use writeback::start_writeback;
 
