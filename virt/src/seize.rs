@@ -81,8 +81,9 @@ impl Frozen {
         let mut held = Held::default();
         let mut seized = Some(seized);
         // A thread that was not stopped yet may have made others, so it is over when a look finds nothing new.
-        loop {
-            let all: Vec<Pid> = descendants(init).into_iter().flat_map(threads).collect();
+        let processes = loop {
+            let processes = descendants(init);
+            let all: Vec<Pid> = processes.iter().copied().flat_map(threads).collect();
             let new = |tid: &Pid| !held.stopped.contains_key(tid) && !held.ended.contains(tid);
             let seen: Vec<Pid> = all.into_iter().filter(new).collect();
             held.before.look(&seen);
@@ -93,13 +94,13 @@ impl Frozen {
                 }
             }
             if fresh.is_empty() {
-                break;
+                break processes;
             }
             seized.take().map_or(Ok(()), |seized| seized())?;
             held.arrive(fresh, since + PATIENCE)?;
-        }
+        };
         held.set_timeouts()?;
-        let processes = held.sort(init)?;
+        let processes = held.sort(processes)?;
         Ok(Frozen { processes, since })
     }
 
@@ -308,10 +309,10 @@ impl Held {
     }
 
     /// Puts the threads into their processes, and those into the order of the tree.
-    fn sort(mut self, init: Pid) -> Result<Vec<Process>, Error> {
+    fn sort(mut self, hosts: Vec<Pid>) -> Result<Vec<Process>, Error> {
         let mut processes: Vec<Process> = Vec::new();
         let mut ids: BTreeMap<Pid, i32> = BTreeMap::new();
-        for host in descendants(init) {
+        for host in hosts {
             let Some(stat) = Stat::of(host) else { continue };
             let stopped = look(host, 0)?;
             let pid = stopped.tid;
