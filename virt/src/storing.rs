@@ -129,7 +129,7 @@ impl Storing {
     /// # Errors
     /// The kernel's, the image's.
     pub fn lost_by_copy(&mut self, load: &Load) -> Result<(), Error> {
-        let lost = |vma: &Vma| !vma.survives_clone();
+        let lost = |vma: &Vma| vma.stored() && !vma.survives_clone();
         if load.copy.is_some() && load.layout.vmas.iter().any(lost) {
             self.dump(load, load.host, lost, Some(&[]))?;
         }

@@ -131,8 +131,10 @@ fn private_pages(
     wanted: impl Fn(&Vma) -> bool,
     mut found: impl FnMut(&Vma, u32, Region) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let Some((first, last)) = layout.vmas.first().zip(layout.vmas.last()) else { return Ok(()) };
-    let (start, end) = (first.range.start, last.range.end);
+    // The scan takes its time for every page that it passes.
+    let mut scanned = layout.vmas.iter().filter(|vma| wanted(vma));
+    let Some(first) = scanned.next() else { return Ok(()) };
+    let (start, end) = (first.range.start, scanned.next_back().unwrap_or(first).range.end);
     let query = Query {
         without: page_is::FILE | page_is::PFNZERO,
         any: page_is::PRESENT | page_is::SWAPPED,
