@@ -203,6 +203,19 @@ fn what_was_brought_in_by_exec() {
     assert_eq!(pids(&job.container).len(), count + 1);
 }
 
+/// The job writes to a file that it has open, so that each restart finds that longer than it was.
+#[test]
+fn one_image_is_restored_many_times() {
+    let job = Job::up("files", "append");
+    let image = job.image("image");
+    job.checkpoint(&image);
+    let changed = ["--changed-files", "/tmp/log=truncate", "--changed-files", "/status=ignore"];
+    for _ in 0..10 {
+        job.restore_with(&image, &changed);
+        job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    }
+}
+
 /// A file that a job has open, changed while there was no job.
 #[test]
 fn files_that_changed_meanwhile() {
