@@ -2,6 +2,7 @@
 //!
 //! A process may have left the namespaces that its parent is in. Only one of a kind is carried: the first process's.
 
+use crate::proc::Stat;
 use crate::resource::Blocker;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -9,7 +10,6 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 /// What a namespace is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +21,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 2] = [Kind::Ipc, Kind::Uts];
-
     fn link(self) -> &'static str {
         match self {
             Kind::Ipc => "ipc",
@@ -109,12 +107,26 @@ fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Failure> {
     Ok(inode(one)? == inode(other)?)
 }
 
+/// Every kind that a process has, as `/proc/PID/ns` names it, and its children's where those may be others.
+const ALL: [(&str, &str); 10] = [
+    ("user", "user namespace"),
+    ("mnt", "mount namespace"),
+    ("net", "network namespace"),
+    ("ipc", "IPC namespace"),
+    ("uts", "UTS namespace"),
+    ("cgroup", "cgroup namespace"),
+    ("pid", "pid namespace"),
+    ("pid_for_children", "pid namespace of its children"),
+    ("time", "time namespace"),
+    ("time_for_children", "time namespace of its children"),
+];
+
 /// The namespaces that all processes of a job are in.
 #[derive(Debug)]
-pub struct Common {
-    init: Pid,
-    inodes: [u64; 2],
-}
+pub struct Common(Links);
+
+/// What the links lead to; None where there is none: the kernel lacks the kind, or nobody is in the namespace yet.
+type Links = [Option<Vec<u8>>; ALL.len()];
 
 impl Common {
     /// Those of the job's first process.
@@ -122,7 +134,15 @@ impl Common {
     /// # Errors
     /// As [`Namespace::of`].
     pub fn of(init: Pid) -> Result<Common, Failure> {
-        Ok(Common { init, inodes: inodes(init)? })
+        let mut links = links(init)?;
+        let at = |wanted| ALL.iter().position(|(name, _)| *name == wanted);
+        // Its children are to be where it is itself.
+        for (own, childrens) in [("pid", "pid_for_children"), ("time", "time_for_children")] {
+            if let (Some(own), Some(childrens)) = (at(own), at(childrens)) {
+                links[childrens] = links[own].clone();
+            }
+        }
+        Ok(Common(links))
     }
 
     /// The namespaces that process `host` has of its own. One that has ended has none. `pid` and `comm` are for people.
@@ -135,29 +155,37 @@ impl Common {
         pid: i32,
         comm: impl Fn() -> String,
     ) -> Result<Option<Blocker>, Failure> {
-        if host == self.init {
-            return Ok(None);
-        }
-        let theirs = match inodes(host) {
+        let theirs = match links(host) {
             Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => return Ok(None),
             answer => answer?,
         };
-        let differs = Kind::ALL.iter().zip(self.inodes.iter().zip(&theirs)).find(|(_, (a, b))| a != b);
-        Ok(differs.map(|(kind, _)| Blocker {
+        let differs = ALL.iter().zip(self.0.iter().zip(&theirs)).find(|(_, (a, b))| a != b);
+        // The links of one that ends go one by one.
+        let Some(((_, kind), _)) = differs.filter(|_| Stat::of(host).is_some_and(|stat| !stat.ended()))
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Blocker {
             pid,
             comm: comm(),
-            what: kind.to_string(),
+            what: (*kind).to_owned(),
             why: "it is not that of the first process, and only that is carried".into(),
             remedy: None,
         }))
     }
 }
 
-fn inodes(pid: Pid) -> Result<[u64; 2], Failure> {
-    let mut inodes = [0; 2];
-    for (inode, kind) in inodes.iter_mut().zip(Kind::ALL) {
-        let path = format!("/proc/{pid}/ns/{}", kind.link());
-        *inode = std::fs::metadata(&path).doing(|| format!("look at {path}"))?.ino();
+fn links(pid: Pid) -> Result<Links, Failure> {
+    let path = format!("/proc/{pid}/ns");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+    let mut links = Links::default();
+    for (link, (name, _)) in links.iter_mut().zip(ALL) {
+        *link = match rustix::fs::readlinkat(&dir, name, Vec::new()) {
+            Ok(to) => Some(to.into_bytes()),
+            Err(rustix::io::Errno::NOENT) => None,
+            Err(errno) => return Err(errno).doing(|| format!("read {path}/{name}")),
+        };
     }
-    Ok(inodes)
+    Ok(links)
 }
