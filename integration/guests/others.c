@@ -1,11 +1,16 @@
 /* What a checkpoint may refuse: it is kept, or named. */
 #include "guest.h"
+#include <asm/ldt.h>
+#include <linux/filter.h>
 #include <linux/io_uring.h>
+#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -109,6 +114,142 @@ static void set_landlock(void) {
 }
 static void verify_landlock(void) { FAILS(open("/tmp/file", O_RDONLY), EACCES); }
 
+/* What can be seen of processes and threads. */
+static pid_t still(void) {
+    pid_t child = MUST(fork());
+    if (!child)
+        for (;;) pause();
+    return child;
+}
+static void set_traced(void) {
+    child = still();
+    MUST(ptrace(PTRACE_SEIZE, child, NULL, NULL));
+}
+static void verify_traced(void) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/status", child);
+    EQUAL(field(proc(path), "TracerPid:", 10), getpid());
+}
+static void set_pending_trap(void) {
+    sigset_t trap;
+    sigemptyset(&trap);
+    sigaddset(&trap, SIGTRAP);
+    MUST(sigprocmask(SIG_BLOCK, &trap, NULL));
+    MUST(raise(SIGTRAP));
+}
+static void verify_pending_trap(void) {
+    sigset_t waits;
+    MUST(sigpending(&waits));
+    EQUAL(sigismember(&waits, SIGTRAP), 1);
+}
+/* The timer measures the thread that has made it, and /proc does not say which that is. */
+static timer_t timer;
+static void *with_timer(void *unused) {
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+    struct itimerspec later = {.it_value.tv_sec = 1000000};
+    MUST(timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer));
+    MUST(timer_settime(timer, 0, &later, NULL));
+    atomic_store(&shared->numbers[0], 1);
+    for (;;) pause();
+    return unused;
+}
+static void set_timer_of_a_thread(void) {
+    pthread_t thread;
+    share();
+    EQUAL(pthread_create(&thread, NULL, with_timer, NULL), 0);
+    number(0);
+}
+static void verify_timer_of_a_thread(void) {
+    struct itimerspec left;
+    MUST(timer_gettime(timer, &left));
+    CHECK(left.it_value.tv_sec > 1000);
+}
+/* Its own filter asks it about getppid. */
+static void set_listener_of_filter(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof code / sizeof *code, code};
+    MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    fd = (int)MUST(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter));
+}
+static void verify_listener_of_filter(void) {
+    struct seccomp_notif_sizes sizes;
+    MUST(syscall(SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &sizes));
+    MUST(fcntl(fd, F_GETFD));
+}
+static void set_lost_listener(void) {
+    set_listener_of_filter();
+    close(fd);
+}
+static void verify_lost_listener(void) { FAILS(syscall(SYS_getppid), ENOSYS); }
+/* A program of two instructions: pause() for ever. */
+static void set_program_of_32_bits(void) {
+    static const struct __attribute__((packed)) {
+        unsigned char ident[16];
+        uint16_t type, machine;
+        uint32_t version, entry, segments, sections, flags;
+        uint16_t size, segment_size, count, rest[3];
+        uint32_t load, offset, address, physical, bytes, room, access, align;
+        unsigned char code[9];
+    } program = {
+        "\177ELF\1\1\1", 2, 3, 1, 0x10054, 52, 0, 0, 52, 32, 1, {0},
+        1, 0, 0x10000, 0x10000, sizeof program, sizeof program, 5, 0x1000,
+        {0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7},
+    };
+    int file = MUST(open("/tmp/narrow", O_CREAT | O_WRONLY, 0755));
+    EQUAL(MUST(write(file, &program, sizeof program)), sizeof program);
+    close(file);
+    int ends[2];
+    MUST(pipe2(ends, O_CLOEXEC));
+    child = MUST(fork());
+    if (!child) {
+        execl("/tmp/narrow", "narrow", NULL);
+        bad("execute a program of 32 bits: %s", strerror(errno));
+    }
+    close(ends[1]);
+    char none;
+    EQUAL(MUST(read(ends[0], &none, 1)), 0);
+    close(ends[0]);
+}
+static void verify_child(void) { EQUAL(MUST(waitpid(child, NULL, WNOHANG)), 0); }
+static void set_segment(void) {
+    struct user_desc data = {.entry_number = 0, .limit = 1, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    EQUAL(syscall(SYS_modify_ldt, 1, &data, sizeof data), 0);
+    __asm__ volatile("mov %0, %%gs" : : "r"(7));
+}
+static void verify_segment(void) {
+    int selector;
+    __asm__ volatile("mov %%gs, %0" : "=r"(selector));
+    EQUAL(selector & 0xffff, 7);
+}
+/* Few kernels have it. */
+static void set_core(void) {
+    if (prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE, 0, 0, 0)) CHECK(errno == EINVAL || errno == ENODEV);
+}
+static void verify_core(void) {
+    unsigned long cookie = 0;
+    if (!prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, 0, 0, &cookie)) CHECK(cookie);
+}
+/* One child in each. */
+static const int namespaces[] = {CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP,
+                                 CLONE_NEWTIME, CLONE_NEWPID};
+enum { NAMESPACES = sizeof namespaces / sizeof *namespaces };
+static void set_namespaces(void) {
+    share();
+    for (int i = 0; i < NAMESPACES; i++) {
+        if (MUST(fork())) continue;
+        MUST(unshare(namespaces[i]));
+        /* A process never moves into these two itself. */
+        if (namespaces[i] == CLONE_NEWTIME) MUST(fork());
+        for (;;) beat(i);
+    }
+}
+static void verify_namespaces(void) { all_alive(NAMESPACES); }
+
 static const struct mode modes[] = {
     {"io-uring", set_io_uring, verify_io_uring},
     {"userfaultfd", set_userfaultfd, verify_userfaultfd},
@@ -119,6 +260,15 @@ static const struct mode modes[] = {
     {"pidfd", set_pidfd, verify_pidfd},
     {"message-queue", set_queue, verify_queue},
     {"landlock", set_landlock, verify_landlock},
+    {"traced", set_traced, verify_traced},
+    {"pending-trap", set_pending_trap, verify_pending_trap},
+    {"timer-of-a-thread", set_timer_of_a_thread, verify_timer_of_a_thread},
+    {"filter-with-listener", set_listener_of_filter, verify_listener_of_filter},
+    {"filter-without-listener", set_lost_listener, verify_lost_listener},
+    {"program-of-32-bits", set_program_of_32_bits, verify_child},
+    {"own-segment", set_segment, verify_segment},
+    {"core-scheduling", set_core, verify_core},
+    {"namespaces", set_namespaces, verify_namespaces},
     {0},
 };
 int main(int argc, char **argv) { return guest(argc, argv, modes); }

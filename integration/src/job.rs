@@ -130,23 +130,30 @@ impl Job {
         self.container.no_trace();
     }
 
-    /// As [`Job::survives`]; or the checkpoint is refused, by words, and has done no harm.
+    /// As [`Job::survives`]; or the checkpoint is refused, by words, before the job is stopped, and `--dry-run` says why.
     pub fn survives_or_is_refused(self, words: &[&str]) {
         let look = self.container.ckrun(&["checkpoint", "--dry-run", "ID"]);
         if look.code == 0 {
             return self.survives();
         }
+        let look = look.exits(1);
         for word in words {
             assert!(look.stdout.contains(word), "{word:?} is not in {:?}", look.stdout);
         }
-        self.is_refused(words);
+        // It would die if it came to the stop.
+        self.refused(words, "checkpoint:seize");
     }
 
-    /// The checkpoint is refused, by words, and has done no harm.
+    /// The checkpoint is refused, by words, though perhaps not before the job is stopped, and has done no harm.
     pub fn is_refused(self, words: &[&str]) {
+        self.refused(words, "");
+    }
+
+    fn refused(&self, words: &[&str], fault: &str) {
         let image = self.image("image");
-        let refused = self.container.ckrun(&["checkpoint", "--image-path", path(&image), "ID"]);
-        assert_ne!(refused.code, 0, "{refused:?}");
+        let mut command = self.container.command(&["checkpoint", "--image-path", path(&image), "ID"]);
+        command.env("CKRUN_FAULT", fault);
+        let refused = finish(command).exits(1);
         for word in words {
             assert!(refused.stderr.contains(word), "{word:?} is not in {:?}", refused.stderr);
         }

@@ -1,10 +1,12 @@
-//! What a checkpoint may refuse: either it is kept, or it is named before the job is stopped, and the job goes on.
+//! What a checkpoint may refuse: either it is kept, or it is named, before the job is stopped if it can be seen then, and
+//! the job goes on.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+use ckrun_integration::agent::Agent;
 use ckrun_integration::guests::modes;
 use ckrun_integration::job::{Job, path};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 macro_rules! kept_or_refused {
     ($($mode:ident: $($word:literal)*;)*) => {
@@ -17,7 +19,9 @@ macro_rules! kept_or_refused {
 
         #[test]
         fn no_mode_is_forgotten() {
-            let mut tested = vec![$(stringify!($mode).replace('_', "-"),)* "several".to_owned(), "landlock".to_owned()];
+            let mut tested = vec![$(stringify!($mode).replace('_', "-"),)*];
+            let others = ["several", "namespaces", "program-of-32-bits", "landlock", "own-segment", "filter-without-listener"];
+            tested.extend(others.map(str::to_owned));
             let mut known = modes("others");
             tested.sort();
             known.sort();
@@ -34,6 +38,53 @@ kept_or_refused! {
     inotify: "fd" "inotify";
     pidfd: "fd" "pidfd";
     message_queue: "fd" "queue";
+    filter_with_listener: "fd" "seccomp listener";
+    traced: "thread 2" "debugged";
+    pending_trap: "thread 1" "pending SIGTRAP";
+    timer_of_a_thread: "timer 0" "CPU time";
+    core_scheduling: "thread 1" "core scheduling";
+}
+
+/// One that is not the guest.
+#[test]
+fn program_of_32_bits() {
+    Job::up("others", "program-of-32-bits").survives_or_is_refused(&["process 2 (narrow)", "32-bit program"]);
+}
+
+/// Each child has one of its own.
+#[test]
+fn namespaces() {
+    let kinds = ["user", "mount", "network", "IPC", "UTS", "cgroup", "time", "pid"];
+    let words = kinds.map(|kind| format!("(guest): {kind} namespace"));
+    Job::up("others", "namespaces").survives_or_is_refused(&words.each_ref().map(String::as_str));
+}
+
+/// The filter comes from config.json, and whoever answers for the kernel is not part of the job.
+#[test]
+fn filter_of_the_configuration() {
+    let job = Job::new("others", "own-segment");
+    let socket = job.container.file("agent");
+    job.container.change(|c| {
+        c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+    });
+    let agent = Agent::at(&socket);
+    job.start();
+    let listener = agent.receive();
+    job.survives_or_is_refused(&["thread 1", "seccomp filter with a listener"]);
+    drop(listener);
+}
+
+/// What a filter does, once nobody in the job has its listener, is known only to who traces the thread.
+#[test]
+fn filter_without_listener() {
+    Job::up("others", "filter-without-listener").is_refused(&["(guest)", "seccomp filter with a listener"]);
+}
+
+/// So are registers.
+#[test]
+fn own_segment() {
+    Job::up("others", "own-segment").is_refused(&["(guest)", "segment", "modify_ldt"]);
 }
 
 /// Whether a task is confined can only be seen from inside it, so that a look at the running job does not tell.

@@ -111,8 +111,13 @@ impl Capture {
         give: &mut dyn FnMut(Load),
     ) -> Result<(), Failure> {
         let memory = open_memory(process.stopped.host)?;
+        let known = self.blockers.len();
         for thread in &mut process.threads {
             self.thread_from_outside(thread, &memory)?;
+        }
+        // A visit to this one would not leave it as it was: a SIGTRAP that waits would be taken for the visit's own.
+        if self.blockers.len() > known {
+            return Ok(());
         }
         let Some((leader, others)) = process.threads.split_first() else { return Ok(()) };
         let task = &leader.stopped;
@@ -142,7 +147,8 @@ impl Capture {
             actions.set_trap(visit.trap_action()?);
         }
         self.take_thread(task, &asked_thread, &answers)?;
-        let timers = PosixTimers::capture(task, &timers, &asked_timers, &answers)?;
+        self.blockers.extend(PosixTimers::blockers(task, &timers));
+        let timers = PosixTimers::capture(&timers, &asked_timers, &answers)?;
         for thread in others {
             let mut program = Program::new();
             let asked = self.ask_thread(&thread.stopped, &mut program)?;

@@ -7,21 +7,16 @@ use crate::capture::Capture;
 use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Manifest, Writer};
-use crate::memory::{self, Census};
-use crate::namespace::Common;
-use crate::proc::Stat;
 use crate::resource::Blocker;
-use crate::seize::{Frozen, descendants};
+use crate::seize::Frozen;
 use crate::snapshot::Snapshot;
-use crate::status::Status;
 use crate::storing::{Load, Storing};
+use crate::survey::survey;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
-use crate::{Error, fault, fd, tmpfs, unusual};
-use nix::errno::Errno;
+use crate::{Error, fault, fd, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,6 +34,8 @@ pub struct Options {
     /// All processes of the job, as ckrun sees their ids, if the caller knows them (by their cgroup): with it those are
     /// found that the first process has not begotten.
     pub members: Vec<Pid>,
+    /// The caller has installed a seccomp filter with a listener.
+    pub listener: bool,
 }
 
 impl Options {
@@ -69,86 +66,7 @@ pub struct Report {
 }
 
 /// The most bytes of a deleted file that an image carries: 1 GiB.
-const DELETED: u64 = 1 << 30;
-/// How often, and after what time, to look again at processes that share their memory.
-const LOOKS: u32 = 5;
-const VFORK: Duration = Duration::from_millis(2);
-
-/// Names everything that stands in the way of a checkpoint, while the job runs on.
-///
-/// # Errors
-/// The kernel's.
-pub fn survey(init: Pid, members: &[Pid]) -> Result<Vec<Blocker>, Error> {
-    let mut blockers = tmpfs::survey(init)?;
-    blockers.extend(strangers(init, members));
-    let mut census = Census::new(init, DELETED)?;
-    let namespaces = Common::of(init)?;
-    let processes = descendants(init);
-    blockers.extend(fd::survey(&processes)?);
-    blockers.extend(unusual_shapes(&processes)?);
-    for host in processes {
-        if Stat::of(host).is_none_or(|stat| stat.ended()) {
-            continue;
-        }
-        let Ok(text) = std::fs::read(format!("/proc/{host}/status")) else { continue };
-        let pid = Status::parse(&text).ns_pid.last().copied().unwrap_or(0);
-        let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
-        blockers.extend(namespaces.left_by(host, pid, || comm.trim_end().to_owned())?);
-        match memory::survey(host, pid, comm.trim_end(), &mut census) {
-            Ok(found) => blockers.extend(found),
-            // One that has ended meanwhile, or is about to, is in nobody's way.
-            Err(e) if matches!(e.errno, Errno::ENOENT | Errno::ESRCH) => {}
-            Err(_) if Stat::of(host).is_none_or(|stat| stat.ended()) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(blockers)
-}
-
-/// Processes that were brought in from outside: their parent would not be there at a restart.
-fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
-    let known: BTreeSet<Pid> = members.iter().copied().collect();
-    let stranger = |&host: &Pid| {
-        let stat =
-            Stat::of(host).filter(|stat| !stat.ended() && host != init && !known.contains(&stat.parent))?;
-        let status = Status::parse(&std::fs::read(format!("/proc/{host}/status")).ok()?);
-        // A child that was made since the list was read has a parent in the job all the same.
-        if Status::parse(&std::fs::read(format!("/proc/{}/status", stat.parent)).ok()?).ns_pid.len()
-            >= status.ns_pid.len()
-        {
-            return None;
-        }
-        let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
-        Some(Blocker {
-            pid: status.ns_tgid.last().copied().unwrap_or(0),
-            comm: comm.trim_end().to_owned(),
-            what: "its parent".into(),
-            why: "it is outside the container, as that of whatever `ckrun exec` starts".into(),
-            remedy: Some("wait for its end, or end it".into()),
-        })
-    };
-    members.iter().filter_map(stranger).collect()
-}
-
-/// A process that has just been made by vfork(2) has its parent's memory only until it executes another program.
-fn unusual_shapes(processes: &[Pid]) -> Result<Vec<Blocker>, Error> {
-    let named = |&host: &Pid| {
-        let status = Status::parse(&std::fs::read(format!("/proc/{host}/status")).ok()?);
-        let comm = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap_or_default();
-        Some((host, status.ns_tgid.last().copied().unwrap_or(0), comm.trim_end().to_owned()))
-    };
-    let look = || unusual::blockers(&processes.iter().filter_map(named).collect::<Vec<_>>());
-    let mut found = look()?;
-    for _ in 0..LOOKS {
-        if found.is_empty() {
-            break;
-        }
-        std::thread::sleep(VFORK);
-        let still = look()?;
-        found.retain(|blocker| still.contains(blocker));
-    }
-    Ok(found)
-}
+pub(crate) const DELETED: u64 = 1 << 30;
 
 /// Writes the job whose first process is `init` to an image, and ends it unless it is to go on. `extra` are files that
 /// the image is to have besides.
@@ -163,7 +81,7 @@ pub fn checkpoint(
 ) -> Result<Report, Error> {
     let began = Instant::now();
     fault::point("checkpoint:look")?;
-    refuse(survey(init, &options.members)?)?;
+    refuse(survey(init, &options.members, options.listener)?)?;
     let mut image = Writer::create(&options.image)?;
     for (name, bytes) in extra {
         image.bytes(name, bytes)?;

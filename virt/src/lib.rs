@@ -60,6 +60,7 @@ pub mod snapshot;
 pub mod status;
 mod storing;
 mod stub;
+pub mod survey;
 pub mod switches;
 pub mod sys;
 pub mod sysv;

@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 
-/// What is known of a stopped thread without asking it. Of a process, its leader stands for the whole.
+/// What is known of a stopped thread without asking it. Of a process, its leader stands for the whole. A survey of a
+/// running job takes what is so at a moment for it.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     /// Its id in ckrun's pid namespace.

@@ -77,13 +77,7 @@ impl Filters {
     pub fn blocker(&self, task: &Stopped) -> Option<Blocker> {
         let list = self.threads.get(&task.tid)?;
         let asks = list.iter().filter_map(|&number| self.filters.get(number)).any(Filter::may_notify);
-        asks.then(|| Blocker {
-            pid: task.pid,
-            comm: task.comm(),
-            what: format!("thread {}: seccomp filter with a listener", task.tid),
-            why: "the process that decides about its system calls can't be found again".to_owned(),
-            remedy: None,
-        })
+        asks.then(|| listened(task))
     }
 
     /// Checks the table: an image is not to be trusted.
@@ -129,6 +123,17 @@ impl Filters {
             self.filters.push(filter);
             self.filters.len() - 1
         })
+    }
+}
+
+/// The refusal of a filter that has a listener, or had one.
+pub fn listened(task: &Stopped) -> Blocker {
+    Blocker {
+        pid: task.pid,
+        comm: task.comm(),
+        what: format!("thread {}: seccomp filter with a listener", task.tid),
+        why: "the process that decides about its system calls can't be found again".to_owned(),
+        remedy: None,
     }
 }
 

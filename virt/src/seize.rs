@@ -342,7 +342,8 @@ impl Drop for Held {
     }
 }
 
-fn look(host: Pid, pid: i32) -> Result<Stopped, Failure> {
+/// What `/proc` says of a thread of process `pid` of the job, at this moment unless it is stopped.
+pub(crate) fn look(host: Pid, pid: i32) -> Result<Stopped, Failure> {
     let path = format!("/proc/{host}/status");
     let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
     Ok(Stopped { host, tid: status.ns_pid.last().copied().unwrap_or(0), pid, status })

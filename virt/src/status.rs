@@ -12,6 +12,8 @@ pub struct Status {
     pub tgid: i32,
     /// The parent's id as ckrun sees it; 0 when it is out of sight.
     pub ppid: i32,
+    /// Who traces it, as ckrun sees its id; 0 for nobody, and for somebody out of sight.
+    pub tracer: i32,
     /// The process's id in each pid namespace, from ckrun's to the innermost.
     pub ns_tgid: Vec<i32>,
     /// The thread's id, likewise.
@@ -78,6 +80,7 @@ impl Status {
             b"Umask" => self.umask = u32::from_str_radix(value, 8).unwrap_or(0),
             b"Tgid" => self.tgid = value.parse().unwrap_or(0),
             b"PPid" => self.ppid = value.parse().unwrap_or(0),
+            b"TracerPid" => self.tracer = value.parse().unwrap_or(0),
             b"NStgid" => self.ns_tgid = list(value),
             b"NSpid" => self.ns_pid = list(value),
             b"NSpgid" => self.ns_pgid = list(value),

@@ -10,7 +10,7 @@
 use crate::hex::Hex;
 use crate::overruns::{self, CLOCKS, ask_clock, nanoseconds, read_clock};
 use crate::program::{Answers, Arg, Call, Place, Program};
-use crate::resource::{Resource, Stopped};
+use crate::resource::{Blocker, Resource, Stopped};
 use crate::signals::Queued;
 use crate::status::Status;
 use crate::{Doing, Failure};
@@ -215,28 +215,31 @@ impl PosixTimers {
         Asked(listed.iter().map(ask).collect())
     }
 
-    /// Reads the answers.
+    /// Names those of a thread's CPU time of which the kernel does not tell the thread.
+    pub fn blockers(task: &Stopped, listed: &[Listed]) -> Vec<Blocker> {
+        // Whoever measures a thread's CPU time usually has the signal sent to that thread.
+        let unknown =
+            |timer: &&Listed| timer.clock == OWN_THREAD_CLOCK && timer.thread.and_then(virtual_tid).is_none();
+        let refuse = |timer: &Listed| Blocker {
+            pid: task.pid,
+            comm: task.comm(),
+            what: format!("timer {}", timer.id),
+            why: "it measures the CPU time of one of several threads, and the kernel does not tell of which"
+                .into(),
+            remedy: None,
+        };
+        if task.status.threads > 1 { listed.iter().filter(unknown).map(refuse).collect() } else { Vec::new() }
+    }
+
+    /// Reads the answers. What [`PosixTimers::blockers`] names comes out as a timer of the first thread.
     ///
     /// # Errors
-    /// `ENOTSUP` for a timer of a thread's CPU time of which the kernel does not tell the thread.
-    pub fn capture(
-        task: &Stopped,
-        listed: &[Listed],
-        asked: &Asked,
-        answers: &Answers,
-    ) -> Result<Self, Failure> {
+    /// `EINVAL` when a timer is gone.
+    pub fn capture(listed: &[Listed], asked: &Asked, answers: &Answers) -> Result<Self, Failure> {
         let timers = listed.iter().zip(&asked.0).map(|(timer, asked)| {
             let thread = timer.thread.map(virtual_tid);
             let clock = match (timer.clock, thread) {
-                // Whoever measures a thread's CPU time has the signal sent to that thread.
                 (OWN_THREAD_CLOCK, Some(Some(tid))) => thread_clock(tid),
-                (OWN_THREAD_CLOCK, _) if task.status.threads > 1 => {
-                    let what = format!(
-                        "timer {} of process {}: find the thread whose CPU time it measures",
-                        timer.id, task.pid
-                    );
-                    return Err(Failure::new(what, Errno::ENOTSUP));
-                }
                 (clock, _) => clock,
             };
             // A thread that has ended gets no signal any more, and can't be named to the kernel again.

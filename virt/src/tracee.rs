@@ -49,9 +49,14 @@ impl Tracee {
 
     /// Takes over a thread that has reported an event stop with `signal`.
     pub(crate) fn stopped(pid: Pid, signal: libc::c_int) -> Result<Tracee, Failure> {
+        let regs = ptrace::registers(pid).map_err(|errno| match errno {
+            // Fewer than there are: those of the 32-bit instruction set.
+            Errno::EIO => Failure::new(format!("stop thread {pid} in 32-bit code"), Errno::EOPNOTSUPP),
+            errno => Failure::new(format!("read the registers of thread {pid}"), errno),
+        })?;
         Ok(Tracee {
             pid,
-            regs: ptrace::registers(pid).doing(|| format!("read the registers of thread {pid}"))?,
+            regs,
             mask: ptrace::signal_mask(pid).doing(|| format!("read the signal mask of thread {pid}"))?,
             group_stop: (signal != libc::SIGTRAP).then_some(signal),
             deadline: None,

@@ -329,10 +329,14 @@ fn check_available(profile: &LinuxSeccomp, syscalls: &[LinuxSyscall]) -> Result<
     Ok(())
 }
 
+/// The filter of this profile has a listener.
+pub fn notifies(profile: &LinuxSeccomp) -> bool {
+    profile.syscalls().iter().flatten().any(|entry| entry.action() == Action::ScmpActNotify)
+}
+
 /// The flags to load with.
 fn flags(profile: &LinuxSeccomp) -> Result<libc::c_ulong> {
-    let syscalls = profile.syscalls().as_deref().unwrap_or_default();
-    let notifies = syscalls.iter().any(|entry| entry.action() == Action::ScmpActNotify);
+    let notifies = notifies(profile);
     let mut all = if notifies { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 };
     for (i, flag) in profile.flags().iter().flatten().enumerate() {
         if !supports(bits(*flag)) {

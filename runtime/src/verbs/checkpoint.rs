@@ -3,15 +3,17 @@
 use super::carry::{CarryArgs, absolute, own_pids, refuse, to_virt};
 use super::{Context, lock, print_json, print_line, require};
 use crate::cgroup::Cgroups;
+use crate::config::Ask;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::progress::{Progress, size};
-use crate::sandbox::destroy;
 use crate::sandbox::guardian::{Charge, Guardian};
+use crate::sandbox::{destroy, seccomp};
 use crate::state::State;
 use crate::status::Status;
-use ckrun_virt::checkpoint::{Options, Report, checkpoint, survey};
+use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
+use ckrun_virt::survey::survey;
 use ckrun_virt::table::Table;
 use ckrun_virt::{Process, fault};
 use serde_json::{Value, json};
@@ -37,7 +39,7 @@ pub struct Args {
     /// Let the job go on afterwards
     #[arg(long)]
     leave_running: bool,
-    /// Only tell what stands in the way; the job runs on
+    /// Only tell what stands in the way, as far as it can be seen without stopping the job
     #[arg(long)]
     dry_run: bool,
     /// Print what was done as JSON
@@ -72,18 +74,24 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     self::check(args)?;
     let (entry, state, status) = lock(context, &args.id)?;
     require("checkpoint", &args.id, status, &[Status::Running, Status::Paused])?;
-    own_pids(&entry.spec()?)?;
+    let spec = entry.spec()?;
+    own_pids(&spec)?;
+    let table = Table::read(entry.dir())?;
+    // What config.json says of filters holds for a job that was started by it.
+    let restored = table.as_ref().is_some_and(|table| table.generation() > 0);
+    let listener = !restored && spec.lx().and_then(|l| l.seccomp().as_ref()).is_some_and(seccomp::notifies);
     let gone = || Error::WrongState { verb: "checkpoint", id: args.id.clone(), status: Status::Stopped };
     let init = state.process().ok_or_else(gone)?;
     if args.dry_run {
-        return look(args, &init, &state);
+        return look(args, &init, &state, listener);
     }
     let options = Options {
         image: absolute(&args.carry.image_path)?,
         leave_running: args.leave_running,
         frozen: status == Status::Paused,
         members: state.cgroups.pids()?,
-        table: Some(Table::read(entry.dir())?.map_or_else(|| super::ids::first(&state), Ok)?),
+        listener,
+        table: Some(table.map_or_else(|| super::ids::first(&state), Ok)?),
     };
     let config = entry.config()?;
     // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
@@ -142,12 +150,12 @@ impl Events for Watcher<'_> {
     }
 }
 
-fn look(args: &Args, init: &Process, state: &State) -> Result<i32> {
-    let blockers = survey(init.pid(), &state.cgroups.pids()?)?;
+fn look(args: &Args, init: &Process, state: &State, listener: bool) -> Result<i32> {
+    let blockers = survey(init.pid(), &state.cgroups.pids()?, listener)?;
     if args.json {
         print_json(&json!({ "blockers": blockers }))?;
     } else if blockers.is_empty() {
-        print_line("nothing stands in the way of a checkpoint")?;
+        print_line("nothing stands in the way of a checkpoint, as far as can be seen while the job runs")?;
     }
     if !args.json {
         blockers.iter().try_for_each(|blocker| print_line(&blocker.to_string()))?;

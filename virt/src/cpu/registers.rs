@@ -1,13 +1,13 @@
 //! The general registers of x86-64.
 
-use crate::Failure;
 use crate::resource::{Blocker, Stopped};
 use crate::sys::ptrace::{self, Registers};
 
 /// The registers as ptrace gives and takes them.
 pub type Raw = Registers;
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
 
 /// `__USER_CS`, `__USER32_CS` and `__USER_DS` of `asm/segment.h`.
 const CODE: u64 = 0x33;
@@ -17,6 +17,8 @@ const DATA: u64 = 0x2b;
 const LOCAL_TABLE: u64 = 4;
 /// `NT_X86_SHSTK` of `linux/elf.h`.
 const SHADOW_STACK: usize = 0x204;
+
+const ONLY_64: &str = "only 64-bit programs can be checkpointed";
 
 macro_rules! general {
     ($($field:ident),*) => {
@@ -62,6 +64,20 @@ impl General {
     }
 }
 
+/// Names a process whose program is one of 32 bits, which can be seen while it runs.
+pub fn program(task: &Stopped) -> Option<Blocker> {
+    // The beginning of `Elf64_Ehdr`, and of `Elf32_Ehdr`: four letters and the class.
+    let mut ident = [0; 5];
+    File::open(format!("/proc/{}/exe", task.host)).ok()?.read_exact(&mut ident).ok()?;
+    (&ident == b"\x7fELF\x01").then(|| Blocker {
+        pid: task.pid,
+        comm: task.comm(),
+        what: "32-bit program".to_owned(),
+        why: ONLY_64.to_owned(),
+        remedy: None,
+    })
+}
+
 /// What a stopped thread has that these registers can't express.
 pub fn blocker(task: &Stopped, regs: &Registers) -> Option<Blocker> {
     let (what, why) = segments(regs).or_else(|| shadow_stack(task))?;
@@ -70,7 +86,7 @@ pub fn blocker(task: &Stopped, regs: &Registers) -> Option<Blocker> {
 
 fn segments(regs: &Registers) -> Option<(String, &'static str)> {
     if regs.cs == CODE_32 {
-        return Some(("32-bit code".to_owned(), "only 64-bit programs can be checkpointed"));
+        return Some(("32-bit code".to_owned(), ONLY_64));
     }
     let all = [regs.cs, regs.ss, regs.ds, regs.es, regs.fs, regs.gs];
     if let Some(selector) = all.iter().find(|&selector| selector & LOCAL_TABLE != 0) {
@@ -91,18 +107,6 @@ fn shadow_stack(task: &Stopped) -> Option<(String, &'static str)> {
     // The register set exists (the call succeeds) only while the thread has a shadow stack.
     ptrace::regset(task.host, SHADOW_STACK, 8).ok()?;
     Some(("shadow stack".to_owned(), "its contents and its pointer can't be set by anyone else"))
-}
-
-/// Reads the registers of a stopped thread.
-///
-/// # Errors
-/// `ESRCH` when it has been killed.
-pub fn read(task: &Stopped) -> Result<Registers, Failure> {
-    ptrace::registers(task.host).map_err(|errno| match errno {
-        // Fewer registers than asked for: those of the 32-bit instruction set.
-        Errno::EIO => Failure::new(format!("registers of 32-bit task {}", task.tid), Errno::EOPNOTSUPP),
-        errno => Failure::new(format!("read the registers of task {}", task.tid), errno),
-    })
 }
 
 /// Numbers as text: `"0x7ffd6000"`. JSON's own numbers lose bits in many readers, and hexadecimal is what people compare.

@@ -287,7 +287,7 @@ impl Job<'_> {
         let seen = &self.graph.nodes[node].seen;
         let locks =
             Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
-        let (owner, signal) = if seen.path_only() || self.running { (None, None) } else { self.owner(node)? };
+        let (owner, signal) = if seen.path_only() { (None, None) } else { self.owner(node)? };
         let position = if object.has_position() { seen.info.position } else { 0 };
         Ok(Description { flags: seen.info.flags, position, owner, signal, locks, object })
     }
