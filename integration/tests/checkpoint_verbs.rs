@@ -7,7 +7,7 @@ use ckrun_integration::job::{Job, path, size};
 use ckrun_integration::pipes::{await_end, pidfd};
 use ckrun_integration::snapshot::{pids, snapshot, unchanged};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -181,8 +181,83 @@ fn a_dry_run_of_a_restore_makes_nothing() {
     let job = Job::up("processes", "tree");
     let image = job.image("image");
     job.checkpoint(&image);
-    job.container.ckrun(&["restore", "--dry-run", "--image-path", path(&image), "ID"]).ok();
+    let told = job.container.file("told");
+    job.container.change(|c| {
+        let hook = json!([{"path": "/bin/touch", "args": ["touch", told]}]);
+        c["hooks"] = json!({"createRuntime": hook, "poststop": hook});
+    });
+    let said = job.container.ckrun(&["restore", "--dry-run", "--image-path", path(&image), "ID"]).ok();
+    assert!(said.contains("can be restored here"), "{said}");
     job.container.no_trace();
+    assert!(!told.exists() && !image.join("restore.log").exists());
+    job.restore(&image);
+    assert!(told.exists());
+}
+
+/// Everything at once, of files and of what is mapped; and the restart itself says the same.
+#[test]
+fn a_dry_run_of_a_restore_names_what_is_missing() {
+    let job = Job::up("files", "append");
+    let image = job.image("image");
+    job.checkpoint(&image);
+    let (log, program) = (job.container.rootfs().join("tmp/log"), job.container.rootfs().join("guest"));
+    let original = fs::read(&program).unwrap();
+    fs::write(&program, [&original[..], b"more"].concat()).unwrap();
+    let kept = job.container.file("kept");
+    fs::rename(&log, &kept).unwrap();
+    let words = |more: &[&'static str]| {
+        [&["restore"][..], more, &["--image-path", path(&image), "ID"]]
+            .concat()
+            .iter()
+            .map(|w| (*w).to_owned())
+            .collect()
+    };
+    let run = |more: &[&'static str]| {
+        let words: Vec<String> = words(more);
+        job.container.ckrun(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let said = run(&["--dry-run"]).exits(1);
+    assert_eq!(said.stderr, "");
+    let lines: Vec<_> = said.stdout.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", said.stdout);
+    assert!(lines[0].starts_with("/tmp/log: ") && lines[0].contains("not in the container"), "{}", lines[0]);
+    assert!(lines[1].starts_with("/guest: ") && lines[1].contains("its size is"), "{}", lines[1]);
+    let json: Value = serde_json::from_str(&run(&["--dry-run", "--json"]).exits(1).stdout).unwrap();
+    assert_eq!(json["problems"][1]["what"], "/guest", "{json}");
+    run(&["--detach"]).fails(1, &["/tmp/log: ", "/guest: "]);
+    job.container.no_trace();
+    // A file that is longer only, where that is allowed; and a program that is gone.
+    fs::rename(&kept, &log).unwrap();
+    run(&["--dry-run", "--changed-files", "/guest=truncate"]).exits(0);
+    fs::rename(&program, &kept).unwrap();
+    let said = run(&["--dry-run", "--changed-files", "ignore"]).exits(1);
+    assert_eq!(said.stdout, "/guest: the job has mapped it, and it is not in the container\n");
+    job.container.no_trace();
+    fs::write(&kept, &original).unwrap();
+    fs::rename(&kept, &program).unwrap();
+    job.restore(&image);
+}
+
+/// The source of a mount is missing.
+#[test]
+fn a_dry_run_of_a_restore_where_the_sandbox_can_not_be_built() {
+    let job = Job::up("processes", "tree");
+    let image = job.image("image");
+    job.checkpoint(&image);
+    let config = job.container.config();
+    job.container.change(|c| {
+        c["mounts"].as_array_mut().unwrap().push(
+            json!({"destination": "/data", "type": "bind", "source": "/nonexistent/data", "options": ["bind"]}),
+        );
+    });
+    let words = ["restore", "--dry-run", "--image-path", path(&image), "ID"];
+    let said = job.container.ckrun(&words).exits(1);
+    assert!(
+        said.stdout.starts_with("the sandbox: ") && said.stdout.contains("/nonexistent/data"),
+        "{said:?}"
+    );
+    job.container.no_trace();
+    job.container.change(|c| *c = config);
     job.restore(&image);
 }
 

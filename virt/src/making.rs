@@ -12,17 +12,15 @@ use crate::program::Program;
 use crate::resource::Resource;
 use crate::restore::{HATCH, Options};
 use crate::signals::Action;
-use crate::status::Status;
 use crate::sys::ptrace::{self, Registers};
 use crate::tree::{self, Life, Member, Step};
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// A job in the making.
 #[derive(Debug)]
@@ -54,7 +52,6 @@ impl<'a> Making<'a> {
         let Some(first) = job.members.first() else {
             return Err(Error::Damaged("tasks.json: there is no process".into()));
         };
-        able(job, init)?;
         let index = image.index()?;
         let worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
         Ok(Making {
@@ -74,17 +71,10 @@ impl<'a> Making<'a> {
     /// Makes the open files of all processes, and the memory that they share, in the first one.
     ///
     /// # Errors
-    /// The kernel's, the image's; a file is not what it was.
+    /// The kernel's, the image's.
     pub fn files(&mut self, options: &Options) -> Result<(), Error> {
         let job = self.job;
         let Some(worker) = self.leaders.values_mut().next() else { return Ok(()) };
-        let path = format!("/proc/{}/root", worker.host());
-        let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let problems = job.files.check(root.doing(|| format!("open {path}"))?.as_fd(), options)?;
-        if !problems.is_empty() {
-            let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            return Err(Error::Unsupported(list.join("; ")));
-        }
         let index = &self.index;
         let runs = |id| index.of(Owner::Shared(id));
         let used = job.files.processes.values().flat_map(|holdings| &holdings.descriptors);
@@ -396,20 +386,6 @@ impl<'a> Making<'a> {
         let done = self.leaders.get_mut(&pid).ok_or_else(missing).and_then(work);
         done.map_err(|failure| blame(self.job, pid, failure))
     }
-}
-
-/// The capabilities of all tasks come from the first one.
-fn able(job: &Job, init: Pid) -> Result<(), Error> {
-    let path = format!("/proc/{init}/status");
-    let status = Status::parse(&std::fs::read(&path).doing(|| format!("read {path}"))?);
-    for (tid, creds) in &job.threads.creds {
-        let missing = creds.missing(status.cap_bnd);
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            return Err(Error::Unsupported(format!("thread {tid} has {missing}: root lacks that here")));
-        }
-    }
-    Ok(())
 }
 
 fn running(job: &Job) -> impl Iterator<Item = &Member> {

@@ -11,11 +11,12 @@ use crate::job::Job;
 use crate::making::Making;
 use crate::status::Status;
 use crate::table::{Generation, Table, Time, live};
-use crate::{Doing, Error, fault, tmpfs};
+use crate::{Doing, Error, fault, memory, timers, tmpfs};
 use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,14 @@ pub struct Options {
     pub changed: Changed,
     /// For single files, by their path in the container.
     pub changed_files: Vec<(PathBuf, Changed)>,
+}
+
+impl Options {
+    /// What is wanted for the file at `path`.
+    pub fn policy(&self, path: &Path) -> Changed {
+        let named = self.changed_files.iter().find(|(file, _)| file == path);
+        named.map_or(self.changed, |(_, policy)| *policy)
+    }
 }
 
 /// Something that makes a restart impossible here.
@@ -91,8 +100,47 @@ pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
         (!missing.is_empty())
             .then(|| (format!("thread {tid}"), format!("this CPU lacks {}", missing.join(", "))))
     });
-    let all = hosts.into_iter().chain(lacking).chain(limits(&job)?);
+    let timers =
+        job.timers.iter().filter(|(_, timers)| timers.iter().next().is_some() && !timers::restorable());
+    let timers = timers.map(|(pid, _)| {
+        (format!("process {pid}"), "this kernel gives no ids to POSIX timers (Linux 6.15 does)".into())
+    });
+    let all = hosts.into_iter().chain(lacking).chain(timers).chain(limits(&job)?);
     Ok(all.map(|(what, why)| Problem { what, why }).collect())
+}
+
+/// Checks what can be known when the sandbox stands, in which `init` waits, and nothing of the job is there yet. A restart
+/// begins with the same.
+///
+/// # Errors
+/// The image can't be read, or is damaged; the kernel's.
+pub fn look_around(image: &Image, init: Pid, options: &Options) -> Result<Vec<Problem>, Error> {
+    misfits(&Job::read(image)?, init, options)
+}
+
+fn misfits(job: &Job, init: Pid, options: &Options) -> Result<Vec<Problem>, Error> {
+    let path = format!("/proc/{init}/root");
+    let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("open {path}"))?;
+    let mut problems = job.files.check(root.as_fd(), options)?;
+    problems.extend(memory::check_files(&job.objects, root.as_fd(), options)?);
+    problems.extend(unable(job, init)?);
+    problems.extend(job.sysv.homeless(init)?);
+    Ok(problems)
+}
+
+/// The capabilities of all tasks come from the first one.
+fn unable(job: &Job, init: Pid) -> Result<Vec<Problem>, Error> {
+    let path = format!("/proc/{init}/status");
+    let status = Status::parse(&std::fs::read(&path).doing(|| format!("read {path}"))?);
+    let lacking = job.threads.creds.iter().filter_map(|(tid, creds)| {
+        let missing = creds.missing(status.cap_bnd);
+        (!missing.is_empty()).then(|| Problem {
+            what: format!("thread {tid}"),
+            why: format!("it has {}, and root lacks that here", missing.join(", ")),
+        })
+    });
+    Ok(lacking.collect())
 }
 
 /// Hard limits that ckrun would have to raise, and can't.
@@ -146,7 +194,7 @@ pub fn inside<'p>(baggage: &Baggage, made: impl IntoIterator<Item = &'p Path>) -
 /// Makes `init`, which waits at the other end of `hatch`, the job of `image`, and lets the job go.
 ///
 /// # Errors
-/// The kernel's, the image's. What has been made dies with ckrun, or with `init`.
+/// What [`look_around`] finds, the kernel's, the image's. What has been made dies with ckrun, or with `init`.
 pub fn restore(
     image: &Image,
     init: Pid,
@@ -158,6 +206,11 @@ pub fn restore(
     let job = Job::read(image)?;
     let mut table: Table = image.json("table.json")?;
 
+    let problems = misfits(&job, init, options)?;
+    if !problems.is_empty() {
+        let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        return Err(Error::Unsupported(list.join("; ")));
+    }
     fault::point("restore:seize")?;
     let mut making = Making::begin(&job, image, init, hatch)?;
     fault::point("restore:files")?;

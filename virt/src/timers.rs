@@ -18,8 +18,9 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `PR_TIMER_CREATE_RESTORE_IDS` of `linux/prctl.h`.
+/// `PR_TIMER_CREATE_RESTORE_IDS` of `linux/prctl.h`, and what it can be asked.
 const RESTORE_IDS: i32 = 77;
+const RESTORE_IDS_GET: libc::c_ulong = 2;
 /// Clocks of a thread's own CPU time, as the kernel lists them: `(~TID << 3) | CPUCLOCK_PERTHREAD_MASK |
 /// CPUCLOCK_SCHED`, with 0 for the thread that made the timer.
 const PER_THREAD: i32 = 4;
@@ -329,6 +330,12 @@ impl PosixTimer {
         event[16..20].copy_from_slice(&self.thread.unwrap_or(0).to_ne_bytes());
         event
     }
+}
+
+/// This kernel can give POSIX timers the ids that they had.
+pub fn restorable() -> bool {
+    // SAFETY: with these arguments the call only answers a number.
+    unsafe { libc::prctl(RESTORE_IDS, RESTORE_IDS_GET, 0, 0, 0) != -1 }
 }
 
 /// The clock of the CPU time of thread `tid`.

@@ -9,16 +9,17 @@ use crate::foreground::Foreground;
 use crate::journal::Journal;
 use crate::progress::{Progress, size};
 use crate::sandbox::build::{Built, Parked, Restart, Start, build};
-use crate::sandbox::{console, destroy, hooks, labels, validate};
+use crate::sandbox::{self, console, destroy, hooks, labels, validate};
 use crate::status::Status;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
-use ckrun_virt::fault;
 use ckrun_virt::image::Image;
-use ckrun_virt::restore::{Baggage, Changed, Options, Problem, check, restore};
+use ckrun_virt::restore::{Baggage, Changed, Options, Problem, check, look_around, restore};
 use ckrun_virt::table::Table;
+use ckrun_virt::{Doing, fault};
 use serde_json::json;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Bring the job of an image back, in a new container
@@ -45,7 +46,8 @@ pub struct Args {
     /// Do not delete the container when its job has ended
     #[arg(long)]
     keep: bool,
-    /// Only tell whether it could be restored here, and what stands in the way
+    /// Only tell whether it could be restored here, and what stands in the way. The container is built for that, without
+    /// its hooks and network devices, and taken away again
     #[arg(long)]
     dry_run: bool,
     /// Print the answer of --dry-run as JSON
@@ -109,7 +111,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let wishes = args.options();
     let problems = problems(&image, &bundle, &wishes)?;
     if args.dry_run {
-        return answer(args, &path, &problems);
+        let found = rehearse(args, context, &image, &bundle, &options)?;
+        return answer(args, &path, &[problems, found].concat());
     }
     if !problems.is_empty() {
         return Err(Error::Unrestorable { image: path, problems });
@@ -158,6 +161,37 @@ fn problems(image: &Image, bundle: &Bundle, wishes: &Options) -> Result<Vec<Prob
         return Err(Error::config(field, "is not supported for a job that is restored"));
     }
     Ok(check(image, wishes)?)
+}
+
+/// What is seen only where the job would be: builds the sandbox for it, looks around, and takes everything back. Hooks and
+/// network devices are left out, since what those change can't be taken back.
+fn rehearse(
+    args: &Args,
+    context: &Context,
+    image: &Image,
+    bundle: &Bundle,
+    options: &sandbox::Options,
+) -> Result<Vec<Problem>> {
+    let mut bundle = bundle.clone();
+    bundle.spec.set_hooks(None);
+    if let Some(linux) = bundle.spec.linux_mut() {
+        linux.set_net_devices(None);
+    }
+    bundle.refresh()?;
+    let terminal = bundle.spec.job().ok().and_then(|job| job.terminal()).unwrap_or(false);
+    // Nobody takes the terminal's master.
+    let (console, _nobody) = UnixStream::pair().doing(|| "make a socket for the console")?;
+    let clocks: Clocks = image.json(Clocks::FILE).map_err(ckrun_virt::Error::from)?;
+    let start = Restart { baggage: &Baggage::open(image)?, clocks: clocks.go_on_here()? };
+    let console = terminal.then(|| console.into());
+    match build(&context.store, &args.id, &bundle, options, Start::Restart(start), console) {
+        Ok(built) => {
+            let found = look_around(image, built.init.pid(), &args.options());
+            built.abandon();
+            Ok(found?)
+        }
+        Err(e) => Ok(vec![Problem { what: "the sandbox".into(), why: e.to_string() }]),
+    }
 }
 
 fn answer(args: &Args, image: &Path, problems: &[Problem]) -> Result<i32> {

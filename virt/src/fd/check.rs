@@ -151,7 +151,7 @@ impl Files {
     pub(super) fn truncate(&self, root: BorrowedFd<'_>, options: &Options) -> Result<(), Failure> {
         for description in &self.descriptions {
             let Object::Regular(regular) = &description.object else { continue };
-            if !writes(description.flags) || policy(options, &regular.path) != Changed::Truncate {
+            if !writes(description.flags) || options.policy(regular.path.as_path()) != Changed::Truncate {
                 continue;
             }
             let what = || format!("cut {} to {} bytes", regular.path, regular.stamp.size);
@@ -171,7 +171,7 @@ impl Regular {
     /// Why the file can't be taken as it is. What was open for reading only is the container's business, as it is for a
     /// program that opens it a moment later.
     fn changed(&self, flags: u32, now: &Stamp, options: &Options) -> Option<(String, String)> {
-        let why = match policy(options, &self.path) {
+        let why = match options.policy(self.path.as_path()) {
             _ if !writes(flags) => None,
             Changed::Strict => {
                 self.stamp.differs(now).map(|why| format!("it has changed since the checkpoint: {why}"))
@@ -190,11 +190,6 @@ impl Regular {
 
 fn writes(flags: u32) -> bool {
     flags & libc::O_PATH as u32 == 0 && flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
-}
-
-fn policy(options: &Options, path: &crate::image::Bytes) -> Changed {
-    let named = options.changed_files.iter().find(|(file, _)| file == path.as_path());
-    named.map_or(options.changed, |(_, policy)| *policy)
 }
 
 /// From the root, and of one piece for the kernel.

@@ -154,7 +154,16 @@ pub(crate) fn same(a: &Stat, b: &Stat) -> bool {
 
 /// What is at `path` below the root directory `root`: with stat(2)'s answer, not following a last symbolic link.
 pub(crate) fn find(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>, Failure> {
-    let Some(fd) = open(root, path, OFlags::PATH | OFlags::NOFOLLOW)? else { return Ok(None) };
+    look(root, path, OFlags::NOFOLLOW)
+}
+
+/// [`find`] as a program finds it that opens `path`.
+pub(crate) fn find_followed(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>, Failure> {
+    look(root, path, OFlags::empty())
+}
+
+fn look(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Option<Stat>, Failure> {
+    let Some(fd) = open(root, path, OFlags::PATH | flags)? else { return Ok(None) };
     let what = || format!("look at {} in the container", String::from_utf8_lossy(path));
     rustix::fs::fstat(&fd).doing(what).map(Some)
 }

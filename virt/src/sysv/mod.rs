@@ -18,6 +18,7 @@ pub use sem::Set;
 
 use crate::namespace::{Kind, Namespace};
 use crate::program::Program;
+use crate::restore::Problem;
 use crate::sys::check;
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
@@ -85,6 +86,18 @@ impl SystemV {
     pub fn capture(namespace: &Namespace, ids: &HashMap<i32, i32>) -> Result<SystemV, Failure> {
         let _abroad = namespace.enter()?;
         Ok(SystemV { semaphores: sem::capture(ids)?, queues: msg::capture()? })
+    }
+
+    /// Why they can't be made in the container whose first process is `init`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn homeless(&self, init: Pid) -> Result<Option<Problem>, Failure> {
+        if self.is_empty() || Namespace::of(init, Kind::Ipc)?.is_some() {
+            return Ok(None);
+        }
+        let what = "semaphores and message queues of System V".into();
+        Ok(Some(Problem { what, why: "the container has no IPC namespace for them".into() }))
     }
 
     /// Makes them in the namespace of process `init`, which must not be ckrun's own.
