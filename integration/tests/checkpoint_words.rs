@@ -54,9 +54,10 @@ fn what_is_not_done_is_refused_by_its_name() {
         words.push("ID");
         container.ckrun(&words).fails(1, &["checkpoint", option, "not supported"]);
     }
-    container
-        .ckrun(&["restore", "--lazy-pages", "ID"])
-        .fails(1, &["restore", "--lazy-pages", "not supported"]);
+    for words in [&["--lazy-pages"][..], &["--status-fd", "3"], &["--preserve-fds", "1"]] {
+        let refused = container.ckrun(&[&["restore"], words, &["ID"]].concat());
+        refused.fails(1, &["restore", words[0], "not supported"]);
+    }
     assert_eq!(container.status(), "running");
     assert!(!container.bundle().join("checkpoint").exists());
 }

@@ -47,7 +47,7 @@ pub struct CarryArgs {
     /// Taken for compatibility: the bundle's configuration says which namespaces there are
     #[arg(long, value_name = "NAMESPACE", hide = true)]
     empty_ns: Vec<String>,
-    /// Taken for compatibility
+    /// Taken for compatibility: nothing is written to it unless memory is fetched later
     #[arg(long, value_name = "FD", hide = true, allow_hyphen_values = true)]
     status_fd: Option<i32>,
     /// Taken for compatibility
@@ -63,6 +63,8 @@ impl CarryArgs {
     pub fn check(&self, verb: &str) -> Result<()> {
         refuse(verb, "--lazy-pages", self.lazy_pages)?;
         refuse(verb, "--lsm-profile", self.lsm_profile.is_some())?;
+        // With runc it is `checkpoint` that tells by it when somebody can come for the pages.
+        refuse(verb, "--status-fd", verb == "restore" && self.status_fd.is_some_and(|fd| fd >= 0))?;
         if is_host_root() {
             Ok(())
         } else {

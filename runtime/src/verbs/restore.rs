@@ -1,6 +1,6 @@
 //! `ckrun restore`: bring a job back from an image.
 
-use super::carry::{CarryArgs, absolute, own_pids, to_virt};
+use super::carry::{CarryArgs, absolute, own_pids, refuse, to_virt};
 use super::new::NewArgs;
 use super::{Context, print_json, print_line, write_pid_file};
 use crate::config::{Ask, Bundle};
@@ -105,6 +105,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     // First of all: it asks which descriptors are open.
     let options = args.new.options(context);
     args.carry.check("restore")?;
+    // The job has the descriptors that it had.
+    refuse("restore", "--preserve-fds", args.new.preserve_fds > 0)?;
     let path = absolute(&args.carry.image_path)?;
     let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
     let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
