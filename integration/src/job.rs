@@ -49,7 +49,12 @@ impl Job {
 
     /// Runs it.
     pub fn start(&self) {
-        self.quietly(&["run", "--detach", "ID"]).ok();
+        self.start_with(&[]);
+    }
+
+    /// [`Job::start`] with more words.
+    pub fn start_with(&self, more: &[&str]) {
+        self.quietly(&[&["run", "--detach"], more, &["ID"]].concat()).ok();
         self.status.rises(5, self.container.pid());
     }
 

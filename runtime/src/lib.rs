@@ -20,6 +20,7 @@ pub mod foreground;
 pub mod global;
 pub mod journal;
 pub mod progress;
+pub mod remap;
 pub mod report;
 pub mod sandbox;
 pub mod state;

@@ -63,6 +63,10 @@ pub struct State {
     /// Its resctrl groups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdt: Option<Group>,
+    /// What of the host is where in the container by `--map`, for the first start of a job: path in the container, path
+    /// on the host. Of one that was restored the table knows more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maps: Vec<(PathBuf, PathBuf)>,
     /// The container has a session keyring of its own.
     pub own_keyring: bool,
     /// ckrun ran without the host's root.

@@ -7,6 +7,7 @@ use crate::capture::Capture;
 use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Manifest, Writer};
+use crate::owned::Owned;
 use crate::resource::Blocker;
 use crate::seize::Frozen;
 use crate::snapshot::Snapshot;
@@ -39,6 +40,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// The paths for which somebody else answers.
+    pub(crate) fn owned(&self) -> Owned {
+        self.table.as_ref().map(Owned::of).unwrap_or_default()
+    }
+
     /// The job goes on while its image is still being written, from a copy. One that was frozen has no hurry; and a copy
     /// is reaped by its parent, for which that must run.
     fn goes_on(&self) -> bool {
@@ -81,7 +87,7 @@ pub fn checkpoint(
 ) -> Result<Report, Error> {
     let began = Instant::now();
     fault::point("checkpoint:look")?;
-    refuse(survey(init, &options.members, options.listener)?)?;
+    refuse(survey(init, options)?)?;
     let mut image = Writer::create(&options.image)?;
     for (name, bytes) in extra {
         image.bytes(name, bytes)?;
@@ -230,7 +236,8 @@ impl Steps<'_> {
         let mut capture = Capture::begin(self.init, DELETED, self.cpu)?;
         capture.processes(frozen, self.options.goes_on().then_some(&mut self.copies), give)?;
         refuse(std::mem::take(&mut capture.blockers))?;
-        let files = fd::capture(frozen, &|device, inode| capture.census.find(device, inode))?;
+        let files =
+            fd::capture(frozen, &self.options.owned(), &|device, inode| capture.census.find(device, inode))?;
         files.write(image)?;
         let mut table = self.options.table.clone().map_or_else(first_table, Ok)?;
         let mut seen = Seen::stopped(frozen);

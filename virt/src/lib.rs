@@ -46,6 +46,7 @@ pub mod nursery;
 pub mod oom;
 pub mod outside;
 pub mod overruns;
+pub mod owned;
 pub mod proc;
 pub mod process;
 pub mod program;

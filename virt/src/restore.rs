@@ -6,15 +6,17 @@
 use crate::clocks::Clocks;
 use crate::cpu::layout::Layout;
 use crate::events::Events;
-use crate::image::{Host, Image};
+use crate::image::{Bytes, Host, Image};
 use crate::job::Job;
 use crate::making::Making;
 use crate::status::Status;
-use crate::table::{Generation, Table, Time, live};
+use crate::table::rules::Rules;
+use crate::table::{Generation, Id, Row, Table, Time, live};
 use crate::{Doing, Error, fault, memory, timers, tmpfs};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -43,11 +45,17 @@ pub struct Options {
     pub changed: Changed,
     /// For single files, by their path in the container.
     pub changed_files: Vec<(PathBuf, Changed)>,
+    /// What the devices are here for which somebody answers: by their paths in the container, those on this host.
+    pub devices: Rules,
 }
 
 impl Options {
     /// What is wanted for the file at `path`.
     pub fn policy(&self, path: &Path) -> Changed {
+        if self.devices.to_real(path).is_some() {
+            // What is there is another one's business.
+            return Changed::Ignore;
+        }
         let named = self.changed_files.iter().find(|(file, _)| file == path);
         named.map_or(self.changed, |(_, policy)| *policy)
     }
@@ -88,10 +96,10 @@ pub struct Report {
 ///
 /// # Errors
 /// The image can't be read, or is damaged.
-pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
+pub fn check(image: &Image, options: &Options) -> Result<Vec<Problem>, Error> {
     fault::point("restore:check")?;
     let job = Job::read(image)?;
-    image.json::<Table>("table.json")?;
+    let table: Table = image.json("table.json")?;
     image.json::<Clocks>(Clocks::FILE)?;
     tmpfs::Contents::open(image)?;
     let hosts = image.manifest().host.problems(&Host::here()?);
@@ -105,8 +113,36 @@ pub fn check(image: &Image, _options: &Options) -> Result<Vec<Problem>, Error> {
     let timers = timers.map(|(pid, _)| {
         (format!("process {pid}"), "this kernel gives no ids to POSIX timers (Linux 6.15 does)".into())
     });
-    let all = hosts.into_iter().chain(lacking).chain(timers).chain(limits(&job)?);
+    let all =
+        hosts.into_iter().chain(lacking).chain(timers).chain(limits(&job)?).chain(homeless(&table, options));
     Ok(all.map(|(what, why)| Problem { what, why }).collect())
+}
+
+/// The owned devices of a job that are nowhere here.
+fn homeless(table: &Table, options: &Options) -> Vec<(String, String)> {
+    let device = |row: Row<'_>| match (row.id, row.real) {
+        (Id::Device(id), Id::Device(real)) if options.devices.to_real(id.as_path()).is_none() => {
+            let why = format!("it was {real} at the checkpoint, and is nothing here: say --map {id}=DEVICE");
+            Some((id.to_string(), why))
+        }
+        _ => None,
+    };
+    table.rows().into_iter().filter_map(device).collect()
+}
+
+/// Binds the devices that the job had, and those that it has from now on.
+fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
+    let had = table.awaited().into_iter().filter_map(|id| match id {
+        Id::Device(path) => Some((options.devices.to_real(path.as_path())?, path)),
+        _ => None,
+    });
+    let new = options.devices.iter().map(|rule| (rule.to.clone(), rule.from.clone().into()));
+    let all: BTreeMap<Bytes, PathBuf> = had.chain(new).map(|(real, path)| (path, real)).collect();
+    for (path, real) in all {
+        let bound = table.bind(&Id::Device(path), &Id::Device(real.into()), now);
+        bound.map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    }
+    Ok(())
 }
 
 /// Checks what can be known when the sandbox stands, in which `init` waits, and nothing of the job is there yet. A restart
@@ -225,6 +261,7 @@ pub fn restore(
     let now = Time::now();
     let number = table.generation().saturating_add(1);
     table.rebind(Generation::here(number, now)?).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    bind(&mut table, options, now)?;
     let mut seen = live::look(&making.processes(), live::depth(init)?)?;
     job.files.show(&mut seen);
     table.observe(&seen, now).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;

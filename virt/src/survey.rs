@@ -3,7 +3,7 @@
 //! Whatever is looked at here is looked at again when the job stands still. Only then can be seen what a thread has in
 //! the CPU, what its filters do, and whether Landlock confines it.
 
-use crate::checkpoint::DELETED;
+use crate::checkpoint::{DELETED, Options};
 use crate::cpu::registers;
 use crate::memory::{self, Census};
 use crate::namespace::Common;
@@ -22,16 +22,16 @@ use std::time::Duration;
 const LOOKS: u32 = 5;
 const MOMENT: Duration = Duration::from_millis(2);
 
-/// Names everything that stands in the way of a checkpoint. `members` are all processes of the job as far as the caller
-/// knows them, `listener` says that the caller has installed a seccomp filter with a listener.
+/// Names everything that stands in the way of a checkpoint, as far as the options say what the caller knows of the job:
+/// its processes, whether it has a filter with a listener, and what somebody else answers for.
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid, members: &[Pid], listener: bool) -> Result<Vec<Blocker>, Error> {
+pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     let mut blockers = tmpfs::survey(init)?;
-    blockers.extend(strangers(init, members));
+    blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);
-    blockers.extend(fd::survey(&processes)?);
+    blockers.extend(fd::survey(&processes, &options.owned())?);
     blockers.extend(lasting(|| {
         let mut found = shapes(&processes)?;
         for &host in &processes {
@@ -43,7 +43,7 @@ pub fn survey(init: Pid, members: &[Pid], listener: bool) -> Result<Vec<Blocker>
     let namespaces = Common::of(init)?;
     for host in processes {
         let Some(task) = look(host) else { continue };
-        if listener && host == init && task.status.seccomp != 0 {
+        if options.listener && host == init && task.status.seccomp != 0 {
             blockers.push(seccomp::listened(&task));
         }
         match process(&task, &mut census, &namespaces) {

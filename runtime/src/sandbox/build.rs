@@ -107,6 +107,7 @@ pub fn build(
         init: None,
         cgroups: Cgroups::default(),
         rdt: None,
+        maps: options.maps.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
         own_keyring: !options.no_new_keyring,
         rootless: options.rootless,
     };

@@ -55,6 +55,8 @@ pub struct Options {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// What of the host was put where in the container, by somebody who answers for it.
+    pub maps: ckrun_virt::table::rules::Rules,
     /// Descriptors of the caller that the job keeps.
     pub inherited: job::Inherited,
     /// cgroups are made by systemd.

@@ -9,7 +9,6 @@ use crate::journal::Journal;
 use crate::progress::{Progress, size};
 use crate::sandbox::guardian::{Charge, Guardian};
 use crate::sandbox::{destroy, seccomp};
-use crate::state::State;
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
@@ -82,9 +81,6 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let listener = !restored && spec.lx().and_then(|l| l.seccomp().as_ref()).is_some_and(seccomp::notifies);
     let gone = || Error::WrongState { verb: "checkpoint", id: args.id.clone(), status: Status::Stopped };
     let init = state.process().ok_or_else(gone)?;
-    if args.dry_run {
-        return look(args, &init, &state, listener);
-    }
     let options = Options {
         image: absolute(&args.carry.image_path)?,
         leave_running: args.leave_running,
@@ -93,6 +89,9 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
         listener,
         table: Some(table.map_or_else(|| super::ids::first(&state), Ok)?),
     };
+    if args.dry_run {
+        return look(args, &init, &options);
+    }
     let config = entry.config()?;
     // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
     let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
@@ -150,8 +149,8 @@ impl Events for Watcher<'_> {
     }
 }
 
-fn look(args: &Args, init: &Process, state: &State, listener: bool) -> Result<i32> {
-    let blockers = survey(init.pid(), &state.cgroups.pids()?, listener)?;
+fn look(args: &Args, init: &Process, options: &Options) -> Result<i32> {
+    let blockers = survey(init.pid(), options)?;
     if args.json {
         print_json(&json!({ "blockers": blockers }))?;
     } else if blockers.is_empty() {

@@ -23,7 +23,7 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<()> {
-    let options = args.new.options(context);
+    let options = args.new.options(context)?;
     let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
     args.new.wants_terminal(&bundle, true)?;
     let console = args.new.console_socket.as_deref().map(console::connect_socket).transpose()?;

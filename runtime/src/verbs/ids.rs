@@ -112,7 +112,11 @@ fn current(entry: &Entry, state: &State, status: Status) -> Result<Table> {
 /// The table of a container of which nothing was kept: its job began with it.
 pub(super) fn first(state: &State) -> Result<Table> {
     let since = Time::parse(&state.created).unwrap_or_else(Time::now);
-    Ok(Table::new(Generation::here(0, since)?))
+    let mut table = Table::new(Generation::here(0, since)?);
+    for (path, real) in &state.maps {
+        table.bind(&Id::Device(path.clone().into()), &Id::Device(real.clone().into()), since)?;
+    }
+    Ok(table)
 }
 
 /// One line of the table, or only the other name of it.

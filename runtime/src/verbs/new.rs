@@ -4,8 +4,11 @@ use super::Context;
 use crate::cdi;
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
+use crate::remap;
 use crate::sandbox::Options;
 use crate::sandbox::job::Inherited;
+use ckrun_virt::table::rules::Rules;
+use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +36,10 @@ pub struct NewArgs {
     /// Add a device by its CDI name, vendor.com/class=name (repeatable)
     #[arg(long, value_name = "CDI-NAME")]
     pub device: Vec<String>,
+    /// Put a device or a directory of the host at a path in the container, and answer for its state: a restart may put
+    /// another one there (repeatable)
+    #[arg(long, value_name = "PATH=HOST-PATH")]
+    pub map: Vec<OsString>,
     /// Taken for compatibility: ckrun leaves no process behind that would need a subreaper
     #[arg(long, hide = true)]
     pub no_subreaper: bool,
@@ -42,26 +49,38 @@ pub struct NewArgs {
 }
 
 impl NewArgs {
-    /// Loads the bundle and adds the devices of vendors.
+    /// Loads the bundle and adds the devices of vendors, and those of `--map`.
     pub fn load(&self, dir: &Path) -> Result<Bundle> {
         let mut bundle = Bundle::load(dir)?;
-        if !cdi::names(&bundle.spec, &self.device)?.is_empty() {
+        let vendors = !cdi::names(&bundle.spec, &self.device)?.is_empty();
+        if vendors {
             cdi::apply(&mut bundle.spec, &self.device, &cdi::DIRS.map(PathBuf::from))?;
+        }
+        let maps = self.maps()?;
+        remap::apply(&mut bundle.spec, &maps)?;
+        if vendors || maps.iter().next().is_some() {
             bundle.refresh()?;
         }
         Ok(bundle)
     }
 
+    /// The rules of `--map`.
+    pub fn maps(&self) -> Result<Rules> {
+        Rules::parse(self.map.iter().map(OsString::as_os_str))
+            .map_err(|e| Error::Usage(format!("--map: {e}")))
+    }
+
     /// The sandbox's options. To be called first of all, see [`Inherited::find`].
-    pub fn options(&self, context: &Context) -> Options {
-        Options {
+    pub fn options(&self, context: &Context) -> Result<Options> {
+        Ok(Options {
+            maps: self.maps()?,
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             inherited: Inherited::find(self.preserve_fds, true),
             systemd_cgroup: context.global.systemd(),
             no_cgroups: context.global.cgroup_manager == Some(crate::global::CgroupManager::Disabled),
             rootless: context.global.is_rootless(),
-        }
+        })
     }
 
     /// Whether the job has a terminal, checked against `--console-socket`.

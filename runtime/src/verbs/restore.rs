@@ -68,15 +68,15 @@ impl Args {
         if self.dry_run { None } else { self.carry.journal("restore.log") }
     }
 
-    fn options(&self) -> Options {
-        let mut options = Options::default();
+    fn options(&self) -> Result<Options> {
+        let mut options = Options { devices: self.new.maps()?, ..Options::default() };
         for (path, policy) in &self.changed_files {
             match path {
                 Some(path) => options.changed_files.push((path.clone(), *policy)),
                 None => options.changed = *policy,
             }
         }
-        options
+        Ok(options)
     }
 }
 
@@ -103,14 +103,14 @@ fn changed_files(word: &str) -> Result<(Option<PathBuf>, Changed), String> {
 /// Carries it out. With `--dry-run` the answer is 1 when something stands in the way.
 pub fn run(args: &Args, context: &Context) -> Result<i32> {
     // First of all: it asks which descriptors are open.
-    let options = args.new.options(context);
+    let options = args.new.options(context)?;
     args.carry.check("restore")?;
     // The job has the descriptors that it had.
     refuse("restore", "--preserve-fds", args.new.preserve_fds > 0)?;
     let path = absolute(&args.carry.image_path)?;
     let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
     let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
-    let wishes = args.options();
+    let wishes = args.options()?;
     let problems = problems(&image, &bundle, &wishes)?;
     if args.dry_run {
         let found = rehearse(args, context, &image, &bundle, &options)?;
@@ -188,7 +188,7 @@ fn rehearse(
     let console = terminal.then(|| console.into());
     match build(&context.store, &args.id, &bundle, options, Start::Restart(start), console) {
         Ok(built) => {
-            let found = look_around(image, built.init.pid(), &args.options());
+            let found = look_around(image, built.init.pid(), &args.options()?);
             built.abandon();
             Ok(found?)
         }

@@ -30,7 +30,7 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<i32> {
-    let options = args.new.options(context);
+    let options = args.new.options(context)?;
     let (dir, id) = bundle_and_id(args.new.bundle.as_deref(), args.word.as_deref());
     let bundle = args.new.load(&dir)?;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;

@@ -8,6 +8,7 @@ use super::stream::Ends;
 use super::*;
 use crate::Doing;
 use crate::image::Writer;
+use crate::owned::Owned;
 use crate::resource::{Blocker, Stopped};
 use crate::seize::{self, Frozen};
 use crate::status::Status;
@@ -58,6 +59,7 @@ impl Captured {
 /// What the rooms of the kinds share while they capture.
 pub(crate) struct Job<'a> {
     pub(super) graph: &'a Graph,
+    pub(super) owned: &'a Owned,
     /// Files whose content the image has already, because they are mapped: by device and inode.
     pub(super) carried: &'a dyn Fn(u64, u64) -> Option<u32>,
     pub(super) files: Files,
@@ -99,11 +101,16 @@ impl<'a> Job<'a> {
 }
 
 /// Reads what the processes of a stopped job have open, and what they have in common. `carried` finds, by device and
-/// inode, deleted files and memfds whose content is stored with the memory that shows them.
+/// inode, deleted files and memfds whose content is stored with the memory that shows them; somebody answers for what is
+/// `owned`.
 ///
 /// # Errors
 /// [`Error::Blocked`], system errors.
-pub fn capture(frozen: &Frozen, carried: &dyn Fn(u64, u64) -> Option<u32>) -> Result<Captured, Error> {
+pub fn capture(
+    frozen: &Frozen,
+    owned: &Owned,
+    carried: &dyn Fn(u64, u64) -> Option<u32>,
+) -> Result<Captured, Error> {
     let mut members = Vec::new();
     let mut ids = HashMap::new();
     for process in &frozen.processes {
@@ -115,36 +122,37 @@ pub fn capture(frozen: &Frozen, carried: &dyn Fn(u64, u64) -> Option<u32>) -> Re
             collect_ids(&thread.stopped.status, &mut ids);
         }
     }
-    read(members, ids, carried)
+    read(members, ids, owned, carried)
 }
 
 /// The same of processes that are known to stand still.
 #[cfg(test)]
 pub(super) fn capture_still(pids: &[Pid]) -> Result<Captured, Error> {
     let (members, ids) = list(pids);
-    read(members, ids, &|_, _| None)
+    read(members, ids, &Owned::default(), &|_, _| None)
 }
 
 fn read(
     members: Vec<Member>,
     ids: HashMap<i32, i32>,
+    owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
 ) -> Result<Captured, Error> {
     let graph = Graph::of(members, false)?;
-    let (captured, blockers) = look(&graph, ids, carried, false)?;
+    let (captured, blockers) = look(&graph, ids, owned, carried, false)?;
     if blockers.is_empty() { Ok(captured) } else { Err(Error::Blocked(blockers)) }
 }
 
 /// What of the descriptors and directories of the running processes `pids` can't be carried; the first one is the job's
-/// first process.
+/// first process. Somebody answers for what is `owned`.
 ///
 /// # Errors
 /// System errors; not that a process or a descriptor has gone meanwhile.
-pub fn survey(pids: &[Pid]) -> Result<Vec<Blocker>, Failure> {
+pub fn survey(pids: &[Pid], owned: &Owned) -> Result<Vec<Blocker>, Failure> {
     let look = |pids: &[Pid]| {
         let (members, ids) = list(pids);
         let graph = Graph::of(members, true)?;
-        look(&graph, ids, &|_, _| None, true).map(|(_, blockers)| blockers)
+        look(&graph, ids, owned, &|_, _| None, true).map(|(_, blockers)| blockers)
     };
     let mut blockers = look(pids)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
@@ -198,6 +206,7 @@ fn collect_ids(status: &Status, ids: &mut HashMap<i32, i32>) {
 fn look(
     graph: &Graph,
     ids: HashMap<i32, i32>,
+    owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
     running: bool,
 ) -> Result<(Captured, Vec<Blocker>), Failure> {
@@ -205,6 +214,7 @@ fn look(
     let standard = Standard::of(graph, &ends);
     let mut job = Job {
         graph,
+        owned,
         carried,
         files: Files::default(),
         contents: Vec::new(),

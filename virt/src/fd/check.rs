@@ -125,7 +125,8 @@ impl Files {
                 Object::Directory(directory) => expect(&directory.path, libc::S_IFDIR, None).map(drop)?,
                 Object::Path(place) => expect(&place.path, place.mode, None).map(drop)?,
                 Object::Device(device) => {
-                    expect(&device.path, libc::S_IFCHR, Some(device.device)).map(drop)?;
+                    let number = (!device.owned).then_some(device.device);
+                    expect(&device.path, libc::S_IFCHR, number).map(drop)?;
                 }
                 _ => {}
             }

@@ -1,4 +1,5 @@
-//! The devices that every container has, and that are the same everywhere: null, zero, full, random, urandom.
+//! Devices: those that every container has, and that are the same everywhere (null, zero, full, random, urandom), and
+//! those for which somebody answers.
 
 use super::Trouble;
 use super::capture::Job;
@@ -13,7 +14,7 @@ use std::os::fd::RawFd;
 const STATELESS: [(u32, &str); 5] =
     [(3, "/dev/null"), (5, "/dev/zero"), (7, "/dev/full"), (8, "/dev/random"), (9, "/dev/urandom")];
 
-/// A device without state.
+/// A device without state, or with one that is its owner's business.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Device {
@@ -21,6 +22,9 @@ pub struct Device {
     pub path: Bytes,
     /// Its number, as stat(2) has it.
     pub device: u64,
+    /// Somebody answers for what is at this path: it may be another device at a restart.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub owned: bool,
 }
 
 impl Job<'_> {
@@ -29,18 +33,26 @@ impl Job<'_> {
         let device = seen.stat.st_rdev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let usual = STATELESS.iter().find(|(stateless, _)| (major, minor) == (1, *stateless));
+        let place = locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount);
+        if let Ok(Located::Named(path)) = &place
+            && self.owned.covers(path)
+        {
+            return Ok(Device { path: path.clone().into(), device, owned: true });
+        }
         let Some((_, usual)) = usual else {
             let what = format!("{} (device {major}:{minor})", seen.name());
-            return Err(Trouble::refused(
-                what,
-                if is_terminal(device) {
-                    "terminals can't be checkpointed yet, except as the first process's standard streams"
-                } else {
-                    "nobody answers for the state of this device"
-                },
-            ));
+            let why = if is_terminal(device) {
+                "terminals can't be checkpointed yet, except as the first process's standard streams"
+            } else {
+                "nobody answers for the state of this device"
+            };
+            let remedy = format!(
+                "start the job with --map {}=DEVICE, which makes it yours to answer for",
+                seen.name()
+            );
+            return Err(Trouble::refused(what, why).or(remedy));
         };
-        let path = match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount) {
+        let path = match place {
             Ok(Located::Named(path)) => path,
             Err(Trouble::Call(failure)) => return Err(failure.into()),
             // Opened on the host before the container was there. It is the same device.
@@ -49,7 +61,7 @@ impl Job<'_> {
                 _ => return Err(Trouble::refused(seen.name(), format!("the container has no {usual}"))),
             },
         };
-        Ok(Device { path: path.into(), device })
+        Ok(Device { path: path.into(), device, owned: false })
     }
 }
 

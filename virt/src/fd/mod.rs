@@ -209,6 +209,14 @@ impl Trouble {
     pub(crate) fn refused(what: impl Into<String>, why: impl Into<String>) -> Self {
         Trouble::Refused(Refusal { what: what.into(), why: why.into(), remedy: None })
     }
+
+    /// Says what to do about it.
+    pub(crate) fn or(self, remedy: String) -> Self {
+        match self {
+            Trouble::Refused(refusal) => Trouble::Refused(Refusal { remedy: Some(remedy), ..refusal }),
+            call @ Trouble::Call(_) => call,
+        }
+    }
 }
 
 impl Files {

@@ -4,6 +4,7 @@ use super::capture::{Captured, Source, capture_still};
 use super::*;
 use crate::image::{Manifest, Writer};
 use crate::nursery::{AREA, Birth, beget, take_over};
+use crate::owned::Owned;
 use crate::program::Program;
 use crate::restore::Options;
 use crate::seize::{Frozen, descendants};
@@ -72,7 +73,7 @@ impl Guest {
     /// Stops the guest, captures it and lets it go on.
     fn capture(&self) -> Result<(Captured, Vec<i32>), Error> {
         let frozen = Frozen::stop(self.pid(), || Ok(()))?;
-        let captured = capture(&frozen, &|_, _| None)?;
+        let captured = capture(&frozen, &Owned::default(), &|_, _| None)?;
         Ok((captured, frozen.processes.iter().map(|process| process.pid).collect()))
     }
 }
@@ -428,7 +429,7 @@ fn a_family_shares_what_it_shared() {
 #[test]
 fn what_can_not_be_carried_is_named() {
     let guest = Guest::start("refused");
-    let blockers = survey(&descendants(guest.pid())).unwrap();
+    let blockers = survey(&descendants(guest.pid()), &Owned::default()).unwrap();
     let text: Vec<String> = blockers.iter().map(|b| format!("{}: {}", b.what, b.why)).collect();
     let named = ["unix stream socket with a peer", "inotify", "tcp socket 127.0.0.1:", "pidfd of", "ptmx"];
     for name in named {
@@ -437,7 +438,7 @@ fn what_can_not_be_carried_is_named() {
     assert_eq!(blockers.len(), 6, "{text:?}");
     assert!(matches!(guest.capture(), Err(Error::Blocked(same)) if same == blockers));
     let harmless = Guest::start("all");
-    assert_eq!(survey(&descendants(harmless.pid())).unwrap(), []);
+    assert_eq!(survey(&descendants(harmless.pid()), &Owned::default()).unwrap(), []);
 }
 
 #[test]

@@ -1,0 +1,83 @@
+/* A job that is tied to an emulator by a device. The emulator is the test: to a line "N" it answers "3N+1". The link keeps
+ * nothing while nobody is at its other end, so a question that got no answer is asked again. */
+#include "guest.h"
+#include <poll.h>
+#include <sys/epoll.h>
+
+static int device = -1, again = -1, epoll = -1, to_child[2], from_child[2];
+static unsigned long asked;
+
+static int answered(int fd, int wait_on) {
+    struct pollfd ready = {.fd = wait_on, .events = POLLIN};
+    if (MUST(poll(&ready, 1, 300)) == 0) return 0;
+    char line[64];
+    ssize_t length = 0;
+    for (;;) {
+        ssize_t got = read(fd, line + length, 1);
+        if (got < 0 && errno == EAGAIN) {
+            ready.fd = fd;
+            if (poll(&ready, 1, 300) <= 0) return 0;
+            continue;
+        }
+        CHECK(got == 1);
+        if (line[length] == '\n') break;
+        length++;
+        CHECK(length < (ssize_t)sizeof line - 1);
+    }
+    line[length] = 0;
+    unsigned long answer = strtoul(line, NULL, 10);
+    /* An answer to the same question, asked before. */
+    return answer == 3 * asked + 1;
+}
+
+static void ask(int fd, int wait_on) {
+    char line[32];
+    asked++;
+    int length = snprintf(line, sizeof line, "%lu\n", asked);
+    for (int tries = 0; tries < 60; tries++) {
+        EQUAL(write(fd, line, (size_t)length), length);
+        if (answered(fd, wait_on)) return;
+    }
+    bad("the emulator does not answer");
+}
+
+static void set_device(void) {
+    device = MUST(open("/dev/emu0", O_RDWR | O_NOCTTY | O_NONBLOCK));
+    again = MUST(dup(device));
+    epoll = MUST(epoll_create1(0));
+    struct epoll_event event = {.events = EPOLLIN};
+    MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, device, &event));
+    MUST(pipe(to_child));
+    MUST(pipe(from_child));
+    if (MUST(fork()) == 0) {
+        char go;
+        asked = 1000000;
+        while (read(to_child[0], &go, 1) == 1) {
+            ask(device, device);
+            EQUAL(write(from_child[1], "", 1), 1);
+        }
+        _exit(0);
+    }
+}
+
+static void verify_device(void) {
+    char done;
+    struct stat seen;
+    ask(device, device);
+    ask(again, device);
+    ask(device, epoll);
+    EQUAL(write(to_child[1], "", 1), 1);
+    EQUAL(read(from_child[0], &done, 1), 1);
+    EQUAL(fcntl(device, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR | O_NONBLOCK);
+    /* What it opens now is what it has open. */
+    struct stat there;
+    MUST(fstat(device, &seen));
+    MUST(stat("/dev/emu0", &there));
+    EQUAL(seen.st_rdev, there.st_rdev);
+}
+
+static struct mode modes[] = {
+    {"device", set_device, verify_device},
+    {0},
+};
+int main(int argc, char **argv) { return guest(argc, argv, modes); }

@@ -1,0 +1,113 @@
+//! A job that is tied to a device moves to another one. The devices are pseudoterminals, whose other ends the tests hold.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use ckrun_integration::job::{Job, path};
+use ckrun_integration::terminal::terminal;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::ttyname;
+use serde_json::json;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// An emulator: to a line "N" it answers "3N+1", until its last client has closed the device.
+struct Emulator {
+    device: PathBuf,
+    /// Keeps the device open while nobody else has it.
+    slave: Option<OwnedFd>,
+    answers: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Emulator {
+    fn new() -> Emulator {
+        let (master, slave) = terminal(24, 80);
+        let mut raw = tcgetattr(&slave).unwrap();
+        cfmakeraw(&mut raw);
+        tcsetattr(&slave, SetArg::TCSANOW, &raw).unwrap();
+        let device = ttyname(&slave).unwrap();
+        let mut to = File::from(master);
+        let from = BufReader::new(to.try_clone().unwrap());
+        let answers = std::thread::spawn(move || {
+            let mut count = 0;
+            // EIO: nobody has the other end any more.
+            for line in from.lines().map_while(Result::ok) {
+                let Ok(question) = line.parse::<u64>() else { continue };
+                writeln!(to, "{}", 3 * question + 1).unwrap();
+                count += 1;
+            }
+            count
+        });
+        Emulator { device, slave: Some(slave), answers: Some(answers) }
+    }
+
+    fn map(&self) -> String {
+        format!("/dev/emu0={}", self.device.display())
+    }
+
+    /// How many questions it has answered; nobody must have its device any more.
+    fn end(mut self) -> u64 {
+        drop(self.slave.take());
+        self.answers.take().unwrap().join().unwrap()
+    }
+}
+
+#[test]
+fn a_device_is_another_one_after_each_restart() {
+    let job = Job::new("link", "device");
+    let mut emulator = Emulator::new();
+    job.start_with(&["--map", &emulator.map()]);
+    for generation in 1..4 {
+        let image = job.image(&format!("image-{generation}"));
+        job.checkpoint(&image);
+        assert!(emulator.end() > 0);
+
+        emulator = Emulator::new();
+        let restore = ["restore", "--detach", "--image-path", path(&image), "ID"];
+        let refused = job.container.ckrun(&restore).fails(1, &["/dev/emu0", "--map /dev/emu0="]);
+        assert_eq!(refused.stdout, "");
+        job.container.no_trace();
+        job.restore_with(&image, &["--map", &emulator.map()]);
+
+        let real = |name: &str| job.container.ckrun(&["ids", "ID", "--to-real", name]).ok();
+        assert_eq!(real("dev:/dev/emu0").trim_end(), format!("dev:{}", emulator.device.display()));
+        let all = job.container.ckrun(&["ids", "--json", "ID"]).ok();
+        let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+        let former = all["former"].as_array().unwrap();
+        let devices = former.iter().filter(|row| row["virtual"] == "dev:/dev/emu0").count();
+        assert_eq!(devices, generation, "{all:#}");
+    }
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    assert!(emulator.end() > 0);
+}
+
+/// Who has not said that he answers for the device is told how to say it.
+#[test]
+fn a_device_for_which_nobody_answers() {
+    let emulator = Emulator::new();
+    let job = Job::new("link", "device");
+    job.container.change(|config| {
+        let mount = json!({"destination": "/dev/emu0", "source": emulator.device, "options": ["bind"]});
+        config["mounts"].as_array_mut().unwrap().push(mount);
+    });
+    job.start();
+    let look = job.container.ckrun(&["checkpoint", "--dry-run", "ID"]);
+    assert_eq!(look.code, 1);
+    assert!(look.stdout.contains("/dev/emu0") && look.stdout.contains("--map"), "{}", look.stdout);
+    job.is_refused(&["/dev/emu0", "--map /dev/emu0="]);
+}
+
+#[test]
+fn what_is_mapped_must_be_there() {
+    let job = Job::new("link", "device");
+    for (map, word) in [
+        ("/dev/emu0=/dev/none", "/dev/none"),
+        ("dev/emu0=/dev/null", "does not begin with /"),
+        ("/dev/emu0", "/VIRTUAL=/REAL"),
+        ("/=/dev", "root"),
+    ] {
+        job.container.ckrun(&["run", "--detach", "--map", map, "ID"]).fails(1, &["--map", word]);
+        job.container.no_trace();
+    }
+}
