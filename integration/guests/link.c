@@ -76,7 +76,49 @@ static void verify_device(void) {
     EQUAL(seen.st_rdev, there.st_rdev);
 }
 
+/* A ring in memory that the emulator shares: the question in the first word, its answer in the second. */
+static _Atomic uint64_t *ring;
+
+static void ask_ring(void) {
+    uint64_t question = ++asked;
+    for (int tries = 0; tries < 60; tries++) {
+        atomic_store(&ring[0], question);
+        for (int naps = 0; naps < 300; naps++) {
+            if (atomic_load(&ring[1]) == 3 * question + 1) return;
+            nap(1000);
+        }
+    }
+    bad("the emulator does not answer");
+}
+static void set_ring(void) {
+    device = MUST(open("/dev/emu/ring0", O_RDWR));
+    ring = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0);
+    CHECK(ring != MAP_FAILED);
+    MUST(pipe(to_child));
+    MUST(pipe(from_child));
+    if (MUST(fork()) == 0) {
+        char go;
+        asked = 1000000;
+        while (read(to_child[0], &go, 1) == 1) {
+            ask_ring();
+            EQUAL(write(from_child[1], "", 1), 1);
+        }
+        _exit(0);
+    }
+}
+static void verify_ring(void) {
+    char done;
+    uint64_t word;
+    ask_ring();
+    /* The descriptor and the mapping are of one file. */
+    EQUAL(pread(device, &word, sizeof word, 8), (ssize_t)sizeof word);
+    EQUAL(word, 3 * asked + 1);
+    EQUAL(write(to_child[1], "", 1), 1);
+    EQUAL(read(from_child[0], &done, 1), 1);
+}
+
 static struct mode modes[] = {
+    {"ring", set_ring, verify_ring},
     {"device", set_device, verify_device},
     {0},
 };

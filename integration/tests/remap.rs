@@ -1,4 +1,5 @@
-//! A job that is tied to a device moves to another one. The devices are pseudoterminals, whose other ends the tests hold.
+//! A job that is tied to a device moves to another one. The devices are pseudoterminals, whose other ends the tests hold,
+//! and files of shared memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
@@ -10,7 +11,10 @@ use serde_json::json;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An emulator: to a line "N" it answers "3N+1", until its last client has closed the device.
 struct Emulator {
@@ -80,6 +84,65 @@ fn a_device_is_another_one_after_each_restart() {
     }
     job.container.ckrun(&["delete", "--force", "ID"]).ok();
     assert!(emulator.end() > 0);
+}
+
+/// An emulator with a ring of shared memory in a directory of its own.
+struct Ring {
+    dir: tempfile::TempDir,
+    end: Arc<AtomicBool>,
+    answers: std::thread::JoinHandle<u64>,
+}
+
+impl Ring {
+    fn new(size: u64) -> Ring {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(dir.path().join("ring0"));
+        let file = file.unwrap();
+        file.set_len(size).unwrap();
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&end);
+        let answers = std::thread::spawn(move || {
+            let (mut count, mut last) = (0, 0);
+            while !ended.load(Ordering::Relaxed) {
+                let mut word = [0; 8];
+                file.read_exact_at(&mut word, 0).unwrap();
+                let question = u64::from_ne_bytes(word);
+                if question != last {
+                    file.write_all_at(&(3 * question + 1).to_ne_bytes(), 8).unwrap();
+                    (count, last) = (count + 1, question);
+                }
+                std::thread::yield_now();
+            }
+            count
+        });
+        Ring { dir, end, answers }
+    }
+
+    fn map(&self) -> String {
+        format!("/dev/emu={}", self.dir.path().display())
+    }
+
+    fn end(self) -> u64 {
+        self.end.store(true, Ordering::Relaxed);
+        self.answers.join().unwrap()
+    }
+}
+
+#[test]
+fn a_ring_of_shared_memory_is_another_one_after_each_restart() {
+    let job = Job::new("link", "ring");
+    let mut ring = Ring::new(8192);
+    job.start_with(&["--map", &ring.map()]);
+    for generation in 1..4 {
+        let image = job.image(&format!("image-{generation}"));
+        job.checkpoint(&image);
+        assert!(ring.end() > 0);
+        // It need not even be as long.
+        ring = Ring::new(8192 << generation);
+        job.restore_with(&image, &["--map", &ring.map()]);
+    }
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    assert!(ring.end() > 0);
 }
 
 /// Who has not said that he answers for the device is told how to say it.
