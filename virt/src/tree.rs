@@ -130,7 +130,7 @@ struct Plan<'a> {
     stand_ins: BTreeMap<i32, i32>,
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
     /// Makes the children of `parent`, which has just been made (and leads its session already if it does).
     fn children_of(&mut self, parent: &Member) -> Result<(), String> {
         let mut children: Vec<&Member> =
@@ -155,23 +155,34 @@ impl Plan<'_> {
             self.stand_in(child, parent);
         }
         if leads {
-            // Children that it made before it began the session are still in the one it was born in.
-            let old = parent.session;
-            let early: Vec<&Member> = self
-                .by_id
-                .values()
-                .copied()
-                .filter(|m| m.parent == child.pid && m.session == old && m.session != child.session)
-                .collect();
-            for one in &early {
-                self.born(one, child.pid, false, old);
-            }
-            self.steps.push(Step::Lead(child.pid));
-            for one in early {
-                self.children_of(one)?;
+            for early in self.lead(child, parent.session) {
+                self.children_of(early)?;
             }
         }
         self.children_of(child)
+    }
+
+    /// `leader`, born in session `old`, begins its own; the answer is the processes that are made before, by it or by one
+    /// of them: they are still in the old session, or were when they made others that are.
+    fn lead(&mut self, leader: &Member, old: i32) -> Vec<&'a Member> {
+        let mut early = self.early(leader, old);
+        for one in early.clone() {
+            self.born(one, leader.pid, false, old);
+            if one.session != old {
+                early.extend(self.lead(one, old));
+            }
+        }
+        self.steps.push(Step::Lead(leader.pid));
+        early
+    }
+
+    /// The children of `leader` that must be born in session `old`, in which it was itself.
+    fn early(&self, leader: &Member, old: i32) -> Vec<&'a Member> {
+        let unborn = self.by_id.values().copied().filter(|m| !self.births.contains_key(&m.pid));
+        unborn
+            .filter(|m| m.parent == leader.pid)
+            .filter(|m| m.session == old || (m.session == m.pid && !self.early(m, old).is_empty()))
+            .collect()
     }
 
     /// An orphan of a session whose leader lives elsewhere in the tree: a helper inside that session makes it and ends,
@@ -349,6 +360,21 @@ mod tests {
             member(6, 5, 1, 1),
             member(7, 6, 1, 1),
             member(8, 5, 5, 5),
+        ]);
+    }
+
+    #[test]
+    fn a_grandchild_made_before_two_others_began_sessions() {
+        comes_back(&[
+            member(1, 0, 1, 1),
+            member(3, 1, 3, 3),
+            member(10, 3, 10, 10),
+            member(11, 10, 11, 11),
+            member(18, 11, 3, 3),
+            member(19, 18, 19, 3),
+            member(12, 11, 11, 11),
+            member(13, 10, 13, 13),
+            member(5, 3, 3, 3),
         ]);
     }
 
