@@ -236,6 +236,31 @@ static void set_stopped(void) {
     siginfo_t info;
     MUST(waitid(P_PID, (id_t)stopped, &info, WSTOPPED | (stop_waited ? 0 : WNOWAIT)));
 }
+/* One that has signals to come, a second stop among them. */
+static void set_stopped_with_signals(void) {
+    share();
+    sigset_t wait;
+    sigemptyset(&wait);
+    for (int i = 0; i < 3; i++) MUST(sigaddset(&wait, (int[]){SIGHUP, SIGUSR1, SIGRTMIN}[i]));
+    stopped = MUST(fork());
+    if (!stopped) {
+        MUST(sigprocmask(SIG_BLOCK, &wait, NULL));
+        for (int i = 0; i < 3; i++) MUST(raise((int[]){SIGHUP, SIGUSR1, SIGRTMIN}[i]));
+        for (;;) {
+            sigset_t come;
+            MUST(sigpending(&come));
+            for (int i = 1; i <= SIGRTMAX; i++)
+                if (i != SIGCONT) EQUAL(sigismember(&come, i), sigismember(&wait, i));
+            beat(0);
+        }
+    }
+    alive(0);
+    MUST(setpgid(stopped, stopped));
+    MUST(kill(stopped, SIGSTOP));
+    siginfo_t info;
+    MUST(waitid(P_PID, (id_t)stopped, &info, WSTOPPED | WNOWAIT));
+    MUST(kill(stopped, SIGSTOP));
+}
 static void set_stopped_by_tstp(void) {
     stop_by = SIGTSTP;
     set_stopped();
@@ -287,6 +312,26 @@ static void set_sessions(void) {
         }
         live(i * 3, leader);
     }
+}
+/* Two begin sessions after one of them has begotten a child of the old session. */
+static void set_late_sessions(void) {
+    share();
+    hearts = 3;
+    pid_t first = getpid(), second = MUST(fork());
+    if (second) return;
+    second = getpid();
+    pid_t third = MUST(fork());
+    if (third) {
+        number(0);
+        MUST(setsid());
+        live(0, first);
+    }
+    third = getpid();
+    pid_t fourth = MUST(fork());
+    if (!fourth) live(2, third);
+    MUST(setsid());
+    atomic_store(&shared->numbers[0], 1);
+    live(1, second);
 }
 /* The leader is gone altogether, its session and its group have members. */
 static void set_lost_leader(void) {
@@ -493,9 +538,11 @@ static const struct mode modes[] = {
     {"zombies", set_zombies, verify_zombies},
     {"zombie-leads-session", set_zombie_leader_of_session, verify_zombie_leader_of_session},
     {"stopped", set_stopped, verify_stopped},
+    {"stopped-with-signals", set_stopped_with_signals, verify_stopped},
     {"stopped-by-tstp", set_stopped_by_tstp, verify_stopped},
     {"stopped-and-waited", set_stopped_and_waited, verify_stopped},
     {"sessions", set_sessions, hearts_beat},
+    {"late-sessions", set_late_sessions, hearts_beat},
     {"lost-session-leader", set_lost_leader, verify_lost_leader},
     {"lost-group-leader", set_lost_group, hearts_beat},
     {"subreaper", set_subreaper, hearts_beat},

@@ -66,6 +66,20 @@ static void verify_trap_ignored(void) {
     MUST(raise(SIGTRAP));
 }
 
+/* A SIGTRAP that waits. */
+static void set_trap_pending(void) {
+    sigset_t trap;
+    sigemptyset(&trap);
+    sigaddset(&trap, SIGTRAP);
+    MUST(sigprocmask(SIG_BLOCK, &trap, NULL));
+    MUST(raise(SIGTRAP));
+}
+static void verify_trap_pending(void) {
+    sigset_t come;
+    MUST(sigpending(&come));
+    CHECK(sigismember(&come, SIGTRAP));
+}
+
 /* Masks, one a thread */
 static uint64_t mask_of(int thread) { return 0xf0f0f00 << thread & ~(1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1)); }
 static void set_mask(uint64_t mask) { MUST(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, 8)); }
@@ -451,6 +465,7 @@ static void verify_flood(void) {
 static const struct mode modes[] = {
     {"handlers", set_handlers, verify_handlers},
     {"trap-ignored", set_trap_ignored, verify_trap_ignored},
+    {"trap-pending", set_trap_pending, verify_trap_pending},
     {"masks", set_masks, verify_masks},
     {"alternate-stack", set_alternate_stack, verify_alternate_stack},
     {"in-handler", set_in_handler, verify_in_handler},

@@ -110,6 +110,11 @@ impl Capture {
         copies: Option<&mut Vec<Snapshot>>,
         give: &mut dyn FnMut(Load),
     ) -> Result<(), Failure> {
+        let found = self.blockers.len();
+        self.blockers.extend(process.threads.iter().filter_map(|thread| signals::blocker(&thread.stopped)));
+        if self.blockers.len() > found {
+            return Ok(());
+        }
         let memory = open_memory(process.stopped.host)?;
         let known = self.blockers.len();
         for thread in &mut process.threads {
@@ -207,7 +212,6 @@ impl Capture {
     fn thread_from_outside(&mut self, thread: &mut Thread, memory: &File) -> Result<(), Failure> {
         let (host, task) = (thread.stopped.host, &thread.stopped);
         self.blockers.extend(registers::blocker(task, &thread.tracee.regs));
-        self.blockers.extend(signals::blocker(task));
         self.blockers.extend(sched::blocker(task)?);
         if let Some(rseq) = Rseq::read(host)?
             && rseq.abort(memory, &mut thread.tracee.regs)
@@ -289,6 +293,9 @@ fn member(process: &Process) -> Member {
     let state = match stop {
         _ if process.stat.ended() => Life::Zombie { status: process.stat.exit_code },
         Some(signal) => Life::Stopped { signal, reported: process.stat.exit_code == 0 },
+        None if process.threads.iter().any(|thread| signals::stop_pending(&thread.stopped)) => {
+            Life::Stopped { signal: libc::SIGSTOP, reported: false }
+        }
         None => Life::Running,
     };
     Member {

@@ -1,6 +1,7 @@
 //! Processes of an image that do not run: zombies, and those that job control has stopped. And helpers, which end.
 
 use crate::program::Program;
+use crate::signals;
 use crate::sys::ptrace::{self, Change};
 use crate::worker::Worker;
 use crate::{Doing, Failure};
@@ -54,7 +55,8 @@ pub fn stop(worker: &mut Worker, signal: i32) -> Result<(), Failure> {
     program.call("kill", libc::SYS_kill, &[me.into(), signal.into()]);
     let regs = worker.load(&program)?;
     ptrace::set_registers(host, &regs).doing(what)?;
-    ptrace::set_signal_mask(host, 0).doing(what)?;
+    // Only this signal: those that the process is to have, and blocks, would come first.
+    ptrace::set_signal_mask(host, !1_u64.checked_shl(signals::bit(signal)).unwrap_or(0)).doing(what)?;
     ptrace::resume(host, 0).doing(what)?;
     loop {
         match ptrace::wait(host, 0).doing(what)? {

@@ -286,11 +286,12 @@ pub(crate) fn room_in_queue(task: &Stopped) -> Result<u64, Failure> {
     Ok(room.unwrap_or(0))
 }
 
-/// A SIGSTOP can't be blocked, so it would hit the stub: whoever restores the job's stopped processes sends it last.
-pub fn stop_pending(queue: &[Queued]) -> bool {
-    queue.iter().any(|queued| queued.signal == libc::SIGSTOP)
+/// A SIGSTOP waits for a thread, or for its process. It can't be blocked, so the process is as good as stopped.
+pub(crate) fn stop_pending(task: &Stopped) -> bool {
+    Hex(task.status.sig_pnd | task.status.shd_pnd).has(bit(libc::SIGSTOP))
 }
 
+/// To a stopped process one SIGSTOP more makes no difference, and whatever lets the process go on discards it.
 fn without_stops(queue: &[Queued]) -> impl Iterator<Item = &Queued> {
     queue.iter().filter(|queued| queued.signal != libc::SIGSTOP)
 }
@@ -318,7 +319,8 @@ pub(crate) fn read_queue(host: Pid, shared: bool) -> Result<Vec<Queued>, Failure
     }
 }
 
-/// A blocked SIGTRAP that waits can't be carried: the stub's own would take its place.
+/// A blocked SIGTRAP that waits can't be carried: it would be taken for the stub's own. So this is asked before the stub
+/// runs for the first time.
 pub fn blocker(task: &Stopped) -> Option<Blocker> {
     let shared = if task.tid == task.pid { task.status.shd_pnd } else { 0 };
     let set = Hex(task.status.sig_pnd | shared);

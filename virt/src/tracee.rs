@@ -13,6 +13,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait for a thread that is stopped by job control to be so again: it needs microseconds.
 const STOPS_AGAIN: Duration = Duration::from_millis(50);
 
+/// The one signal besides SIGKILL that can't be kept from a thread that works for ckrun. It has its effect, which is that the
+/// thread stops when it is let go: until then the tracer decides whether it runs.
+const STOP: libc::c_int = libc::SIGSTOP;
+
 /// A thread that this thread of ckrun traces. It stops only when it is told to; when ckrun ends, the kernel lets it go on.
 #[derive(Debug, Clone)]
 pub struct Tracee {
@@ -87,6 +91,7 @@ impl Tracee {
                 Some((_, Change::Signal(libc::SIGTRAP))) => break,
                 // Job control can stop a thread at any time; its report is of no interest now.
                 Some((_, Change::Stopped(_))) => ptrace::resume(self.pid, 0).doing(what)?,
+                Some((_, Change::Signal(STOP))) => ptrace::resume(self.pid, STOP).doing(what)?,
                 Some((_, Change::Signal(signal))) => {
                     log::debug!("thread {} got signal {signal} in the stub", self.pid);
                     return Err(Failure::new(what(), Errno::EFAULT));
@@ -121,6 +126,10 @@ impl Tracee {
                     ptrace::resume(self.pid, 0).doing(what)?;
                     continue;
                 }
+                Some((_, Change::Signal(STOP))) => {
+                    ptrace::resume(self.pid, STOP).doing(what)?;
+                    continue;
+                }
                 _ => return Err(Failure::new(what(), Errno::ESRCH)),
             }
             ptrace::interrupt(self.pid).doing(what)?;
@@ -148,11 +157,14 @@ impl Tracee {
         ptrace::set_registers(self.pid, regs).doing(what)?;
         // One stop at the entry, one at the exit.
         for _ in 0..2 {
-            ptrace::resume_to_syscall(self.pid).doing(what)?;
+            ptrace::resume_to_syscall(self.pid, 0).doing(what)?;
             loop {
                 match ptrace::wait(self.pid, 0).doing(what)? {
                     Some((_, Change::Syscall)) => break,
-                    Some((_, Change::Stopped(_))) => ptrace::resume_to_syscall(self.pid).doing(what)?,
+                    Some((_, Change::Stopped(_))) => ptrace::resume_to_syscall(self.pid, 0).doing(what)?,
+                    Some((_, Change::Signal(STOP))) => {
+                        ptrace::resume_to_syscall(self.pid, STOP).doing(what)?;
+                    }
                     _ => return Err(Failure::new(what(), Errno::ESRCH)),
                 }
             }
@@ -167,14 +179,16 @@ impl Tracee {
     pub(crate) fn begin_call(&self, regs: &Registers) -> Result<i64, Failure> {
         let what = || format!("begin a call in thread {}", self.pid);
         ptrace::set_registers(self.pid, regs).doing(what)?;
+        let mut signal = 0;
         loop {
-            ptrace::resume_to_syscall(self.pid).doing(what)?;
-            match ptrace::wait(self.pid, 0).doing(what)? {
+            ptrace::resume_to_syscall(self.pid, signal).doing(what)?;
+            signal = match ptrace::wait(self.pid, 0).doing(what)? {
                 Some((_, Change::Syscall)) => break,
                 // The report of a stop that was asked for, or of job control, may still be due.
-                Some((_, Change::Stopped(_))) => {}
+                Some((_, Change::Stopped(_))) => 0,
+                Some((_, Change::Signal(STOP))) => STOP,
                 _ => return Err(Failure::new(what(), Errno::ESRCH)),
-            }
+            };
         }
         // A request to stop makes the call return as a signal would.
         ptrace::interrupt(self.pid).doing(what)?;

@@ -58,12 +58,12 @@ pub fn resume(pid: Pid, signal: libc::c_int) -> Result<(), Errno> {
     ptrace(libc::PTRACE_CONT, pid, 0, number(signal))
 }
 
-/// Lets a stopped thread go on to the next entry to or exit from a system call.
+/// As [`resume`], to the next entry to or exit from a system call.
 ///
 /// # Errors
 /// `ESRCH` (not stopped).
-pub fn resume_to_syscall(pid: Pid) -> Result<(), Errno> {
-    ptrace(libc::PTRACE_SYSCALL, pid, 0, number(0))
+pub fn resume_to_syscall(pid: Pid, signal: libc::c_int) -> Result<(), Errno> {
+    ptrace(libc::PTRACE_SYSCALL, pid, 0, number(signal))
 }
 
 /// Ends the tracing of a stopped thread, which goes on.
