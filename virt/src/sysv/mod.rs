@@ -1,4 +1,4 @@
-//! Semaphore sets and message queues of System V (sysvipc(7)). They belong to an IPC namespace, not to a process: ckrun
+//! Semaphore sets and message queues of System V (sysvipc(7)), and limits. They belong to an IPC namespace, not to a process: ckrun
 //! enters it and reads and makes them itself. Shared memory segments are memory, and the memory's room has them; what
 //! all three have in common is here.
 //!
@@ -8,11 +8,13 @@
 //! back that it did before the checkpoint.
 
 mod creator;
+mod limits;
 mod msg;
 mod sem;
 #[cfg(test)]
 mod tests;
 
+pub use limits::Limits;
 pub use msg::{Message, Queue};
 pub use sem::Set;
 
@@ -34,6 +36,9 @@ pub struct SystemV {
     pub semaphores: Vec<Set>,
     /// msgget(2).
     pub queues: Vec<Queue>,
+    /// How much of it there may be.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// What `struct ipc_perm` says. Users and groups are the host's.
@@ -76,7 +81,7 @@ impl SystemV {
 
     /// There is nothing.
     pub fn is_empty(&self) -> bool {
-        self.semaphores.is_empty() && self.queues.is_empty()
+        *self == SystemV::default()
     }
 
     /// Reads those of `namespace`. `ids` are the job's ids of its processes, by ckrun's.
@@ -85,7 +90,7 @@ impl SystemV {
     /// The kernel's; `ENOSYS` without CONFIG_CHECKPOINT_RESTORE when a message waits.
     pub fn capture(namespace: &Namespace, ids: &HashMap<i32, i32>) -> Result<SystemV, Failure> {
         let _abroad = namespace.enter()?;
-        Ok(SystemV { semaphores: sem::capture(ids)?, queues: msg::capture()? })
+        Ok(SystemV { semaphores: sem::capture(ids)?, queues: msg::capture()?, limits: limits::here() })
     }
 
     /// Why they can't be made in the container whose first process is `init`.
@@ -109,14 +114,18 @@ impl SystemV {
             return Ok(());
         }
         let Some(namespace) = Namespace::of(init, Kind::Ipc)? else {
+            if self.semaphores.is_empty() && self.queues.is_empty() {
+                return Ok(());
+            }
             return Err(Error::Unsupported(
                 "the job has semaphores or message queues of System V, and the container no IPC namespace for them".into(),
             ));
         };
         let _abroad = namespace.enter()?;
+        limits::raise(&self.limits)?;
         self.semaphores.iter().try_for_each(Set::make)?;
         self.queues.iter().try_for_each(Queue::make)?;
-        Ok(())
+        Ok(limits::set(&self.limits)?)
     }
 
     /// What only process `pid` itself can do: be the one that a semaphore says has changed it last.

@@ -136,7 +136,8 @@ fn what_is_captured_can_be_made_again() {
     // A second time the ids are taken, and nothing is left behind by the attempt.
     let error = read.make(new.0).unwrap_err().to_string();
     assert!(error.contains("make semaphore set"), "{error}");
-    assert_eq!(new.capture(), expected);
+    let left = new.capture();
+    assert_eq!((left.semaphores, left.queues), (expected.semaphores, expected.queues));
     assert_eq!(own_namespaces(), here);
 }
 
@@ -149,7 +150,7 @@ fn a_taken_id_is_an_error() {
         values: vec![1],
         last: BTreeMap::new(),
     };
-    let state = SystemV { semaphores: vec![set(0), set(0)], queues: Vec::new() };
+    let state = SystemV { semaphores: vec![set(0), set(0)], ..SystemV::default() };
     let sandbox = Sandbox::new(|| {});
     let error = state.make(sandbox.0).unwrap_err().to_string();
     assert_eq!(error, "make semaphore set 5: its id is taken: file exists");
@@ -162,7 +163,7 @@ fn the_creator_is_the_same() {
     let access = |key| Access { key, owner: (1, 2), creator: (user, group), mode: 0o600 };
     let queue = Queue { id: 3, access: access(9), room: 100, messages: Vec::new() };
     let set = Set { id: 8, access: access(8), operated: true, values: vec![2; 5], last: BTreeMap::new() };
-    let state = SystemV { semaphores: vec![set], queues: vec![queue] };
+    let state = SystemV { semaphores: vec![set], queues: vec![queue], ..SystemV::default() };
     let sandbox = Sandbox::new(|| {});
     // In a process of its own: for a moment the change of the user is one of the whole process, not of a thread.
     let _maker = Sandbox::new(|| {
@@ -185,7 +186,35 @@ fn the_creator_is_the_same() {
         state.make(sandbox.0).unwrap();
         assert_eq!(own(), before);
     });
-    assert_eq!(sandbox.capture(), state);
+    let made = sandbox.capture();
+    assert_eq!((made.semaphores, made.queues), (state.semaphores, state.queues));
+}
+
+#[test]
+fn limits_are_the_namespaces() {
+    let here = own_namespaces();
+    let write = |name: &str, value: &str| std::fs::write(format!("/proc/sys/{name}"), value).unwrap();
+    let old = Sandbox::new(|| {
+        write("kernel/sem", "40000 1024000000 1000000000 12345");
+        // SAFETY: numbers only. It has room for more than will be allowed.
+        ok(unsafe { libc::msgget(7, libc::IPC_CREAT | 0o600) });
+        write("kernel/msgmnb", "100");
+        write("kernel/shm_rmid_forced", "1");
+        write("fs/mqueue/msg_max", "123");
+        // SAFETY: numbers only. More than a new namespace allows.
+        ok(unsafe { libc::semget(8, 33000, libc::IPC_CREAT | 0o600) });
+        write("kernel/sem_next_id", "77");
+    });
+    let state = old.capture();
+    for (name, value) in
+        [("kernel/sem", "40000\t1024000000\t1000000000\t12345"), ("fs/mqueue/msg_max", "123")]
+    {
+        assert_eq!(state.limits[name], value);
+    }
+    let new = Sandbox::new(|| {});
+    state.make(new.0).unwrap();
+    assert_eq!(new.capture(), state);
+    assert_eq!(own_namespaces(), here);
 }
 
 #[test]
