@@ -295,8 +295,9 @@ impl Job<'_> {
     fn node(&mut self, node: usize) -> Result<Description, Trouble> {
         let object = self.object(node)?;
         let seen = &self.graph.nodes[node].seen;
-        let locks =
+        let mut locks =
             Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
+        locks.flocker = locks.flocker.and_then(|host| self.virtual_id(host));
         let (owner, signal) = if seen.path_only() { (None, None) } else { self.owner(node)? };
         let position = if object.has_position() { seen.info.position } else { 0 };
         Ok(Description { flags: seen.info.flags, position, owner, signal, locks, object })

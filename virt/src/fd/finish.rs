@@ -126,7 +126,7 @@ fn finish_one(description: &Description, fd: RawFd, program: &mut Program) {
     if let Some(owner) = &description.owner {
         owner.set(fd, program);
     }
-    description.locks.lease(fd, program);
+    description.locks.set_own(fd, program);
     let own = !matches!(description.object, Object::Given(_));
     if own && description.flags & libc::O_ASYNC as u32 != 0 {
         let flags = description.flags & (libc::O_ASYNC | libc::O_APPEND | libc::O_NONBLOCK) as u32

@@ -40,6 +40,9 @@ pub struct Locks {
     /// Whether it has a lock of flock(2), and an exclusive one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flock: Option<bool>,
+    /// The process that has set it, by its id in the job: `/proc` tells. It may have closed its descriptors since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flocker: Option<i32>,
     /// Its locks of F_OFD_SETLK.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<Lock>,
@@ -53,6 +56,7 @@ struct Line<'a> {
     kind: &'a str,
     state: &'a str,
     access: &'a str,
+    owner: i32,
     start: u64,
     end: Option<u64>,
 }
@@ -61,10 +65,11 @@ impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Option<Line<'a>> {
         let mut words = line.split_ascii_whitespace().skip(1);
         let (kind, state, access) = (words.next()?, words.next()?, words.next()?);
-        // Its process's id, then device and inode.
-        let start = words.nth(2)?.parse().ok()?;
+        let owner = words.next()?.parse().ok()?;
+        // Device and inode are one word.
+        let start = words.nth(1)?.parse().ok()?;
         let end = words.next()?.parse().ok();
-        Some(Line { kind, state, access, start, end })
+        Some(Line { kind, state, access, owner, start, end })
     }
 
     fn lock(&self) -> Lock {
@@ -103,12 +108,14 @@ impl Lock {
 }
 
 impl Locks {
-    /// What the lines of a description's fdinfo tell. The error is why they can't be carried.
+    /// What the lines of a description's fdinfo tell, with ids as there. The error is why they can't be carried.
     pub(super) fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Locks, &'static str> {
         let mut locks = Locks::default();
         for line in lines.filter_map(Line::parse) {
             match (line.kind, line.state) {
-                ("FLOCK", _) => locks.flock = Some(line.access == "WRITE"),
+                ("FLOCK", _) => {
+                    (locks.flock, locks.flocker) = (Some(line.access == "WRITE"), Some(line.owner));
+                }
                 ("OFDLCK", _) => locks.ranges.push(line.lock()),
                 ("POSIX", _) => {}
                 ("LEASE", "ACTIVE") => locks.lease = Some(line.access == "WRITE"),
@@ -125,12 +132,8 @@ impl Locks {
         *self == Locks::default()
     }
 
-    /// Sets those that do not belong to a process, through descriptor `fd`.
+    /// Sets those that nobody is noted for, through descriptor `fd`.
     pub(super) fn set(&self, fd: RawFd, name: &str, making: &mut Making<'_>) {
-        if let Some(exclusive) = self.flock {
-            let how = libc::LOCK_NB | if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-            making.program.call(format!("flock {name}"), libc::SYS_flock, &[fd.into(), how.into()]);
-        }
         for range in &self.ranges {
             let lock = making.program.put(&range.encode());
             making.program.call(
@@ -141,8 +144,14 @@ impl Locks {
         }
     }
 
-    /// Takes the lease again: only now, for the kernel makes the process that takes it the one that is told.
-    pub(super) fn lease(&self, fd: RawFd, program: &mut Program) {
+    /// Sets those for which the kernel notes the process that does it: it shows the one of a lock, and tells the one of a
+    /// lease.
+    pub(super) fn set_own(&self, fd: RawFd, program: &mut Program) {
+        if let Some(exclusive) = self.flock {
+            let how = libc::LOCK_NB | if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+            let what = format!("flock the file of descriptor {fd}");
+            program.call(what, libc::SYS_flock, &[fd.into(), how.into()]);
+        }
         if let Some(write) = self.lease {
             let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
             program.call(
@@ -167,7 +176,7 @@ mod tests {
             "4: LEASE  ACTIVE    READ 7 08:01:12 0 EOF",
         ];
         let locks = Locks::parse(lines.into_iter()).unwrap();
-        assert_eq!((locks.flock, locks.lease), (Some(true), Some(false)));
+        assert_eq!((locks.flock, locks.flocker, locks.lease), (Some(true), Some(7), Some(false)));
         assert_eq!(locks.ranges, [Lock { fd: -1, exclusive: false, start: 10, end: Some(19) }]);
         assert_eq!(
             lines.into_iter().filter_map(Lock::parse_posix).collect::<Vec<_>>(),

@@ -22,7 +22,7 @@ pub struct Made {
     /// Descriptors that are not to be closed yet: those of ckrun.
     keep: Vec<RawFd>,
     ghosts: Vec<RawFd>,
-    /// Of those who have a description, the one who does for it what only one has to do.
+    /// Of those who have a description, the one who does for it what only one has to do; best the one who has locked it.
     holders: HashMap<u32, (i32, RawFd)>,
 }
 
@@ -124,7 +124,11 @@ impl Files {
         let mut holders = HashMap::new();
         for (&pid, holdings) in &self.processes {
             for held in &holdings.descriptors {
-                holders.entry(held.description).or_insert((pid, held.fd));
+                let flocker = self.description(held.description).and_then(|d| d.locks.flocker);
+                let holder = holders.entry(held.description).or_insert((pid, held.fd));
+                if flocker == Some(pid) && holder.0 != pid {
+                    *holder = (pid, held.fd);
+                }
             }
         }
         let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();

@@ -239,6 +239,8 @@ fn comparable(files: &Files) -> Files {
         if matches!(description.object, Object::Given(_)) {
             description.flags = 0;
         }
+        // Its number is another one now.
+        description.locks.flocker = None;
         if description.locks.lease.is_some() {
             // Of a lease that another thread than the first one took, the kernel shows no owner.
             description.owner = None;
