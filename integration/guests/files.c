@@ -415,6 +415,27 @@ static void verify_flock(void) {
     close(second);
     close(third);
 }
+/* One that another process has set, as /proc tells. */
+static pid_t locker;
+static void set_flock_of_child(void) {
+    share();
+    fd = make("/tmp/locked", "", 0);
+    locker = MUST(fork());
+    if (!locker) {
+        MUST(flock(fd, LOCK_EX));
+        for (;;) beat(0);
+    }
+    alive(0);
+}
+static void verify_flock_of_child(void) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+    EQUAL(field(proc(path), "FLOCK  ADVISORY  WRITE ", 10), locker);
+    int second = MUST(open("/tmp/locked", O_RDWR));
+    FAILS(flock(second, LOCK_SH | LOCK_NB), EWOULDBLOCK);
+    close(second);
+    alive(0);
+}
 static void lock(int of, int command, short kind, off_t from, off_t length) {
     struct flock wanted = {.l_type = kind, .l_start = from, .l_len = length};
     MUST(fcntl(of, command, &wanted));
@@ -579,7 +600,27 @@ static void verify_tmpfs(void) {
     EQUAL(about.st_size, 1000 * sizeof block);
 }
 
+/* A directory of procfs whose process has ended. */
+static void set_ended_process(void) {
+    char path[32], byte;
+    int ends[2];
+    MUST(pipe(ends));
+    pid_t pid = MUST(fork());
+    if (!pid) {
+        close(ends[1]);
+        read(ends[0], &byte, 1);
+        _exit(0);
+    }
+    snprintf(path, sizeof path, "/proc/%d", pid);
+    MUST(chdir(path));
+    MUST(close(ends[1]));
+    MUST(close(ends[0]));
+    EQUAL(MUST(waitpid(pid, NULL, 0)), pid);
+}
+static void verify_ended_process(void) { FAILS(open("status", O_RDONLY), ESRCH); }
+
 static const struct mode modes[] = {
+    {"ended-process", set_ended_process, verify_ended_process},
     {"regular", set_regular, verify_regular},
     {"append", set_append, verify_append},
     {"direct", set_direct, verify_direct},
@@ -602,6 +643,7 @@ static const struct mode modes[] = {
     {"closed", set_closed, verify_closed},
     {"signal-driven", set_async, verify_async},
     {"flock", set_flock, verify_flock},
+    {"flock-of-child", set_flock_of_child, verify_flock_of_child},
     {"posix-lock", set_posix_lock, verify_posix_lock},
     {"ofd-lock", set_ofd_lock, verify_ofd_lock},
     {"locks-of-two", set_locks_of_two, verify_locks_of_two},

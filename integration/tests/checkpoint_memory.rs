@@ -11,8 +11,13 @@ modes_survive!("memory":
     mlock mlockall madvise huge copy_on_write sparse zero sysv sysv_removed sysv_alone posix posix_unlinked
     guard mseal file_private file_read_only file_deleted file_shared file_shared_deleted program code
     changes
-    ; else "hugetlb"
+    ; else "hugetlb" "without-vdso"
 );
+
+#[test]
+fn a_process_without_a_vdso() {
+    Job::up("memory", "without-vdso").is_refused(&["[vdso]", "unmapped"]);
+}
 
 const MIB: u64 = 1 << 20;
 

@@ -77,7 +77,9 @@ impl Fs {
             .map_err(|e| e.of("working directory"))?
         {
             Located::Named(path) => Place::Path(path.into()),
-            Located::Deleted(last) => Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, &last)?.ghost),
+            Located::Deleted(last) => {
+                Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost)
+            }
         };
         Ok(Fs { cwd, root, umask: member.umask })
     }

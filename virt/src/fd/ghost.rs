@@ -6,6 +6,7 @@
 use super::capture::{Content, Job, Source};
 use super::container;
 use super::making::{Making, OPEN};
+use super::pseudo;
 use super::{Description, Files, Object, Trouble};
 use crate::image::{Bytes, Image};
 use crate::{Doing, Error, Failure};
@@ -55,11 +56,17 @@ impl Job<'_> {
     pub(super) fn ghost(&mut self, node: usize, last: &[u8]) -> Result<GhostUse, Trouble> {
         let stat = self.graph.nodes[node].seen.stat;
         let (host, fd) = self.graph.place(node);
-        self.ghost_at(&format!("/proc/{host}/fd/{fd}"), &stat, last)
+        self.ghost_at(&format!("/proc/{host}/fd/{fd}"), &stat, self.graph.nodes[node].seen.info.mount, last)
     }
 
     /// The ghost that a link of `/proc` leads to.
-    pub(crate) fn ghost_at(&mut self, link: &str, stat: &Stat, last: &[u8]) -> Result<GhostUse, Trouble> {
+    pub(crate) fn ghost_at(
+        &mut self,
+        link: &str,
+        stat: &Stat,
+        mount: u64,
+        last: &[u8],
+    ) -> Result<GhostUse, Trouble> {
         let key = (stat.st_dev, stat.st_ino);
         if let Some(&ghost) = self.ghosts.0.get(&key) {
             return Ok(GhostUse { ghost });
@@ -68,6 +75,10 @@ impl Job<'_> {
         if !matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Fifo) {
             let name = String::from_utf8_lossy(last).into_owned();
             return Err(Trouble::refused(name, format!("a deleted file of the kind {kind:?}")));
+        }
+        if self.graph.container.mount(mount).is_some_and(pseudo::is_made_up) {
+            let name = String::from_utf8_lossy(last).into_owned();
+            return Err(Trouble::refused(name, "the kernel has removed it"));
         }
         let ghost = self.files.ghosts.len() as u32;
         let shared = (self.carried)(stat.st_dev, stat.st_ino);

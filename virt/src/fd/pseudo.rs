@@ -4,7 +4,7 @@
 
 use super::Trouble;
 use super::capture::Job;
-use super::container::DELETED;
+use super::container::{DELETED, Mount};
 use super::making::{Making, OPEN};
 use crate::Doing;
 use crate::image::Bytes;
@@ -39,6 +39,11 @@ pub struct Pseudo {
     pub task: Option<i32>,
 }
 
+/// Files on `mount` hold no data of their own.
+pub(super) fn is_made_up(mount: &Mount) -> bool {
+    KINDS.contains(&mount.kind.as_slice())
+}
+
 impl Job<'_> {
     /// None when it is an ordinary file.
     pub(super) fn pseudo(&mut self, node: usize) -> Result<Option<Pseudo>, Trouble> {
@@ -55,7 +60,7 @@ impl Job<'_> {
         if mount.kind == b"mqueue" {
             return queue();
         }
-        if !KINDS.contains(&mount.kind.as_slice()) {
+        if !is_made_up(mount) {
             return Ok(None);
         }
         let inside = mount.inside(&seen.link);

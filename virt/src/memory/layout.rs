@@ -60,6 +60,9 @@ impl Layout {
                 }
             }
         }
+        if layout.vdso().is_none() && !layout.vmas.is_empty() {
+            obstacles.push(Obstacle::new("[vdso]", "it was unmapped, and ckrun works from there"));
+        }
         if let Err(why) = layout.check_vdso() {
             obstacles.push(Obstacle::new("[vdso]", why));
         }
