@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -249,8 +250,22 @@ static void set_namespaces(void) {
     }
 }
 static void verify_namespaces(void) { all_alive(NAMESPACES); }
+/* File systems that the job has mounted itself: where there was none, and over one of the sandbox. */
+static void set_mount(void) {
+    MUST(mkdir("/own", 0755));
+    MUST(mount("none", "/own", "tmpfs", 0, NULL));
+    MUST(close(make("/own/file", "own", 0)));
+}
+static void verify_mount(void) { MUST(access("/own/file", F_OK)); }
+static void set_mount_over(void) {
+    MUST(mount("none", "/dev/shm", "tmpfs", MS_NOEXEC, NULL));
+    MUST(close(make("/dev/shm/file", "own", 0)));
+}
+static void verify_mount_over(void) { MUST(access("/dev/shm/file", F_OK)); }
 
 static const struct mode modes[] = {
+    {"mount", set_mount, verify_mount},
+    {"mount-over", set_mount_over, verify_mount_over},
     {"io-uring", set_io_uring, verify_io_uring},
     {"userfaultfd", set_userfaultfd, verify_userfaultfd},
     {"several", set_several, verify_io_uring},

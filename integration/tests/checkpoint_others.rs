@@ -43,6 +43,8 @@ kept_or_refused! {
     pending_trap: "thread 1" "pending SIGTRAP";
     timer_of_a_thread: "timer 0" "CPU time";
     core_scheduling: "thread 1" "core scheduling";
+    mount: "mount /own";
+    mount_over: "mount /dev/shm";
 }
 
 /// One that is not the guest.

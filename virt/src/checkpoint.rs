@@ -7,6 +7,7 @@ use crate::capture::Capture;
 use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Manifest, Writer};
+use crate::mounts::Places;
 use crate::owned::Owned;
 use crate::resource::Blocker;
 use crate::seize::Frozen;
@@ -37,6 +38,8 @@ pub struct Options {
     pub members: Vec<Pid>,
     /// The caller has installed a seccomp filter with a listener.
     pub listener: bool,
+    /// Where the sandbox has mounted something, if the caller knows that.
+    pub places: Option<Places>,
 }
 
 impl Options {

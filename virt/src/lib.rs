@@ -16,7 +16,7 @@
 //! - [`image`]: a checkpoint on disk;
 //! - [`memory`]: address spaces, read and built again;
 //! - [`sysv`]: semaphores and message queues; [`uts`]: host and domain name;
-//! - [`tmpfs`]: contents of file systems in memory;
+//! - [`tmpfs`]: contents of file systems in memory; [`mounts`]: those that a job has made;
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
@@ -41,6 +41,7 @@ pub mod limits;
 mod making;
 pub mod memory;
 pub mod mempolicy;
+pub mod mounts;
 pub mod namespace;
 pub mod nursery;
 pub mod oom;

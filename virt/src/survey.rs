@@ -12,7 +12,7 @@ use crate::resource::{Blocker, Stopped};
 use crate::seize::{self, descendants};
 use crate::status::Status;
 use crate::timers::PosixTimers;
-use crate::{Error, Failure, fd, sched, seccomp, signals, tmpfs, unusual};
+use crate::{Error, Failure, fd, mounts, sched, seccomp, signals, tmpfs, unusual};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -29,6 +29,9 @@ const MOMENT: Duration = Duration::from_millis(2);
 /// The kernel's.
 pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     let mut blockers = tmpfs::survey(init)?;
+    if let Some(places) = &options.places {
+        blockers.extend(mounts::survey(init, places)?);
+    }
     blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);
     blockers.extend(fd::survey(&processes, &options.owned())?);

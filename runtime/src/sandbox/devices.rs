@@ -39,6 +39,12 @@ pub fn furnished(spec: &Spec) -> bool {
     })
 }
 
+/// Where the devices are.
+pub fn places(spec: &Spec) -> impl Iterator<Item = &Path> {
+    let configured = spec.lx().and_then(|l| l.devices().as_deref()).unwrap_or_default();
+    DEFAULTS.iter().map(|(path, ..)| Path::new(path)).chain(configured.iter().map(|d| d.path().as_path()))
+}
+
 /// Makes the default and the configured devices. With `bind`, where mknod is not allowed (in a user namespace), the
 /// host's nodes are bound.
 pub fn make(root: &Root, spec: &Spec, bind: bool) -> Result<()> {

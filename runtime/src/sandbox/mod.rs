@@ -33,6 +33,7 @@ pub mod netdev;
 pub mod oom;
 mod park;
 mod pivot;
+pub mod places;
 pub mod procfs;
 mod protect;
 pub mod rlimits;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::progress::{Progress, size};
 use crate::sandbox::guardian::{Charge, Guardian};
-use crate::sandbox::{destroy, seccomp};
+use crate::sandbox::{destroy, places, seccomp};
 use crate::status::Status;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
@@ -87,6 +87,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
         frozen: status == Status::Paused,
         members: state.cgroups.pids()?,
         listener,
+        places: places::of(&spec),
         table: Some(table.map_or_else(|| super::ids::first(&state), Ok)?),
     };
     if args.dry_run {

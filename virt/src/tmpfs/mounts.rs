@@ -66,7 +66,7 @@ fn candidate(mount: &Mount) -> bool {
 }
 
 /// The id of the mount that an open file is on, and whether it is its root directory.
-pub(super) fn mount_of(fd: impl std::os::fd::AsFd) -> rustix::io::Result<(u64, bool)> {
+pub(crate) fn mount_of(fd: impl std::os::fd::AsFd) -> rustix::io::Result<(u64, bool)> {
     let about = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     Ok((about.stx_mnt_id, about.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT)))
 }

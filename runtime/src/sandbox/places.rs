@@ -1,0 +1,41 @@
+//! Where the sandbox mounts something: whatever else is mounted in a container, its job has done.
+
+use super::devices;
+use super::root::clean;
+use crate::config::Ask;
+use ckrun_virt::mounts::Places;
+use oci_spec::runtime::Spec;
+use std::path::{Path, PathBuf};
+
+/// Hooks that may enter the container and mount what they like; a restart runs them again.
+const HOOKS: [&str; 4] = ["prestart", "createRuntime", "createContainer", "startContainer"];
+
+/// All places; None when only the hooks know.
+pub fn of(spec: &Spec) -> Option<Places> {
+    if HOOKS.iter().any(|kind| !spec.hook_list(kind).is_empty()) {
+        return None;
+    }
+    let mut places = Places::default();
+    for mount in spec.mount_list() {
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        let mut options = mount.options().iter().flatten();
+        // A cgroup mount of version 1 is one for each hierarchy.
+        if matches!(kind, "bind" | "cgroup") || options.any(|o| matches!(o.as_str(), "bind" | "rbind")) {
+            places.trees.push(clean(mount.destination()));
+        }
+        places.mounted.push(clean(mount.destination()));
+    }
+    let paths = |list: &Option<Vec<String>>| -> Vec<PathBuf> {
+        list.iter().flatten().map(|path| clean(Path::new(path))).collect()
+    };
+    if let Some(linux) = spec.lx() {
+        places.mounted.extend(paths(linux.masked_paths()));
+        // What is mounted below comes along.
+        places.mounted.extend(paths(linux.readonly_paths()));
+        places.trees.extend(paths(linux.readonly_paths()));
+    }
+    // Where devices can't be made they are bound.
+    places.mounted.extend(devices::places(spec).map(clean));
+    places.mounted.push("/dev/console".into());
+    Some(places)
+}
