@@ -401,7 +401,33 @@ static void verify_deleted_program(void) {
     close(fd);
 }
 
+/* The login that the kernel's audit knows, in a process with two threads. */
+static unsigned login = 3;
+static void *has_login(void *unused) {
+    for (;;) {
+        EQUAL(strtoul(proc("/proc/thread-self/loginuid"), NULL, 10), login);
+        beat(0);
+    }
+    return unused;
+}
+static void set_login(void) {
+    share();
+    if (MUST(fork())) return;
+    int fd = MUST(open("/proc/self/loginuid", O_WRONLY));
+    /* Where there is one already it takes more to change it. */
+    if (write(fd, "3", 1) != 1) login = (unsigned)strtoul(proc("/proc/self/loginuid"), NULL, 10);
+    MUST(close(fd));
+    pthread_t thread;
+    EQUAL(pthread_create(&thread, NULL, has_login, NULL), 0);
+    for (;;) {
+        EQUAL(strtoul(proc("/proc/self/loginuid"), NULL, 10), login);
+        beat(1);
+    }
+}
+static void verify_login(void) { all_alive(2); }
+
 static const struct mode modes[] = {
+    {"login", set_login, verify_login},
     {"ids", set_ids, verify_ids},
     {"many-groups", set_many_groups, verify_many_groups},
     {"ids-of-threads", set_ids_of_threads, verify_ids_of_threads},

@@ -8,7 +8,7 @@ use ckrun_integration::modes_survive;
 modes_survive!("identity":
     ids many_groups ids_of_threads capabilities securebits no_new_privs seccomp seccomp_family
     seccomp_strict limits scheduling personality umask cwd chroot chroot_cwd_outside names death_signal
-    not_dumpable oom_score prctls mdwe tsc clocks deleted_program
+    not_dumpable oom_score prctls mdwe tsc clocks login deleted_program
     ; else "chroot-of-first"
 );
 

@@ -7,6 +7,7 @@ use crate::cpu::state::CpuState;
 use crate::cpu::timers::Timers;
 use crate::job::Job;
 use crate::landlock::{self, Witnesses};
+use crate::login::LoginUid;
 use crate::memory::{self, Census, Layout, MmState, Span};
 use crate::outside::Outside;
 use crate::overruns;
@@ -127,6 +128,7 @@ impl Capture {
         let Some((leader, others)) = process.threads.split_first() else { return Ok(()) };
         let task = &leader.stopped;
         self.job.outside_processes.capture(task)?;
+        self.job.logins.extend(LoginUid::of(task).map(|login| (task.pid, login)));
         self.blockers.extend(self.namespaces.left_by(task.host, task.pid, || task.comm())?);
 
         let mut visit = Visit::enter(&leader.tracee, self.cpu)?;

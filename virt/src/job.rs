@@ -4,6 +4,7 @@ use crate::Error;
 use crate::cpu::state::CpuState;
 use crate::fd::Files;
 use crate::image::{Image, Writer};
+use crate::login::LoginUid;
 use crate::memory::{Layout, MmState, Object};
 use crate::rooms::{OutsideProcess, OutsideThread, ProcessRooms, ThreadRooms};
 use crate::seccomp::Filters;
@@ -22,6 +23,8 @@ pub struct Job {
     pub processes: ProcessRooms,
     /// Those that ckrun sees from outside.
     pub outside_processes: OutsideProcess,
+    /// As who the processes' users logged in.
+    pub logins: BTreeMap<i32, LoginUid>,
     /// POSIX timers of processes.
     pub timers: BTreeMap<i32, PosixTimers>,
     /// Kinds of state of threads.
@@ -55,6 +58,9 @@ impl Job {
         image.json("tasks.json", &self.members)?;
         self.processes.write(image)?;
         self.outside_processes.write(image)?;
+        if !self.logins.is_empty() {
+            image.json(LoginUid::FILE, &self.logins)?;
+        }
         image.json("posix-timers.json", &self.timers)?;
         self.threads.write(image)?;
         self.outside_threads.write(image)?;
@@ -81,6 +87,7 @@ impl Job {
             members: image.json("tasks.json")?,
             processes: ProcessRooms::read(image)?,
             outside_processes: OutsideProcess::read(image)?,
+            logins: if image.has(LoginUid::FILE) { image.json(LoginUid::FILE)? } else { BTreeMap::new() },
             timers: image.json("posix-timers.json")?,
             threads: ThreadRooms::read(image)?,
             outside_threads: OutsideThread::read(image)?,

@@ -38,6 +38,7 @@ pub mod image;
 pub mod job;
 pub mod landlock;
 pub mod limits;
+pub mod login;
 mod making;
 pub mod memory;
 pub mod mempolicy;

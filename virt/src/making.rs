@@ -6,6 +6,7 @@ use crate::events::Events;
 use crate::fd::Made;
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
+use crate::login::LoginUid;
 use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
 use crate::nursery::{self, AREA, Birth};
 use crate::program::Program;
@@ -39,6 +40,8 @@ pub struct Making<'a> {
     ended: Vec<Pid>,
     /// All other threads.
     threads: BTreeMap<i32, Worker>,
+    /// As who ckrun's user logged in.
+    login: Option<LoginUid>,
     /// Bytes of memory that have been read from the image.
     pub bytes: u64,
 }
@@ -64,6 +67,7 @@ impl<'a> Making<'a> {
             leaders: BTreeMap::from([(first.pid, worker)]),
             ended: Vec::new(),
             threads: BTreeMap::new(),
+            login: LoginUid::own(),
             bytes: 0,
         })
     }
@@ -179,6 +183,7 @@ impl<'a> Making<'a> {
             for &tid in &member.threads {
                 self.thread(tid)?;
             }
+            self.login(member)?;
         }
         // From here on nobody is made from anybody, and nobody maps anything.
         for (pid, layout) in &job.layouts {
@@ -192,6 +197,24 @@ impl<'a> Making<'a> {
             self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
         }
         job.files.hand_over(&self.made, &mut self.leaders)
+    }
+
+    /// Who does not get the login that it had does without.
+    fn login(&mut self, member: &Member) -> Result<(), Error> {
+        let Some(&login) = self.job.logins.get(&member.pid).filter(|login| Some(**login) != self.login)
+        else {
+            return Ok(());
+        };
+        for &tid in &member.threads {
+            self.task(tid, |worker| match login.set(worker) {
+                Err(e) if e.errno != Errno::ESRCH => {
+                    log::warn!("{e}");
+                    Ok(())
+                }
+                other => other,
+            })?;
+        }
+        Ok(())
     }
 
     /// What a thread can have before its process is complete.
