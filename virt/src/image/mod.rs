@@ -24,6 +24,7 @@ mod partial;
 mod reader;
 mod sparse;
 mod stored;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod unique;

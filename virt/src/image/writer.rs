@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::Xxh3;
 /// commit everything is removed when the writer is dropped; when it is killed, by the next writer for the same place.
 #[derive(Debug)]
 pub struct Writer {
-    partial: Partial,
+    pub(super) partial: Partial,
     /// Every file begun; None until it is finished.
     files: BTreeMap<String, Option<Entry>>,
     /// Files of pages; their sizes are known when all have been written.
@@ -275,7 +275,7 @@ impl Writer {
         Ok(fsync(work, self.partial.work_path())?)
     }
 
-    fn begin(&mut self, name: &str) -> Result<File> {
+    pub(super) fn begin(&mut self, name: &str) -> Result<File> {
         name::check(name)?;
         self.partial.refuse_taken(name)?;
         if name::pages_number(name).is_some() {
@@ -287,7 +287,7 @@ impl Writer {
         Ok(file)
     }
 
-    fn finish(&mut self, name: &str, entry: Entry) {
+    pub(super) fn finish(&mut self, name: &str, entry: Entry) {
         self.files.insert(name.to_owned(), Some(entry));
     }
 

@@ -1,6 +1,7 @@
 //! Whole images on the real file system.
 
 mod read;
+mod stream;
 mod write;
 
 use super::*;
