@@ -263,7 +263,11 @@ static void set_mount_over(void) {
 }
 static void verify_mount_over(void) { MUST(access("/dev/shm/file", F_OK)); }
 
+static void set_mount_gone(void) { MUST(umount2("/dev/shm", MNT_DETACH)); }
+static void verify_mount_gone(void) {}
+
 static const struct mode modes[] = {
+    {"mount-gone", set_mount_gone, verify_mount_gone},
     {"mount", set_mount, verify_mount},
     {"mount-over", set_mount_over, verify_mount_over},
     {"io-uring", set_io_uring, verify_io_uring},

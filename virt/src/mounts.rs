@@ -1,4 +1,4 @@
-//! Mounts that a job has made in its container. A restart makes those of the sandbox, and no others.
+//! Mounts that a job has made or removed in its container. A restart makes those of the sandbox, all of them and no others.
 
 use crate::fd::{self, Mount};
 use crate::resource::Blocker;
@@ -6,7 +6,7 @@ use crate::tmpfs::mount_of;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,14 @@ use std::path::{Path, PathBuf};
 pub struct Places {
     /// Each as often as something was mounted there.
     pub mounted: Vec<PathBuf>,
+    /// The same of what may not have been necessary.
+    pub covered: Vec<PathBuf>,
     /// Below these, others came along with the first, or may come at any time by propagation.
     pub trees: Vec<PathBuf>,
 }
 
 /// Names every mount of the container whose first process is `init` that is not of the sandbox, nor on this host too, from
-/// where it was propagated.
+/// where it was propagated. Of those of the sandbox that are no longer there it warns.
 ///
 /// # Errors
 /// The kernel's.
@@ -32,33 +34,39 @@ pub fn survey(init: Pid, places: &Places) -> Result<Vec<Blocker>, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
     let point = |place: &PathBuf| point(root.as_fd(), place, &mounts);
-    let mut known: HashMap<Vec<u8>, usize> = HashMap::new();
-    for place in &places.mounted {
-        *known.entry(point(place)).or_default() += 1;
-    }
     let trees: Vec<Vec<u8>> = places.trees.iter().map(point).collect();
     let below = |point: &[u8]| {
         trees.iter().any(|tree| point.strip_prefix(&**tree).is_some_and(|rest| rest.starts_with(b"/")))
     };
-    let mut strange: Vec<&Mount> = mounts.values().collect();
-    strange.retain(|mount| match known.get_mut(&mount.point) {
-        _ if mount.point == b"/" || host.contains(&(mount.device, mount.root.clone())) => false,
-        Some(left) if *left > 0 => {
-            *left -= 1;
-            false
-        }
-        _ => !below(&mount.point),
-    });
-    strange.sort_by(|one, other| one.point.cmp(&other.point));
+    // At each point, how many there are besides those of the sandbox, and how many strangers are among them.
+    let mut points: BTreeMap<Vec<u8>, (isize, isize)> = BTreeMap::new();
+    for mount in mounts.values() {
+        let stranger = !host.contains(&(mount.device, mount.root.clone())) && !below(&mount.point);
+        let (all, strangers) = points.entry(mount.point.clone()).or_default();
+        (*all, *strangers) = (*all + 1, *strangers + isize::from(stranger));
+    }
+    for place in &places.mounted {
+        points.entry(point(place)).or_default().0 -= 1;
+    }
+    let missing: Vec<_> =
+        points.iter().filter(|(_, (more, _))| *more < 0).map(|(point, _)| point.clone()).collect();
+    for place in &places.covered {
+        points.entry(point(place)).or_default().0 -= 1;
+    }
+    points.retain(|point, (more, strangers)| *point != b"/" && *more > 0 && *strangers > 0);
     let comm = std::fs::read_to_string(format!("/proc/{init}/comm")).unwrap_or_default();
-    let blocker = |mount: &Mount| Blocker {
+    for point in missing {
+        let name = String::from_utf8_lossy(&point);
+        log::warn!("mount {name}: it was unmounted in the container, and a restart mounts it again");
+    }
+    let blocker = |point: Vec<u8>| Blocker {
         pid: 1,
         comm: comm.trim_end().to_owned(),
-        what: format!("mount {}", String::from_utf8_lossy(&mount.point)),
+        what: format!("mount {}", String::from_utf8_lossy(&point)),
         why: "it was made in the container, and a restart makes only the mounts of config.json".into(),
         remedy: Some("unmount it, or let config.json mount it from the start".into()),
     };
-    Ok(strange.into_iter().map(blocker).collect())
+    Ok(points.into_keys().map(blocker).collect())
 }
 
 /// What the kernel calls a place where something is mounted: without symbolic links.

@@ -20,22 +20,24 @@ pub fn of(spec: &Spec) -> Option<Places> {
         let kind = mount.typ().as_deref().unwrap_or_default();
         let mut options = mount.options().iter().flatten();
         // A cgroup mount of version 1 is one for each hierarchy.
-        if matches!(kind, "bind" | "cgroup") || options.any(|o| matches!(o.as_str(), "bind" | "rbind")) {
+        let cgroup = matches!(kind, "cgroup" | "cgroup2");
+        if kind == "bind" || cgroup || options.any(|o| matches!(o.as_str(), "bind" | "rbind")) {
             places.trees.push(clean(mount.destination()));
         }
-        places.mounted.push(clean(mount.destination()));
+        let list = if cgroup { &mut places.covered } else { &mut places.mounted };
+        list.push(clean(mount.destination()));
     }
     let paths = |list: &Option<Vec<String>>| -> Vec<PathBuf> {
         list.iter().flatten().map(|path| clean(Path::new(path))).collect()
     };
     if let Some(linux) = spec.lx() {
-        places.mounted.extend(paths(linux.masked_paths()));
+        places.covered.extend(paths(linux.masked_paths()));
         // What is mounted below comes along.
-        places.mounted.extend(paths(linux.readonly_paths()));
+        places.covered.extend(paths(linux.readonly_paths()));
         places.trees.extend(paths(linux.readonly_paths()));
     }
     // Where devices can't be made they are bound.
-    places.mounted.extend(devices::places(spec).map(clean));
-    places.mounted.push("/dev/console".into());
+    places.covered.extend(devices::places(spec).map(clean));
+    places.covered.push("/dev/console".into());
     Some(places)
 }
