@@ -21,6 +21,7 @@ pub mod agent;
 pub mod bundle;
 pub mod bystander;
 pub mod clients;
+pub mod emulator;
 pub mod guests;
 pub mod images;
 pub mod job;

@@ -3,71 +3,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
+use ckrun_integration::emulator::Emulator;
 use ckrun_integration::job::{Job, path};
-use ckrun_integration::terminal::terminal;
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::ttyname;
 use serde_json::json;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// An emulator: to a line "N" it answers "3N+1", until its last client has closed the device.
-struct Emulator {
-    device: PathBuf,
-    /// Keeps the device open while nobody else has it.
-    slave: Option<OwnedFd>,
-    answers: Option<std::thread::JoinHandle<u64>>,
-}
-
-impl Emulator {
-    fn new() -> Emulator {
-        let (master, slave) = terminal(24, 80);
-        let mut raw = tcgetattr(&slave).unwrap();
-        cfmakeraw(&mut raw);
-        tcsetattr(&slave, SetArg::TCSANOW, &raw).unwrap();
-        let device = ttyname(&slave).unwrap();
-        let mut to = File::from(master);
-        let from = BufReader::new(to.try_clone().unwrap());
-        let answers = std::thread::spawn(move || {
-            let mut count = 0;
-            // EIO: nobody has the other end any more.
-            for line in from.lines().map_while(Result::ok) {
-                let Ok(question) = line.parse::<u64>() else { continue };
-                writeln!(to, "{}", 3 * question + 1).unwrap();
-                count += 1;
-            }
-            count
-        });
-        Emulator { device, slave: Some(slave), answers: Some(answers) }
-    }
-
-    fn map(&self) -> String {
-        format!("/dev/emu0={}", self.device.display())
-    }
-
-    /// How many questions it has answered; nobody must have its device any more.
-    fn end(mut self) -> u64 {
-        drop(self.slave.take());
-        self.answers.take().unwrap().join().unwrap()
-    }
-}
 
 #[test]
 fn a_device_is_another_one_after_each_restart() {
     let job = Job::new("link", "device");
-    let mut emulator = Emulator::new();
+    let mut emulator = Emulator::at_work();
     job.start_with(&["--map", &emulator.map()]);
     for generation in 1..4 {
         let image = job.image(&format!("image-{generation}"));
         job.checkpoint(&image);
         assert!(emulator.end() > 0);
 
-        emulator = Emulator::new();
+        emulator = Emulator::at_work();
         let restore = ["restore", "--detach", "--image-path", path(&image), "ID"];
         let refused = job.container.ckrun(&restore).fails(1, &["/dev/emu0", "--map /dev/emu0="]);
         assert_eq!(refused.stdout, "");
@@ -148,7 +102,7 @@ fn a_ring_of_shared_memory_is_another_one_after_each_restart() {
 /// Who has not said that he answers for the device is told how to say it.
 #[test]
 fn a_device_for_which_nobody_answers() {
-    let emulator = Emulator::new();
+    let emulator = Emulator::at_work();
     let job = Job::new("link", "device");
     job.container.change(|config| {
         let mount = json!({"destination": "/dev/emu0", "source": emulator.device, "options": ["bind"]});

@@ -18,6 +18,7 @@ pub mod config;
 pub mod error;
 pub mod foreground;
 pub mod global;
+pub mod handover;
 pub mod journal;
 pub mod progress;
 pub mod remap;

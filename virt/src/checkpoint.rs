@@ -129,7 +129,13 @@ pub fn checkpoint(
     report.bytes = committed.manifest.size();
 
     fault::point("checkpoint:committed")?;
-    events.committed(&options.image)?;
+    if let Err(e) = events.committed(&options.image) {
+        if let Some(frozen) = frozen {
+            events.resume()?;
+            frozen.release();
+        }
+        return Err(e);
+    }
     report.frozen = stood;
     if let Some(frozen) = frozen {
         report.frozen = frozen.frozen_for();
@@ -138,6 +144,8 @@ pub fn checkpoint(
             frozen.release();
         } else {
             fault::point("checkpoint:kill")?;
+            frozen.doom()?;
+            events.doomed();
             frozen.kill()?;
             events.exit();
         }

@@ -29,6 +29,9 @@ pub trait Events {
         Ok(())
     }
 
+    /// The job is about to be killed after its checkpoint, and is beyond return: from now on ckrun's death is its death.
+    fn doomed(&mut self) {}
+
     /// The job is about to go on where it is, after a checkpoint or after a failed one. Every task is still stopped: who
     /// found the job frozen freezes it again now.
     fn resume(&mut self) -> Result<(), Error> {

@@ -119,6 +119,17 @@ impl Frozen {
         self.let_go();
     }
 
+    /// From now on ckrun's death is that of the job's first process, and with it of all.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn doom(&self) -> Result<(), Failure> {
+        let Some(leader) = self.processes.first().and_then(Process::leader) else { return Ok(()) };
+        let pid = leader.tracee.pid();
+        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+        ptrace::set_options(pid, options).doing(|| format!("bind process {pid} to ckrun"))
+    }
+
     /// Kills the job, and waits until all of it has ended.
     ///
     /// # Errors

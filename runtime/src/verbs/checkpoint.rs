@@ -1,20 +1,12 @@
 //! `ckrun checkpoint`: write a job to an image.
 
-use super::carry::{CarryArgs, absolute, own_pids, refuse, to_virt};
-use super::{Context, lock, print_json, print_line, require};
-use crate::cgroup::Cgroups;
-use crate::config::Ask;
-use crate::error::{Error, Result};
+use super::carry::{CarryArgs, absolute, refuse};
+use super::subject::Subject;
+use super::{Context, print_json, print_line};
+use crate::error::Result;
 use crate::journal::Journal;
-use crate::progress::{Progress, size};
-use crate::sandbox::guardian::{Charge, Guardian};
-use crate::sandbox::{destroy, places, seccomp};
-use crate::status::Status;
-use ckrun_virt::checkpoint::{Options, Report, checkpoint};
-use ckrun_virt::events::Events;
-use ckrun_virt::survey::survey;
-use ckrun_virt::table::Table;
-use ckrun_virt::{Process, fault};
+use crate::progress::size;
+use ckrun_virt::checkpoint::Report;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
@@ -71,55 +63,14 @@ impl Args {
 /// Carries it out. With `--dry-run` the answer is 1 when something stands in the way.
 pub fn run(args: &Args, context: &Context) -> Result<i32> {
     self::check(args)?;
-    let (entry, state, status) = lock(context, &args.id)?;
-    require("checkpoint", &args.id, status, &[Status::Running, Status::Paused])?;
-    let spec = entry.spec()?;
-    own_pids(&spec)?;
-    let table = Table::read(entry.dir())?;
-    // What config.json says of filters holds for a job that was started by it.
-    let restored = table.as_ref().is_some_and(|table| table.generation() > 0);
-    let listener = !restored && spec.lx().and_then(|l| l.seccomp().as_ref()).is_some_and(seccomp::notifies);
-    let gone = || Error::WrongState { verb: "checkpoint", id: args.id.clone(), status: Status::Stopped };
-    let init = state.process().ok_or_else(gone)?;
-    let options = Options {
-        image: absolute(&args.carry.image_path)?,
-        leave_running: args.leave_running,
-        frozen: status == Status::Paused,
-        members: state.cgroups.pids()?,
-        listener,
-        places: places::of(&spec),
-        table: Some(table.map_or_else(|| super::ids::first(&state), Ok)?),
-    };
+    let subject = Subject::find(context, "checkpoint", &args.id, &args.carry.image_path, args.leave_running)?;
     if args.dry_run {
-        return look(args, &init, &options);
+        return look(args, &subject);
     }
-    let config = entry.config()?;
-    // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
-    let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
-    if let Some(init) = state.init {
-        guardian.tell(init)?;
-    }
-    let frozen = (status == Status::Paused).then_some(&state.cgroups);
-    let mut watcher = Watcher { progress: Progress::new("checkpoint"), frozen };
-    let written = checkpoint(init.pid(), &options, &[("config.json", config)], &mut watcher);
-    drop(watcher);
-    drop(guardian);
-    if let Some(cgroups) = frozen
-        && (written.is_err() || options.leave_running)
-        && !cgroups.frozen()?
-    {
-        cgroups.freeze()?;
-    }
-    let report = written?;
-    if !options.leave_running {
-        fault::point("checkpoint:destroy")?;
-        // The image is good and the job has ended: what can't be cleared away is no reason to call this a failure.
-        if let Err(e) = destroy::forget(entry, &state) {
-            log::warn!("{e}");
-        }
-    }
-    log::debug!("{}", summary(&options.image, &report));
-    tell(args, &options.image, &report)?;
+    let report = subject.take(&mut ())?;
+    let image = absolute(&args.carry.image_path)?;
+    log::debug!("{}", summary(&image, &report));
+    tell(args, &image, &report)?;
     Ok(0)
 }
 
@@ -129,29 +80,8 @@ fn check(args: &Args) -> Result<()> {
     args.carry.check("checkpoint")
 }
 
-/// What a checkpoint has to do at the moments of its story.
-struct Watcher<'a> {
-    progress: Progress,
-    /// The cgroups of a job that was found frozen.
-    frozen: Option<&'a Cgroups>,
-}
-
-impl Events for Watcher<'_> {
-    fn seized(&mut self) -> Result<(), ckrun_virt::Error> {
-        self.frozen.map_or(Ok(()), |cgroups| cgroups.thaw().map_err(to_virt))
-    }
-
-    fn resume(&mut self) -> Result<(), ckrun_virt::Error> {
-        self.frozen.map_or(Ok(()), |cgroups| cgroups.freeze().map_err(to_virt))
-    }
-
-    fn progress(&mut self, done: u64, total: u64) {
-        self.progress.update(done, total);
-    }
-}
-
-fn look(args: &Args, init: &Process, options: &Options) -> Result<i32> {
-    let blockers = survey(init.pid(), options)?;
+fn look(args: &Args, subject: &Subject) -> Result<i32> {
+    let blockers = subject.survey()?;
     if args.json {
         print_json(&json!({ "blockers": blockers }))?;
     } else if blockers.is_empty() {
@@ -185,7 +115,7 @@ fn in_json(image: &Path, report: &Report) -> Value {
     })
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1000.0
 }
 

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod inspect;
 pub mod kill;
 pub mod list;
+pub mod migrate;
 mod new;
 pub mod pause;
 pub mod ps;
@@ -23,6 +24,7 @@ pub mod run;
 pub mod spec;
 pub mod start;
 pub mod state;
+mod subject;
 pub mod update;
 
 use crate::error::{Error, Result};

@@ -6,6 +6,7 @@ use super::{Context, print_json, print_line, write_pid_file};
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::foreground::Foreground;
+use crate::handover::{Arrival, without_stderr};
 use crate::journal::Journal;
 use crate::progress::{Progress, size};
 use crate::sandbox::build::{Built, Parked, Restart, Start, build};
@@ -50,6 +51,9 @@ pub struct Args {
     /// its hooks and network devices, and taken away again
     #[arg(long)]
     dry_run: bool,
+    /// The other end of `ckrun migrate`: the image comes on standard input
+    #[arg(long, hide = true)]
+    handover: bool,
     /// Print the answer of --dry-run as JSON
     #[arg(long)]
     json: bool,
@@ -108,6 +112,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     // The job has the descriptors that it had.
     refuse("restore", "--preserve-fds", args.new.preserve_fds > 0)?;
     let path = absolute(&args.carry.image_path)?;
+    let mut arrival = if args.handover { Some(Arrival::receive(&path)?) } else { None };
     let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
     let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
     let wishes = args.options()?;
@@ -131,15 +136,21 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let baggage = Baggage::open(&image)?;
     let start = Start::Restart(Restart { baggage: &baggage, clocks });
     log::debug!("checked the image {}", path.display());
-    let mut built = build(&context.store, &args.id, &bundle, &options, start, console)?;
+    let raise = || build(&context.store, &args.id, &bundle, &options, start, console);
+    let mut built = if args.handover { without_stderr(raise)?? } else { raise()? };
     log::debug!("the sandbox stands");
     let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
     let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
-    if let Err(e) = revive(&built, hatch, &image, &wishes, args.new.pid_file.as_deref()) {
+    if let Err(e) = revive(&built, hatch, &image, &wishes, args.new.pid_file.as_deref(), arrival.as_mut()) {
         built.abandon();
         return Err(e);
     }
     drop(guardian);
+    if let Some(arrival) = &mut arrival
+        && let Err(e) = arrival.say("running")
+    {
+        log::warn!("{e}");
+    }
     hooks::run_leniently(&bundle.spec, "poststart", || built.state.for_hooks(Status::Running));
     let Some(foreground) = foreground else { return Ok(0) };
     log::debug!("the job runs");
@@ -215,9 +226,10 @@ fn revive(
     image: &Image,
     wishes: &Options,
     pid_file: Option<&Path>,
+    arrival: Option<&mut Arrival>,
 ) -> Result<()> {
     fault::point("restore:sandbox")?;
-    let mut watcher = Watcher { progress: Progress::new("restore"), built, pid_file };
+    let mut watcher = Watcher { progress: Progress::new("restore"), built, pid_file, arrival };
     let restored = restore(image, built.init.pid(), hatch, wishes, &mut watcher)?;
     log::debug!(
         "restored {} processes, {} threads, {} in {:.1} ms",
@@ -234,6 +246,7 @@ struct Watcher<'a> {
     progress: Progress,
     built: &'a Built,
     pid_file: Option<&'a Path>,
+    arrival: Option<&'a mut Arrival>,
 }
 
 impl Watcher<'_> {
@@ -247,7 +260,8 @@ impl Watcher<'_> {
 
 impl Events for Watcher<'_> {
     fn running(&mut self, table: &Table) -> Result<(), ckrun_virt::Error> {
-        self.remember(table).map_err(to_virt)
+        self.remember(table).map_err(to_virt)?;
+        self.arrival.as_mut().map_or(Ok(()), |arrival| arrival.await_go()).map_err(to_virt)
     }
 
     fn progress(&mut self, done: u64, total: u64) {

@@ -1,0 +1,54 @@
+//! Emulators for guests/link.c.
+
+use crate::terminal::terminal;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::ttyname;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// An emulator: to a line "N" it answers "3N+1", until its last client has closed the device.
+#[derive(Debug)]
+pub struct Emulator {
+    /// The device's path on the host.
+    pub device: PathBuf,
+    /// Keeps the device open while nobody else has it.
+    slave: Option<OwnedFd>,
+    answers: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Emulator {
+    /// One with a device of its own.
+    pub fn at_work() -> Emulator {
+        let (master, slave) = terminal(24, 80);
+        let mut raw = tcgetattr(&slave).expect("an emulator works");
+        cfmakeraw(&mut raw);
+        tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("an emulator works");
+        let device = ttyname(&slave).expect("an emulator works");
+        let mut to = File::from(master);
+        let from = BufReader::new(to.try_clone().expect("an emulator works"));
+        let answers = std::thread::spawn(move || {
+            let mut count = 0;
+            // EIO: nobody has the other end any more.
+            for line in from.lines().map_while(Result::ok) {
+                let Ok(question) = line.parse::<u64>() else { continue };
+                writeln!(to, "{}", 3 * question + 1).expect("an emulator works");
+                count += 1;
+            }
+            count
+        });
+        Emulator { device, slave: Some(slave), answers: Some(answers) }
+    }
+
+    /// The word of `--map` that puts it where guests/link.c looks for it.
+    pub fn map(&self) -> String {
+        format!("/dev/emu0={}", self.device.display())
+    }
+
+    /// How many questions it has answered; nobody must have its device any more.
+    pub fn end(mut self) -> u64 {
+        drop(self.slave.take());
+        self.answers.take().expect("an emulator works").join().expect("an emulator works")
+    }
+}

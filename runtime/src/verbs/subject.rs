@@ -1,0 +1,149 @@
+//! A job that is about to be written to an image: what `checkpoint` and `migrate` have in common.
+
+use super::carry::{absolute, own_pids, to_virt};
+use super::{Context, lock, require};
+use crate::cgroup::Cgroups;
+use crate::config::Ask;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::sandbox::guardian::{Charge, Guardian};
+use crate::sandbox::{destroy, places, seccomp};
+use crate::state::{Entry, State};
+use crate::status::Status;
+use ckrun_virt::checkpoint::{Options, Report, checkpoint};
+use ckrun_virt::events::Events;
+use ckrun_virt::resource::Blocker;
+use ckrun_virt::survey::survey;
+use ckrun_virt::table::Table;
+use ckrun_virt::{Process, fault};
+use std::path::Path;
+
+/// Somebody for whom the image is made.
+pub trait Taker {
+    /// The image is complete, and the job stands still. If this fails the job goes on.
+    fn committed(&mut self, _image: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    /// The job is about to be killed, whatever happens.
+    fn doomed(&mut self) {}
+}
+
+impl Taker for () {}
+
+/// A job, and where its image is to be. Nobody else changes its container.
+#[derive(Debug)]
+pub struct Subject {
+    entry: Entry,
+    /// What is known of its container.
+    pub state: State,
+    init: Process,
+    options: Options,
+}
+
+impl Subject {
+    /// Finds container `id`, whose job runs or is paused.
+    ///
+    /// # Errors
+    /// There is none, its job has ended, or it is of a kind that can't be written to an image.
+    pub fn find(
+        context: &Context,
+        verb: &'static str,
+        id: &str,
+        image: &Path,
+        leave_running: bool,
+    ) -> Result<Subject> {
+        let (entry, state, status) = lock(context, id)?;
+        require(verb, id, status, &[Status::Running, Status::Paused])?;
+        let spec = entry.spec()?;
+        own_pids(&spec)?;
+        let table = Table::read(entry.dir())?;
+        // What config.json says of filters holds for a job that was started by it.
+        let restored = table.as_ref().is_some_and(|table| table.generation() > 0);
+        let notifies = || spec.lx().and_then(|l| l.seccomp().as_ref()).is_some_and(seccomp::notifies);
+        let gone = || Error::WrongState { verb, id: id.to_owned(), status: Status::Stopped };
+        let init = state.process().ok_or_else(gone)?;
+        let options = Options {
+            image: absolute(image)?,
+            leave_running,
+            frozen: status == Status::Paused,
+            members: state.cgroups.pids()?,
+            listener: !restored && notifies(),
+            places: places::of(&spec),
+            table: Some(table.map_or_else(|| super::ids::first(&state), Ok)?),
+        };
+        Ok(Subject { entry, state, init, options })
+    }
+
+    /// What stands in the way.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn survey(&self) -> Result<Vec<Blocker>> {
+        Ok(survey(self.init.pid(), &self.options)?)
+    }
+
+    /// Writes the image, and ends the job unless it is to go on.
+    ///
+    /// # Errors
+    /// What stands in the way; the kernel's, the image's. The job goes on then as it was.
+    pub fn take(self, taker: &mut dyn Taker) -> Result<Report> {
+        let Subject { entry, state, init, options } = self;
+        let config = entry.config()?;
+        // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
+        let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
+        if let Some(init) = state.init {
+            guardian.tell(init)?;
+        }
+        let frozen = options.frozen.then_some(&state.cgroups);
+        let mut watcher = Watcher { progress: Progress::new("checkpoint"), frozen, taker };
+        let written = checkpoint(init.pid(), &options, &[("config.json", config)], &mut watcher);
+        drop(watcher);
+        drop(guardian);
+        if let Some(cgroups) = frozen
+            && (written.is_err() || options.leave_running)
+            && !cgroups.frozen()?
+        {
+            cgroups.freeze()?;
+        }
+        let report = written?;
+        if !options.leave_running {
+            fault::point("checkpoint:destroy")?;
+            // The image is good and the job has ended: what can't be cleared away is no reason to call this a failure.
+            if let Err(e) = destroy::forget(entry, &state) {
+                log::warn!("{e}");
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// What a checkpoint has to do at the moments of its story.
+struct Watcher<'a> {
+    progress: Progress,
+    /// The cgroups of a job that was found frozen.
+    frozen: Option<&'a Cgroups>,
+    taker: &'a mut dyn Taker,
+}
+
+impl Events for Watcher<'_> {
+    fn seized(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.frozen.map_or(Ok(()), |cgroups| cgroups.thaw().map_err(to_virt))
+    }
+
+    fn resume(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.frozen.map_or(Ok(()), |cgroups| cgroups.freeze().map_err(to_virt))
+    }
+
+    fn committed(&mut self, image: &Path) -> Result<(), ckrun_virt::Error> {
+        self.taker.committed(image).map_err(to_virt)
+    }
+
+    fn doomed(&mut self) {
+        self.taker.doomed();
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        self.progress.update(done, total);
+    }
+}
