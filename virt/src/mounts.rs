@@ -29,19 +29,19 @@ pub struct Places {
 /// The kernel's.
 pub fn survey(init: Pid, places: &Places) -> Result<Vec<Blocker>, Failure> {
     let mounts: HashMap<u64, Mount> = fd::mounts(init)?.into_iter().collect();
+    if as_they_were(&mounts, places) {
+        return Ok(Vec::new());
+    }
     let host: HashSet<_> = fd::mounts(Pid::this())?.into_iter().map(|(_, m)| (m.device, m.root)).collect();
     let path = format!("/proc/{init}/root");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
     let point = |place: &PathBuf| point(root.as_fd(), place, &mounts);
     let trees: Vec<Vec<u8>> = places.trees.iter().map(point).collect();
-    let below = |point: &[u8]| {
-        trees.iter().any(|tree| point.strip_prefix(&**tree).is_some_and(|rest| rest.starts_with(b"/")))
-    };
     // At each point, how many there are besides those of the sandbox, and how many strangers are among them.
     let mut points: BTreeMap<Vec<u8>, (isize, isize)> = BTreeMap::new();
     for mount in mounts.values() {
-        let stranger = !host.contains(&(mount.device, mount.root.clone())) && !below(&mount.point);
+        let stranger = !host.contains(&(mount.device, mount.root.clone())) && !below(&trees, &mount.point);
         let (all, strangers) = points.entry(mount.point.clone()).or_default();
         (*all, *strangers) = (*all + 1, *strangers + isize::from(stranger));
     }
@@ -67,6 +67,31 @@ pub fn survey(init: Pid, places: &Places) -> Result<Vec<Blocker>, Failure> {
         remedy: Some("unmount it, or let config.json mount it from the start".into()),
     };
     Ok(points.into_keys().map(blocker).collect())
+}
+
+/// Whether there is a mount at each place and nowhere else, as far as the bare names say. That is so for nearly every job,
+/// and saves finding out what the names lead to.
+fn as_they_were(mounts: &HashMap<u64, Mount>, places: &Places) -> bool {
+    let mut points: HashMap<&[u8], isize> = HashMap::new();
+    for mount in mounts.values() {
+        *points.entry(&mount.point).or_default() += 1;
+    }
+    for (places, needed) in [(&places.mounted, true), (&places.covered, false)] {
+        for place in places {
+            match points.get_mut(place.as_os_str().as_bytes()) {
+                Some(more @ 1..) => *more -= 1,
+                _ if needed => return false,
+                _ => {}
+            }
+        }
+    }
+    let trees: Vec<_> = places.trees.iter().map(|tree| tree.as_os_str().as_bytes()).collect();
+    points.iter().all(|(point, more)| *more == 0 || *point == b"/" || below(&trees, point))
+}
+
+/// Whether `point` is below one of `trees`.
+fn below(trees: &[impl AsRef<[u8]>], point: &[u8]) -> bool {
+    trees.iter().any(|tree| point.strip_prefix(tree.as_ref()).is_some_and(|rest| rest.starts_with(b"/")))
 }
 
 /// What the kernel calls a place where something is mounted: without symbolic links.
