@@ -35,6 +35,7 @@ pub mod fd;
 pub mod fs;
 pub mod hex;
 pub mod image;
+pub mod interval_timers;
 pub mod job;
 pub mod landlock;
 pub mod limits;

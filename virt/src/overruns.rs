@@ -8,11 +8,12 @@
 //! of the signal waits that the task has sent to itself. Only its place among signals of the same number may change.
 
 use crate::Failure;
+use crate::interval_timers::Interval;
 use crate::program::{Answers, Arg, Place, Program};
 use crate::resource::Stopped;
 use crate::signals::{Queued, SET, bit, read_queue, room_in_queue};
 use crate::sys::peek::RawSiginfo;
-use crate::timers::{Interval, Listed};
+use crate::timers::Listed;
 
 /// Clocks whose time can be told and set: those that count CPU time start anew.
 pub(crate) const CLOCKS: [i32; 4] =

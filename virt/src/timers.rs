@@ -1,6 +1,6 @@
-//! Timers that send signals: setitimer(2), timer_create(2).
+//! Timers that send signals, of timer_create(2).
 //!
-//! Both per process, restored in the leader when the threads exist, as one of the last acts: from then on time runs.
+//! They are per process, restored in the leader when the threads exist, as one of the last acts: from then on time runs.
 //! A timer goes on with the time that it had left. The CPU time that a process has used is not carried, but what its
 //! CPU-time timers had left is; nor is it carried whether a timer was set to a time of the clock or to a delay.
 //!
@@ -8,9 +8,10 @@
 //! [`Resource`].
 
 use crate::hex::Hex;
+use crate::interval_timers::Interval;
 use crate::overruns::{self, CLOCKS, ask_clock, nanoseconds, read_clock};
 use crate::program::{Answers, Arg, Call, Place, Program};
-use crate::resource::{Blocker, Resource, Stopped};
+use crate::resource::{Blocker, Stopped};
 use crate::signals::Queued;
 use crate::status::Status;
 use crate::{Doing, Failure};
@@ -25,76 +26,6 @@ const RESTORE_IDS_GET: libc::c_ulong = 2;
 /// CPUCLOCK_SCHED`, with 0 for the thread that made the timer.
 const PER_THREAD: i32 = 4;
 const OWN_THREAD_CLOCK: i32 = !0 << 3 | PER_THREAD | 2;
-
-/// The three timers of setitimer(2): real time, the process's user time, its CPU time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct IntervalTimers {
-    /// SIGALRM.
-    pub real: Interval,
-    /// SIGVTALRM.
-    pub r#virtual: Interval,
-    /// SIGPROF.
-    pub profiling: Interval,
-}
-
-/// How long a timer has left and how long it takes again, in seconds and a smaller unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Interval {
-    /// To the next signal; zero when the timer is not armed.
-    pub left: [i64; 2],
-    /// From then on; zero for once.
-    pub interval: [i64; 2],
-}
-
-impl Interval {
-    pub(crate) fn read(answers: &Answers, place: Place) -> Interval {
-        let word = |k: usize| answers.u64(place, k * 8).cast_signed();
-        Interval { interval: [word(0), word(1)], left: [word(2), word(3)] }
-    }
-
-    pub(crate) fn to_bytes(self) -> Vec<u8> {
-        [self.interval, self.left].concat().into_iter().flat_map(i64::to_ne_bytes).collect()
-    }
-
-    fn is_armed(&self) -> bool {
-        self.left != [0, 0]
-    }
-}
-
-impl Resource for IntervalTimers {
-    type Asked = [Place; 3];
-
-    fn ask(program: &mut Program) -> [Place; 3] {
-        [0, 1, 2].map(|which| {
-            let place = program.room(32);
-            program.call("get an interval timer", libc::SYS_getitimer, &[which.into(), place.into()]);
-            place
-        })
-    }
-
-    fn capture(_: &Stopped, asked: &[Place; 3], answers: &Answers) -> Result<Self, Failure> {
-        let [real, r#virtual, profiling] = asked.map(|place| Interval::read(answers, place));
-        Ok(IntervalTimers { real, r#virtual, profiling })
-    }
-
-    fn restore(&self, program: &mut Program) {
-        let mut real = self.real;
-        if real.interval != [0, 0] && !real.is_armed() {
-            // Its signal waits, and the kernel arms it when that is taken. To get there it has to go off once more, at
-            // once; a second SIGALRM is not queued.
-            real.left = [0, 1];
-        }
-        for (which, timer) in [real, self.r#virtual, self.profiling].into_iter().enumerate() {
-            if timer.is_armed() || timer.interval != [0, 0] {
-                let place = program.put(&timer.to_bytes());
-                let args = [which.into(), place.into(), 0.into()];
-                program.call("set an interval timer", libc::SYS_setitimer, &args);
-            }
-        }
-    }
-}
 
 /// The timers of timer_create(2) of one process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
