@@ -1,0 +1,24 @@
+//! The software emulator that ships with ckrun: something that a job can be tied to as to a hardware emulator, small
+//! enough to be understood, and so deterministic that a single lost, doubled or reordered byte shows.
+//!
+//! - [`design`]: the hardware, cycle by cycle;
+//! - [`transaction`]: what can be asked of it; [`frame`]: the same as bytes;
+//! - [`link`]: what a testbench holds: a socket, a pty, a ring in shared memory;
+//! - [`server`]: slots of the design, each with its links;
+//! - [`control`]: the vendor's side: claim, freeze, save, load, for plugins and by hand;
+//! - [`state`]: a slot as a file;
+//! - [`client`], [`testbench`]: a job that checks every reply.
+
+pub mod client;
+pub mod control;
+pub mod design;
+pub mod error;
+pub mod frame;
+pub mod link;
+pub mod server;
+pub mod state;
+pub mod testbench;
+pub mod transaction;
+
+pub use control::Control;
+pub use error::{Error, Result};
