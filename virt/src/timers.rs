@@ -4,8 +4,8 @@
 //! A timer goes on with the time that it had left. The CPU time that a process has used is not carried, but what its
 //! CPU-time timers had left is; nor is it carried whether a timer was set to a time of the clock or to a delay.
 //!
-//! POSIX timers have to be listed ([`PosixTimers::list`]) before the process can be asked about them, so they don't fit
-//! [`Resource`].
+//! They have to be listed ([`PosixTimers::list`]) before the process can be asked about them, so they don't fit
+//! [`Resource`](crate::resource::Resource).
 
 use crate::hex::Hex;
 use crate::interval_timers::Interval;

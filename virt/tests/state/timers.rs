@@ -1,10 +1,11 @@
 use crate::job::{Job, Newborn, at, call, capture, job, stopped, through_json, visit};
+use ckrun_virt::interval_timers::IntervalTimers;
 use ckrun_virt::nursery::beget_threads;
 use ckrun_virt::overruns;
 use ckrun_virt::program::Program;
 use ckrun_virt::resource::{Resource, Stopped};
 use ckrun_virt::signals::{Pending, SharedPending};
-use ckrun_virt::timers::{IntervalTimers, Listed, Notify, Now, PosixTimers};
+use ckrun_virt::timers::{Listed, Notify, Now, PosixTimers};
 use libc::*;
 
 fn block_all() {
