@@ -10,7 +10,7 @@ use crate::image::{Manifest, Writer};
 use crate::mounts::Places;
 use crate::owned::Owned;
 use crate::resource::Blocker;
-use crate::seize::Frozen;
+use crate::seize::{Frozen, Process};
 use crate::snapshot::Snapshot;
 use crate::storing::{Load, Storing};
 use crate::survey::survey;
@@ -76,6 +76,10 @@ pub struct Report {
 
 /// The most bytes of a deleted file that an image carries: 1 GiB.
 pub(crate) const DELETED: u64 = 1 << 30;
+
+/// A thread for the memory is not worth its start for so few processes with so few pages (16 MiB).
+const FEW: usize = 4;
+const LITTLE: u64 = 4096;
 
 /// Writes the job whose first process is `init` to an image, and ends it unless it is to go on. `extra` are files that
 /// the image is to have besides.
@@ -198,10 +202,10 @@ impl Steps<'_> {
         {
             return Err((Some(frozen), e));
         }
-        let stood = frozen.frozen_for();
+        let (stood, small) = (frozen.frozen_for(), small(&frozen));
         frozen.release();
         storing
-            .beside(events, |_, give| {
+            .beside(events, small, |_, give| {
                 loads.into_iter().for_each(give);
                 Ok(())
             })
@@ -225,9 +229,10 @@ impl Steps<'_> {
             loads.iter().try_for_each(|load| storing.lost_by_copy(load))?;
             capture
         } else {
+            let small = small(frozen);
             let state =
                 |events: &mut dyn Events, give: &mut dyn FnMut(Load)| self.state(frozen, image, events, give);
-            let (capture, stored) = storing.beside(events, state)?;
+            let (capture, stored) = storing.beside(events, small, state)?;
             storing = stored;
             capture
         };
@@ -262,6 +267,17 @@ impl Steps<'_> {
         tmpfs::capture(self.init, image)?;
         Ok(capture)
     }
+}
+
+/// Few processes, and little memory.
+fn small(frozen: &Frozen) -> bool {
+    // The second number of statm is that of resident pages (proc_pid_statm(5)).
+    let resident = |process: &Process| -> Option<u64> {
+        let text = crate::proc::read(&format!("/proc/{}/statm", process.stopped.host)).ok()?;
+        std::str::from_utf8(&text).ok()?.split(' ').nth(1)?.parse().ok()
+    };
+    frozen.processes.len() <= FEW
+        && frozen.processes.iter().map(|process| resident(process).unwrap_or(0)).sum::<u64>() < LITTLE
 }
 
 /// Writes what is known when all memory is stored.

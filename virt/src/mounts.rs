@@ -22,16 +22,16 @@ pub struct Places {
     pub trees: Vec<PathBuf>,
 }
 
-/// Names every mount of the container whose first process is `init` that is not of the sandbox, nor on this host too, from
+/// Names every one of the `mounts` of the container whose first process is `init` that is not of the sandbox, nor on this host too, from
 /// where it was propagated. Of those of the sandbox that are no longer there it warns.
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid, places: &Places) -> Result<Vec<Blocker>, Failure> {
-    let mounts: HashMap<u64, Mount> = fd::mounts(init)?.into_iter().collect();
-    if as_they_were(&mounts, places) {
+pub(crate) fn survey(init: Pid, mounts: &[(u64, Mount)], places: &Places) -> Result<Vec<Blocker>, Failure> {
+    if as_they_were(mounts, places) {
         return Ok(Vec::new());
     }
+    let mounts: HashMap<u64, &Mount> = mounts.iter().map(|(id, mount)| (*id, mount)).collect();
     let host: HashSet<_> = fd::mounts(Pid::this())?.into_iter().map(|(_, m)| (m.device, m.root)).collect();
     let path = format!("/proc/{init}/root");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -71,9 +71,9 @@ pub fn survey(init: Pid, places: &Places) -> Result<Vec<Blocker>, Failure> {
 
 /// Whether there is a mount at each place and nowhere else, as far as the bare names say. That is so for nearly every job,
 /// and saves finding out what the names lead to.
-fn as_they_were(mounts: &HashMap<u64, Mount>, places: &Places) -> bool {
+fn as_they_were(mounts: &[(u64, Mount)], places: &Places) -> bool {
     let mut points: HashMap<&[u8], isize> = HashMap::new();
-    for mount in mounts.values() {
+    for (_, mount) in mounts {
         *points.entry(&mount.point).or_default() += 1;
     }
     for (places, needed) in [(&places.mounted, true), (&places.covered, false)] {
@@ -95,7 +95,7 @@ fn below(trees: &[impl AsRef<[u8]>], point: &[u8]) -> bool {
 }
 
 /// What the kernel calls a place where something is mounted: without symbolic links.
-fn point(root: BorrowedFd<'_>, place: &Path, mounts: &HashMap<u64, Mount>) -> Vec<u8> {
+fn point(root: BorrowedFd<'_>, place: &Path, mounts: &HashMap<u64, &Mount>) -> Vec<u8> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let found = rustix::fs::openat2(root, place, flags, Mode::empty(), resolve).and_then(mount_of);

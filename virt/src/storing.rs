@@ -69,15 +69,23 @@ impl Storing {
     }
 
     /// Does `work` and meanwhile, in another thread, stores what that gives, parents before their children. `events` are
-    /// told how far it is once the work is done.
+    /// told how far it is once the work is done. Of a job that is `small` everything is stored afterwards: that takes less
+    /// than a thread.
     ///
     /// # Errors
     /// The work's; the kernel's, the image's.
     pub fn beside<T>(
         mut self,
         events: &mut dyn Events,
+        small: bool,
         work: impl FnOnce(&mut dyn Events, &mut dyn FnMut(Load)) -> Result<T, Error>,
     ) -> Result<(T, Storing), Error> {
+        if small {
+            let mut loads = Vec::new();
+            let done = work(events, &mut |load| loads.push(load))?;
+            loads.iter().try_for_each(|load| self.process(load))?;
+            return Ok((done, self));
+        }
         let files = self.sinks.iter().map(|sink| sink.file().try_clone()).collect::<Result<Vec<_>, _>>();
         let files = files.doing(|| "duplicate a descriptor")?;
         let (sender, loads) = channel::<Load>();

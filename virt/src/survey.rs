@@ -28,9 +28,10 @@ const MOMENT: Duration = Duration::from_millis(2);
 /// # Errors
 /// The kernel's.
 pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
-    let mut blockers = tmpfs::survey(init)?;
+    let mounted = fd::mounts(init)?;
+    let mut blockers = tmpfs::survey(init, &mounted)?;
     if let Some(places) = &options.places {
-        blockers.extend(mounts::survey(init, places)?);
+        blockers.extend(mounts::survey(init, &mounted, places)?);
     }
     blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);

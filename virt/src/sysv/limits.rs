@@ -4,33 +4,39 @@
 use crate::{Doing, Failure};
 use std::collections::BTreeMap;
 
-/// Below `/proc/sys`: numbers, each the most that there may be of something.
-const MOST: [&str; 12] = [
-    "kernel/shmmax",
-    "kernel/shmall",
-    "kernel/shmmni",
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "fs/mqueue/queues_max",
-    "fs/mqueue/msg_max",
-    "fs/mqueue/msgsize_max",
-    "fs/mqueue/msg_default",
-    "fs/mqueue/msgsize_default",
+/// Below `/proc/sys`: numbers, each the most that there may be of something, with what a new namespace has
+/// (`linux/shm.h`, `linux/msg.h`, `linux/sem.h`, `linux/ipc_namespace.h`).
+const MOST: [(&str, &str); 12] = [
+    ("kernel/shmmax", "18446744073692774399"),
+    ("kernel/shmall", "18446744073692774399"),
+    ("kernel/shmmni", "4096"),
+    ("kernel/msgmax", "8192"),
+    ("kernel/msgmnb", "16384"),
+    ("kernel/msgmni", "32000"),
+    ("kernel/sem", "32000\t1024000000\t500\t32000"),
+    ("fs/mqueue/queues_max", "256"),
+    ("fs/mqueue/msg_max", "10"),
+    ("fs/mqueue/msgsize_max", "8192"),
+    ("fs/mqueue/msg_default", "10"),
+    ("fs/mqueue/msgsize_default", "8192"),
 ];
 /// What would be in the way of making things, and is not to be raised: whether segments that nobody has attached go with
 /// those who made them, and the ids that the next things are to have.
-const LAST: [&str; 4] =
-    ["kernel/shm_rmid_forced", "kernel/shm_next_id", "kernel/sem_next_id", "kernel/msg_next_id"];
+const LAST: [(&str, &str); 4] = [
+    ("kernel/shm_rmid_forced", "0"),
+    ("kernel/shm_next_id", "-1"),
+    ("kernel/sem_next_id", "-1"),
+    ("kernel/msg_next_id", "-1"),
+];
 
-/// What stands in each file.
+/// What stands in each file in which something else stands than in a new namespace's.
 pub type Limits = BTreeMap<String, String>;
 
 /// Those of the namespace that this thread is in. A kernel may lack some.
 pub(super) fn here() -> Limits {
     let all = MOST.into_iter().chain(LAST);
-    all.filter_map(|name| Some((name.to_owned(), read(name)?))).collect()
+    let changed = all.filter_map(|(name, new)| Some((name.to_owned(), read(name).filter(|now| now != new)?)));
+    changed.collect()
 }
 
 /// Makes room in the namespace that this thread is in for what is allowed by `limits`.
@@ -38,8 +44,9 @@ pub(super) fn here() -> Limits {
 /// # Errors
 /// As [`set`].
 pub(super) fn raise(limits: &Limits) -> Result<(), Failure> {
-    for name in MOST {
-        if let (Some(wanted), Some(now)) = (limits.get(name), read(name)) {
+    for (name, _) in MOST {
+        let Some(wanted) = limits.get(name) else { continue };
+        if let Some(now) = read(name) {
             let numbers = |text: &str| -> Vec<u64> {
                 text.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0)).collect()
             };
@@ -56,8 +63,9 @@ pub(super) fn raise(limits: &Limits) -> Result<(), Failure> {
 /// # Errors
 /// `EINVAL` (no value for this kernel), `EPERM`.
 pub(super) fn set(limits: &Limits) -> Result<(), Failure> {
-    for name in MOST.into_iter().chain(LAST) {
-        if let (Some(wanted), Some(now)) = (limits.get(name), read(name)) {
+    for (name, _) in MOST.into_iter().chain(LAST) {
+        let Some(wanted) = limits.get(name) else { continue };
+        if let Some(now) = read(name) {
             write(name, wanted, &now)?;
         }
     }

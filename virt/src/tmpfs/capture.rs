@@ -4,6 +4,7 @@ use super::attributes::{Attributes, Ids};
 use super::content::Pack;
 use super::mounts::{self, Own, READ_DIR, open};
 use super::{Entry, FILE, MOST_BYTES, MOST_FILES, Tmpfs, What};
+use crate::fd;
 use crate::fd::join;
 use crate::image::Writer;
 use crate::{Doing, Error, Failure};
@@ -21,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub fn capture(init: Pid, image: &mut Writer) -> Result<(), Error> {
     let mut all = Vec::new();
     let ids = Ids::of(init)?;
-    for own in mounts::own(init)? {
+    for own in mounts::own(init, &fd::mounts(init)?)? {
         let too_large = || Error::Blocked(vec![mounts::too_large(init, &own.point)]);
         let mut walk = Walk { own: &own, ids: &ids, entries: Vec::new(), names: HashMap::new() };
         if !walk.all()? {

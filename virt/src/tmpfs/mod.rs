@@ -20,7 +20,7 @@ mod tests;
 pub use attributes::Attributes;
 pub use capture::capture;
 pub(crate) use mounts::mount_of;
-pub use mounts::survey;
+pub(crate) use mounts::survey;
 pub use restore::restore;
 
 use crate::Error;

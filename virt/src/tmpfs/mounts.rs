@@ -29,9 +29,9 @@ pub(super) const READ_DIR: OFlags =
 /// One that this process sees as well is the host's, mounted once more. A tmpfs that is mounted twice in the container
 /// is one file system. What is below `/proc` and `/sys` hides things of the kernel, or holds mounts of cgroups, and is
 /// never the job's; the root file system is the bundle's.
-pub(super) fn own(init: Pid) -> Result<Vec<Own>, Failure> {
+pub(super) fn own(init: Pid, mounts: &[(u64, Mount)]) -> Result<Vec<Own>, Failure> {
     let mut taken: HashSet<_> = fd::mounts(Pid::this())?.into_iter().map(|(_, mount)| mount.device).collect();
-    let mut wanted: Vec<_> = fd::mounts(init)?.into_iter().filter(|(_, mount)| candidate(mount)).collect();
+    let mut wanted: Vec<_> = mounts.iter().filter(|(_, mount)| candidate(mount)).cloned().collect();
     wanted.retain(|(_, mount)| !taken.contains(&mount.device));
     wanted.sort_by(|(_, one), (_, other)| one.point.cmp(&other.point));
     if wanted.is_empty() {
@@ -71,13 +71,13 @@ pub(crate) fn mount_of(fd: impl std::os::fd::AsFd) -> rustix::io::Result<(u64, b
     Ok((about.stx_mnt_id, about.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT)))
 }
 
-/// Names every tmpfs that is too large to be carried, while the job runs on.
+/// Names every tmpfs that is too large to be carried, while the job runs on. `mounts` are those of its container.
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid) -> Result<Vec<Blocker>, Failure> {
+pub(crate) fn survey(init: Pid, mounts: &[(u64, Mount)]) -> Result<Vec<Blocker>, Failure> {
     let mut blockers = Vec::new();
-    for own in own(init)? {
+    for own in own(init, mounts)? {
         let (files, bytes) = usage(&own)?;
         if files > MOST_FILES || bytes > MOST_BYTES {
             blockers.push(too_large(init, &own.point));

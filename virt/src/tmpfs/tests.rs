@@ -305,7 +305,7 @@ fn a_file_system_of_the_host_is_not_the_containers() {
             bind("own/dir", "part");
             String::new()
         });
-        let own = mounts::own(job.0).unwrap();
+        let own = mounts::own(job.0, &crate::fd::mounts(job.0).unwrap()).unwrap();
         own.iter().map(|own| String::from_utf8_lossy(&own.point).into_owned()).collect()
     });
     assert!([point("own"), point("again")].contains(&said.into()));
