@@ -82,6 +82,10 @@ pub enum Error {
     #[error(transparent)]
     Virt(#[from] ckrun_virt::Error),
 
+    /// What a plugin of the job did wrong, or why it does not want a checkpoint.
+    #[error(transparent)]
+    Plugin(#[from] crate::plugin::Failed),
+
     /// What is known to stand in the way of a restart before anything of it was made.
     #[error("{image} can't be restored here:{}", list(.problems), image = image.display())]
     Unrestorable { image: PathBuf, problems: Vec<ckrun_virt::restore::Problem> },

@@ -7,6 +7,7 @@
 //! - [`state`]: what ckrun remembers of a container between two verbs;
 //! - [`status`]: where a container is in its life;
 //! - [`sandbox`]: namespaces, mounts, devices, identity: everything between a clone and the job's first instruction;
+//! - [`plugin`]: programs that speak for what a job is tied to outside;
 //! - [`foreground`]: ckrun while it waits for a job: signals, the terminal, the end;
 //! - [`cgroup`]: limits, accounting, freezing, on cgroup v1 and v2;
 //! - [`error`]: everything that can go wrong.
@@ -20,6 +21,7 @@ pub mod foreground;
 pub mod global;
 pub mod handover;
 pub mod journal;
+pub mod plugin;
 pub mod progress;
 pub mod remap;
 pub mod report;

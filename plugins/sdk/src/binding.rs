@@ -128,6 +128,16 @@ impl Binding {
             Binding::Handle { .. } => None,
         }
     }
+
+    /// The same, to be changed.
+    pub fn real_mut(&mut self) -> Option<&mut Real> {
+        match self {
+            Binding::Device { real, .. } | Binding::Memory { real, .. } | Binding::Socket { real, .. } => {
+                Some(real)
+            }
+            Binding::Handle { .. } => None,
+        }
+    }
 }
 
 impl From<&str> for Real {
