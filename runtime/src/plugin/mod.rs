@@ -7,11 +7,13 @@
 //! - [`company`]: all plugins of a job, and the order in which they hear of what happens;
 //! - [`attach`]: what they bind, with its descriptors;
 //! - [`calls`]: what they may ask, and [`area`]: what they keep;
+//! - [`check`]: a whole life with a plugin that is to be tried;
 //! - [`failed`]: what a plugin did wrong, at which event, after how many seconds.
 
 pub mod area;
 pub mod attach;
 pub mod calls;
+pub mod check;
 pub mod company;
 pub mod failed;
 pub mod manifest;

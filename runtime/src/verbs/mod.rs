@@ -17,6 +17,7 @@ pub mod list;
 pub mod migrate;
 mod new;
 pub mod pause;
+pub mod plugin;
 pub mod ps;
 pub mod restore;
 pub mod resume;
