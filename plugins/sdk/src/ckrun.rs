@@ -101,9 +101,12 @@ impl Ckrun {
     /// Whether the event's deadline has passed, as far as ckrun has said so: nobody waits for the answer any more.
     pub fn cancelled(&mut self) -> bool {
         // What has not come yet, and a socket that has broken, is for the next who reads.
-        while !self.cancelled && matches!(self.wire.fill(false), Ok(Filled::Bytes)) {
+        loop {
             while let Ok(Some(incoming)) = self.wire.take() {
                 self.sort(incoming);
+            }
+            if self.cancelled || !matches!(self.wire.fill(false), Ok(Filled::Bytes)) {
+                break;
             }
         }
         self.cancelled

@@ -45,7 +45,7 @@ pub enum Broken {
     #[error("sent a line that {0}")]
     Shape(&'static str),
     /// Descriptors that no line has announced.
-    #[error("sent {0} descriptors that it had not announced by \"fds\"")]
+    #[error("sent descriptors that it had not announced by \"fds\": {0}")]
     Unannounced(usize),
     /// Other descriptors than announced.
     #[error("announced {announced} descriptors by \"fds\" and sent {came}")]
@@ -109,6 +109,8 @@ pub struct Wire {
     scanned: usize,
     batches: VecDeque<Batch>,
     outgoing: VecDeque<Parcel>,
+    /// Bytes of those.
+    unsent: usize,
 }
 
 impl AsFd for Wire {
@@ -127,6 +129,7 @@ impl Wire {
             scanned: 0,
             batches: VecDeque::new(),
             outgoing: VecDeque::new(),
+            unsent: 0,
         }
     }
 
@@ -253,13 +256,14 @@ impl Wire {
         if fds.len() > DESCRIPTORS {
             return Err(Broken::TooMany);
         }
+        self.unsent += bytes.len();
         self.outgoing.push_back(Parcel { bytes, sent: 0, fds });
         Ok(())
     }
 
     /// Bytes that [`Wire::flush`] has not sent yet.
     pub fn unsent(&self) -> usize {
-        self.outgoing.iter().map(|parcel| parcel.bytes.len() - parcel.sent).sum()
+        self.unsent
     }
 
     /// Sends what is in line; without `wait`, as much as goes without blocking. The answer says whether all has gone.
@@ -281,6 +285,7 @@ impl Wire {
             match sent {
                 Ok(count) => {
                     parcel.sent += count;
+                    self.unsent -= count;
                     // They went with the first byte.
                     parcel.fds.clear();
                     if parcel.sent == parcel.bytes.len() {
