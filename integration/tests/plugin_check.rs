@@ -190,11 +190,15 @@ fn a_plugin_that_sends_what_is_no_message() {
 #[test]
 fn a_plugin_that_sends_other_descriptors_than_it_says() {
     for event in EVENTS {
-        fails("unannounced", event, "it sent 1 descriptors that it had not announced by \"fds\"");
+        fails("unannounced", event, "it sent descriptors that it had not announced by \"fds\": 1");
         fails("miscounted", event, "it announced 2 descriptors by \"fds\" and sent 1");
     }
     for event in ["init", "restart", "resume"] {
-        fails("no-such-fd", event, "its answer: /dev/emu0: \"fd\": 3, but 0 descriptors came with it");
+        fails(
+            "no-such-fd",
+            event,
+            "its answer: /dev/emu0: \"fd\": 3 is none of the 0 descriptors of the message",
+        );
     }
 }
 

@@ -67,6 +67,8 @@ fn peer(socket: &OwnedFd) -> Result<String, Errno> {
 /// The answer to `init` or `restart`.
 #[derive(Debug, Clone, Default)]
 pub struct Attached {
+    /// Whose it is.
+    pub plugin: String,
     /// What the job is tied to.
     pub bindings: Vec<Bound>,
     /// The rest; its own list of bindings is empty.
@@ -96,7 +98,7 @@ impl Attached {
     ///
     /// # Errors
     /// The reason, for a person: a member that is wrong, a descriptor that did not come, a name that is bound twice.
-    pub fn of(reply: Reply) -> Result<Attached, String> {
+    pub fn of(plugin: &str, reply: Reply) -> Result<Attached, String> {
         let mut more: Attachment = serde_json::from_value(reply.result).map_err(|e| e.to_string())?;
         let bindings = bound(std::mem::take(&mut more.bindings), reply.fds)?;
         let absolute = more.mounts.iter().flat_map(|m| [&m.source, &m.destination]);
@@ -108,7 +110,7 @@ impl Attached {
                 return Err(format!("ioctls: a handle of {} bytes; 1, 2, 4 and 8 are possible", handle.size));
             }
         }
-        Ok(Attached { bindings, more })
+        Ok(Attached { plugin: plugin.into(), bindings, more })
     }
 }
 
@@ -131,7 +133,7 @@ fn bound(bindings: Vec<Binding>, fds: Vec<OwnedFd>) -> Result<Vec<Bound>, String
                 let fd = usize::try_from(*index).ok().and_then(|index| fds.get(index)).cloned();
                 let count = fds.len();
                 Some(fd.ok_or_else(|| {
-                    format!("{name}: \"fd\": {index}, but {count} descriptors came with it")
+                    format!("{name}: \"fd\": {index} is none of the {count} descriptors of the message")
                 })?)
             }
             _ => None,
@@ -152,7 +154,7 @@ mod tests {
 
     fn of(result: Value, count: usize) -> Result<Attached, String> {
         let fds = (0..count).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
-        Attached::of(Reply { result, fds, ..Reply::default() })
+        Attached::of("emu", Reply { result, fds, ..Reply::default() })
     }
 
     #[test]
@@ -163,7 +165,10 @@ mod tests {
         ]});
         let attached = of(result.clone(), 2).unwrap();
         assert!(attached.bindings[0].fd.is_some() && attached.bindings[1].fd.is_none());
-        assert_eq!(of(result, 1).unwrap_err(), "/dev/emu0: \"fd\": 1, but 1 descriptors came with it");
+        assert_eq!(
+            of(result, 1).unwrap_err(),
+            "/dev/emu0: \"fd\": 1 is none of the 1 descriptors of the message"
+        );
     }
 
     #[test]
@@ -178,7 +183,7 @@ mod tests {
             {"kind": "memory", "virtual": "/dev/shm/ring0", "fd": 1},
             {"kind": "device", "virtual": "/dev/emu0", "real": "/dev/pts/9"},
         ]});
-        let attached = Attached::of(Reply { result, fds, ..Reply::default() }).unwrap();
+        let attached = Attached::of("emu", Reply { result, fds, ..Reply::default() }).unwrap();
         let names = attached.bindings.iter().map(|bound| bound.recorded().unwrap().real().cloned());
         let names: Vec<Real> = names.map(Option::unwrap).collect();
         let address = format!("tcp:127.0.0.1:{}", address.port());

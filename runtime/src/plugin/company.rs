@@ -37,6 +37,15 @@ pub struct Folder {
     pub fd: OwnedFd,
 }
 
+/// A binding that replaces another of the same virtual name.
+#[derive(Debug, Clone)]
+pub struct Rebound {
+    /// Whose it is.
+    pub plugin: String,
+    /// The new one.
+    pub new: Bound,
+}
+
 /// What is given to `check` and `restart`.
 #[derive(Debug)]
 pub struct Kept {
@@ -174,14 +183,14 @@ impl Company {
 
     /// The job goes on on this host after a checkpoint that was sent to all. The answer has the bindings that replace
     /// others, by plugin, and the failures.
-    pub fn resume(&mut self, after: After, calls: &mut dyn Calls) -> (Vec<Bound>, Vec<Failed>) {
+    pub fn resume(&mut self, after: After, calls: &mut dyn Calls) -> (Vec<Rebound>, Vec<Failed>) {
         let all = self.all().into_iter().rev().collect();
         self.resume_some(all, after, calls)
     }
 
     /// There is no image: those that were sent `presuspend` hear that the job goes on, in reverse order.
     /// [`Company::running`] follows, when the job is about to go on.
-    pub fn roll_back(&mut self, calls: &mut dyn Calls) -> (Vec<Bound>, Vec<Failed>) {
+    pub fn roll_back(&mut self, calls: &mut dyn Calls) -> (Vec<Rebound>, Vec<Failed>) {
         let sent = self.sent.iter().rev().copied().collect();
         self.resume_some(sent, After::Failure, calls)
     }
@@ -191,7 +200,7 @@ impl Company {
         order: Vec<usize>,
         after: After,
         calls: &mut dyn Calls,
-    ) -> (Vec<Bound>, Vec<Failed>) {
+    ) -> (Vec<Rebound>, Vec<Failed>) {
         let turns = self.tell(order, &Occasion::Resume(Going { after }), false, calls);
         self.rebind(turns)
     }
@@ -201,7 +210,7 @@ impl Company {
         &mut self,
         in_force: impl Fn(&str) -> Vec<Binding>,
         calls: &mut dyn Calls,
-    ) -> Result<(Vec<Bound>, Vec<Failed>)> {
+    ) -> Result<(Vec<Rebound>, Vec<Failed>)> {
         let recover = |peer: &Peer| Occasion::Recover(Recover { bindings: in_force(peer.name()) });
         let asked = self.each(|peer| Ok((recover(peer), None)))?;
         let turns = self.round(asked, false, calls);
@@ -279,7 +288,8 @@ impl Company {
         let sent: Vec<usize> = turns.iter().map(|turn| turn.peer).collect();
         let attached = turns.into_iter().map(|turn| {
             let (peer, event) = (turn.peer, turn.event);
-            let attached = self.understood(turn, Attached::of)?;
+            let name = self.peers[peer].name().to_owned();
+            let attached = self.understood(turn, |reply| Attached::of(&name, reply))?;
             let names = || attached.bindings.iter().map(|bound| bound.binding.virtual_name());
             for other in &self.peers {
                 let theirs: BTreeSet<String> =
@@ -300,10 +310,11 @@ impl Company {
         attached
     }
 
-    fn rebind(&mut self, turns: Vec<Turn>) -> (Vec<Bound>, Vec<Failed>) {
+    fn rebind(&mut self, turns: Vec<Turn>) -> (Vec<Rebound>, Vec<Failed>) {
         let (mut bound, mut failed) = (Vec::new(), Vec::new());
         for turn in turns {
             let (peer, event) = (turn.peer, turn.event);
+            let plugin = self.peers[peer].name().to_owned();
             match self.understood(turn, rebound) {
                 Err(e) => failed.push(e),
                 Ok(new) => {
@@ -313,11 +324,11 @@ impl Company {
                         match old.iter_mut().find(|old| old.binding.virtual_name() == name) {
                             Some(old) => {
                                 old.clone_from(&new);
-                                bound.push(new);
+                                bound.push(Rebound { plugin: plugin.clone(), new });
                             }
                             None if event == Event::Recover => {
                                 old.push(new.clone());
-                                bound.push(new);
+                                bound.push(Rebound { plugin: plugin.clone(), new });
                             }
                             None => {
                                 failed.push(wrong(&self.peers[peer], event, format!("{name} was not bound")))

@@ -25,3 +25,6 @@ pub use calls::Calls;
 pub use company::Company;
 pub use failed::{Failed, Why};
 pub use manifest::Manifest;
+
+#[cfg(test)]
+mod tests;

@@ -186,30 +186,36 @@ impl Peer {
     /// Its descriptors, and what to wait for. One whose answers to calls have not been read, or who waits at a barrier, is
     /// not listened to.
     pub fn polled(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        let Some(wire) = self.wire.as_ref().filter(|_| self.gone.is_none()) else { return Vec::new() };
+        let Some(wire) = &self.wire else { return Vec::new() };
         let mut wanted = PollFlags::empty();
-        wanted.set(PollFlags::POLLIN, self.barrier.is_none() && wire.unsent() < UNREAD);
+        wanted.set(PollFlags::POLLIN, self.listens());
         wanted.set(PollFlags::POLLOUT, wire.unsent() > 0);
         vec![(wire.as_fd(), wanted), (self.process.as_fd(), PollFlags::POLLIN)]
+    }
+
+    /// Whether it is listened to: it waits at no barrier, and has read what it was answered.
+    fn listens(&self) -> bool {
+        self.barrier.is_none() && self.wire.as_ref().is_some_and(|wire| wire.unsent() < UNREAD)
     }
 
     /// Reads what has come, without waiting, and answers the calls in it. `found` is what poll(2) said of [`Peer::polled`].
     pub fn attend(&mut self, found: &[PollFlags], calls: &mut dyn Calls) {
         let has = |index: usize, flags| found.get(index).is_some_and(|found| found.intersects(flags));
-        let hung_up = has(0, PollFlags::POLLHUP | PollFlags::POLLERR);
         if has(0, PollFlags::POLLOUT) {
             self.flush();
+            self.take(calls);
         }
         if has(0, PollFlags::POLLIN) {
             self.read(calls);
         }
-        // Whatever it said before its end has been read first.
-        while has(1, PollFlags::POLLIN) && self.gone.is_none() && self.barrier.is_none() {
+        let over = has(1, PollFlags::POLLIN);
+        // Whatever it said before its end is read first.
+        while over && self.listens() {
             if !self.read(calls) {
                 self.fail(Why::Broken(Broken::Ended));
             }
         }
-        if self.barrier.is_some() && (hung_up || has(1, PollFlags::POLLIN)) {
+        if !self.listens() && (over || has(0, PollFlags::POLLHUP | PollFlags::POLLERR)) {
             self.fail(Why::Broken(Broken::Ended));
         }
     }
@@ -217,9 +223,8 @@ impl Peer {
     /// Reads once, and takes all that is whole. The answer says whether there was anything.
     fn read(&mut self, calls: &mut dyn Calls) -> bool {
         self.take(calls);
-        let Some(wire) = self.wire.as_mut().filter(|_| self.gone.is_none() && self.barrier.is_none()) else {
-            return true;
-        };
+        let listens = self.listens();
+        let Some(wire) = self.wire.as_mut().filter(|_| listens) else { return true };
         match wire.fill(false) {
             Ok(Filled::Nothing) => false,
             Ok(Filled::Bytes) => {
@@ -235,8 +240,7 @@ impl Peer {
 
     /// Takes the messages that have come, up to a barrier: answers come in the order of the calls.
     pub fn take(&mut self, calls: &mut dyn Calls) {
-        while self.barrier.is_none()
-            && self.gone.is_none()
+        while self.listens()
             && let Some(wire) = &mut self.wire
         {
             match wire.take() {
@@ -332,6 +336,9 @@ impl Peer {
 
     /// It can't be understood any more, or has ended: what is left of it is killed.
     fn fail(&mut self, why: Why) {
+        if self.gone.is_some() {
+            return self.conclude(Err(why));
+        }
         let why = match why {
             Why::Broken(broken @ (Broken::Ended | Broken::Torn)) => {
                 // The kernel closes the files of a process just before its end.
@@ -344,7 +351,7 @@ impl Peer {
         };
         self.wire = None;
         self.process.end();
-        self.gone.get_or_insert_with(|| why.to_string());
+        self.gone = Some(why.to_string());
         self.conclude(Err(why));
     }
 

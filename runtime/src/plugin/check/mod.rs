@@ -192,6 +192,7 @@ impl Trial<'_> {
                 After::Failure => company.roll_back(&mut trial.no_job),
                 _ => company.resume(after, &mut trial.no_job),
             };
+            let bound: Vec<Bound> = bound.into_iter().map(|rebound| rebound.new).collect();
             Ok(wordless(failed).and_then(|_| trial.bound(company, &bound)))
         })?;
         Ok(good && self.running(company, after)?)
