@@ -19,7 +19,9 @@ def send(message, fds=()):
     line = (json.dumps(dict(jsonrpc="2.0", **message)) + "\n").encode()
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sent = ckrun.sendmsg([line], rights)
-    ckrun.sendall(line[sent:])
+    # A call even without a byte would fail when the answer has made ckrun close the socket.
+    if line[sent:]:
+        ckrun.sendall(line[sent:])
 
 
 def state(params):
