@@ -46,11 +46,14 @@ impl Job<'_> {
             } else {
                 "nobody answers for the state of this device"
             };
-            let remedy = format!(
-                "start the job with --map {}=DEVICE, which makes it yours to answer for",
-                seen.name()
-            );
-            return Err(Trouble::refused(what, why).or(remedy));
+            let refused = Trouble::refused(what, why);
+            let name = seen.name();
+            // Those in the container's own devpts are not the host's to be put elsewhere.
+            if name.starts_with("/dev/pts/") {
+                return Err(refused);
+            }
+            return Err(refused
+                .or(format!("start the job with --map {name}=DEVICE, which makes it yours to answer for")));
         };
         let path = match place {
             Ok(Located::Named(path)) => path,
