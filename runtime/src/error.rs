@@ -7,6 +7,7 @@
 use ckrun_virt::Failure;
 use ckrun_virt::error::text;
 use nix::errno::Errno;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The result of anything in this crate.
@@ -52,7 +53,7 @@ pub enum Error {
     #[error("hook {kind} {path}: {why}", path = path.display())]
     Hook { kind: &'static str, path: PathBuf, why: String },
 
-    /// What a process inside the sandbox reported before it gave up.
+    /// What another process of ckrun's, inside the sandbox or on another host, reported before it gave up.
     #[error("{0}")]
     Init(String),
 
@@ -86,6 +87,13 @@ pub enum Error {
     #[error(transparent)]
     Plugin(#[from] crate::plugin::Failed),
 
+    /// A job has not moved to another host.
+    #[error("migrate to {}: {why}; the job goes on here", host.to_string_lossy())]
+    NotMoved { host: OsString, why: String },
+    /// Another host has got a job, and has not said that it runs.
+    #[error("migrate: {} was given the job and did not say that it runs: look there. The image is kept: {}",
+        host.to_string_lossy(), image.display())]
+    Unheard { host: OsString, image: PathBuf },
     /// What is known to stand in the way of a restart before anything of it was made.
     #[error("{image} can't be restored here:{}", list(.problems), image = image.display())]
     Unrestorable { image: PathBuf, problems: Vec<ckrun_virt::restore::Problem> },

@@ -65,13 +65,7 @@ impl CarryArgs {
         refuse(verb, "--lsm-profile", self.lsm_profile.is_some())?;
         // With runc it is `checkpoint` that tells by it when somebody can come for the pages.
         refuse(verb, "--status-fd", verb == "restore" && self.status_fd.is_some_and(|fd| fd >= 0))?;
-        if is_host_root() {
-            Ok(())
-        } else {
-            Err(Error::Usage(format!(
-                "{verb}: needs the host's root: the job's memory and ids are out of reach of others"
-            )))
-        }
+        needs_root(verb)
     }
 
     /// The journal of this run.
@@ -79,6 +73,15 @@ impl CarryArgs {
         let dir = self.work_path.as_ref().unwrap_or(&self.image_path).clone();
         Journal::begin(Place { dir, name, wanted: self.work_path.is_some() }).ok()
     }
+}
+
+/// Refuses a caller who has not the rights that it takes.
+pub fn needs_root(verb: &str) -> Result<()> {
+    if is_host_root() {
+        return Ok(());
+    }
+    let why = "needs the host's root: the job's memory and ids are out of reach of others";
+    Err(Error::Usage(format!("{verb}: {why}")))
 }
 
 /// Refuses an option that is not done.

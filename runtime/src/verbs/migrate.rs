@@ -1,11 +1,11 @@
 //! `ckrun migrate`: move a running job to another host.
 
+use super::carry::needs_root;
 use super::checkpoint::milliseconds;
 use super::subject::{Subject, Taker};
 use super::{Context, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, size};
-use crate::user::is_host_root;
 use ckrun_virt::image::{Image, stream};
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;
@@ -54,39 +54,34 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    if !is_host_root() {
-        return Err(Error::Usage(
-            "migrate: needs the host's root: the job's memory and ids are out of reach of others".into(),
-        ));
-    }
+    needs_root("migrate")?;
     let began = Instant::now();
     let image = args.image_path.clone().unwrap_or_else(|| fresh(&args.id));
     let subject = Subject::find(context, "migrate", &args.id, &image, false)?;
-    let mut move_ = Move::by(args.there(&subject.state.bundle));
-    let taken = subject.take(&mut move_);
-    let unsure = taken.is_ok() && !move_.runs;
+    let mut moving = Move::by(args.there(&subject.state.bundle));
+    let taken = subject.take(&mut moving);
+    let unsure = moving.given && !moving.runs;
     let keep = args.image_path.is_some() || unsure;
     if !keep && let Err(e) = std::fs::remove_dir_all(&image) {
         log::debug!("remove {}: {e}", image.display());
     }
-    let report = taken.map_err(|e| Error::Usage(format!("migrate to {}: {e}", args.to.display())))?;
     if unsure {
-        return Err(Error::Usage(format!(
-            "migrate: {} was given the job and did not say that it runs: look there. The image is kept: {}",
-            args.to.display(),
-            image.display()
-        )));
+        return Err(Error::Unheard { host: args.to.clone(), image });
     }
+    let report = taken.map_err(|e| match moving.given {
+        true => e,
+        false => Error::NotMoved { host: args.to.clone(), why: e.to_string() },
+    })?;
     let total = milliseconds(began.elapsed());
     if args.json {
         return print_json(&json!({
             "to": args.to.to_string_lossy(),
             "frozenMs": milliseconds(report.frozen),
-            "checkpointMs": milliseconds(report.total.saturating_sub(move_.sent + move_.restored)),
-            "transferMs": milliseconds(move_.sent),
-            "restoreMs": milliseconds(move_.restored),
+            "checkpointMs": milliseconds(report.total.saturating_sub(moving.sent + moving.restored)),
+            "transferMs": milliseconds(moving.sent),
+            "restoreMs": milliseconds(moving.restored),
             "totalMs": total,
-            "bytes": move_.bytes,
+            "bytes": moving.bytes,
             "processes": report.processes,
             "threads": report.threads,
         }));
@@ -96,9 +91,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         args.id,
         args.to.display(),
         report.processes,
-        size(move_.bytes),
-        milliseconds(move_.sent),
-        milliseconds(move_.restored),
+        size(moving.bytes),
+        milliseconds(moving.sent),
+        milliseconds(moving.restored),
     ))
 }
 
@@ -152,6 +147,8 @@ struct Move {
     restored: Duration,
     /// The bytes of the image.
     bytes: u64,
+    /// The job is the other side's.
+    given: bool,
     /// The other side has said that the job runs.
     runs: bool,
 }
@@ -169,7 +166,7 @@ struct Talk {
 impl Move {
     fn by(there: Command) -> Move {
         let none = Duration::ZERO;
-        Move { there, talk: None, sent: none, restored: none, bytes: 0, runs: false }
+        Move { there, talk: None, sent: none, restored: none, bytes: 0, given: false, runs: false }
     }
 }
 
@@ -206,6 +203,7 @@ impl Taker for Move {
     /// Gives the job away.
     fn doomed(&mut self) {
         let Some(mut talk) = self.talk.take() else { return };
+        self.given = true;
         self.runs = talk.to.write_all(b"go\n").is_ok() && talk.hears("running");
         self.restored = talk.since.elapsed();
         let (_, complaints) = talk.end();
@@ -223,7 +221,7 @@ impl Talk {
     fn refused(self) -> Error {
         let (how, complaints) = self.end();
         let why = complaints.lines().last().map(|line| line.trim_start_matches("error: ")).unwrap_or(&how);
-        Error::Usage(format!("{why}; the job goes on here"))
+        Error::Init(why.to_owned())
     }
 
     /// How it has ended, and what it has complained of.
