@@ -41,33 +41,42 @@ static void ask(int fd, int wait_on) {
     bad("the emulator does not answer");
 }
 
+static void ask_device(void) { ask(device, device); }
+
+/* A child asks by what it has inherited, when it is told to. */
+static void make_child(void (*question)(void)) {
+    MUST(pipe(to_child));
+    MUST(pipe(from_child));
+    if (MUST(fork())) return;
+    char go;
+    asked = 1000000;
+    while (read(to_child[0], &go, 1) == 1) {
+        question();
+        EQUAL(write(from_child[1], "", 1), 1);
+    }
+    _exit(0);
+}
+static void child_asks(void) {
+    char done;
+    EQUAL(write(to_child[1], "", 1), 1);
+    EQUAL(read(from_child[0], &done, 1), 1);
+}
+
 static void set_device(void) {
     device = MUST(open("/dev/emu0", O_RDWR | O_NOCTTY | O_NONBLOCK));
     again = MUST(dup(device));
     epoll = MUST(epoll_create1(0));
     struct epoll_event event = {.events = EPOLLIN};
     MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, device, &event));
-    MUST(pipe(to_child));
-    MUST(pipe(from_child));
-    if (MUST(fork()) == 0) {
-        char go;
-        asked = 1000000;
-        while (read(to_child[0], &go, 1) == 1) {
-            ask(device, device);
-            EQUAL(write(from_child[1], "", 1), 1);
-        }
-        _exit(0);
-    }
+    make_child(ask_device);
 }
 
 static void verify_device(void) {
-    char done;
     struct stat seen;
-    ask(device, device);
+    ask_device();
     ask(again, device);
     ask(device, epoll);
-    EQUAL(write(to_child[1], "", 1), 1);
-    EQUAL(read(from_child[0], &done, 1), 1);
+    child_asks();
     EQUAL(fcntl(device, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR | O_NONBLOCK);
     /* What it opens now is what it has open. */
     struct stat there;
@@ -94,27 +103,15 @@ static void set_ring(void) {
     device = MUST(open("/dev/emu/ring0", O_RDWR));
     ring = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0);
     CHECK(ring != MAP_FAILED);
-    MUST(pipe(to_child));
-    MUST(pipe(from_child));
-    if (MUST(fork()) == 0) {
-        char go;
-        asked = 1000000;
-        while (read(to_child[0], &go, 1) == 1) {
-            ask_ring();
-            EQUAL(write(from_child[1], "", 1), 1);
-        }
-        _exit(0);
-    }
+    make_child(ask_ring);
 }
 static void verify_ring(void) {
-    char done;
     uint64_t word;
     ask_ring();
     /* The descriptor and the mapping are of one file. */
     EQUAL(pread(device, &word, sizeof word, 8), (ssize_t)sizeof word);
     EQUAL(word, 3 * asked + 1);
-    EQUAL(write(to_child[1], "", 1), 1);
-    EQUAL(read(from_child[0], &done, 1), 1);
+    child_asks();
 }
 
 static struct mode modes[] = {
