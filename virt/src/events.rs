@@ -24,7 +24,7 @@ pub trait Events {
         Ok(())
     }
 
-    /// The image is complete, the job still stands still.
+    /// The image is complete, the job still stands still. If this fails the job goes on, and the image stays.
     fn committed(&mut self, dir: &Path) -> Result<(), Error> {
         Ok(())
     }
