@@ -240,7 +240,8 @@ fn a_zoo_of_mappings_comes_back() {
     assert_eq!(again.vmas.iter().filter(|vma| vma.policy.is_some()).count(), 1);
     // No page has become one of the process's own that was not.
     let again = dump(worker.host(), worker.memory(), &image.layout, |_| true, None, &mut sinks).unwrap();
-    let places = |dumped: &Dumped| dumped.runs.iter().map(|run| (run.vaddr, run.pages)).collect::<Vec<_>>();
+    let pages = |run: &PageRun| (run.vaddr..run.vaddr + run.len()).step_by(PAGE as usize);
+    let places = |dumped: &Dumped| dumped.runs.iter().flat_map(pages).collect::<Vec<_>>();
     assert_eq!(places(&again), places(&image.dumped));
     // But that which is locked, as the lock brings it in.
     assert_eq!((again.guards, again.dropped), (image.dumped.guards.clone(), PAGE));
