@@ -20,6 +20,7 @@ pub mod error;
 pub mod foreground;
 pub mod global;
 pub mod handover;
+pub mod intercept;
 pub mod journal;
 pub mod plugin;
 pub mod progress;

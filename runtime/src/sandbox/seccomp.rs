@@ -4,9 +4,12 @@
 //! deny everything but execve. It is loaded as late as the privileges allow, right before the exec, or, without
 //! `process.noNewPrivileges`, before the capabilities go (loading then needs CAP_SYS_ADMIN).
 
+mod asking;
 mod bpf;
 mod calls;
 pub mod notify;
+
+pub use asking::Asked;
 
 use crate::error::{Error, Result};
 use bpf::{Condition, Convention, Outcome, Range, Rule, Test};

@@ -1,0 +1,76 @@
+//! System calls of a job that somebody else answers: a connect(2) to an address that is elsewhere on this host, the names
+//! of such a socket, and the ioctl(2) commands that a plugin has claimed. Everything else runs native.
+//!
+//! A filter that the job's first process loads before anything else asks a listener about these calls
+//! ([`Claims::filter`]), and about no others, as narrowly as BPF can tell: addresses and structures are in memory, out of its
+//! sight. The supervisor has the listener ([`listen`]), and answers with what it has done in the place of the task: with a
+//! duplicate of the task's descriptor, which is the same open file description.
+//!
+//! This is no protection: a call that is none of ours is let through by its number, after the task could have changed
+//! what its arguments point to (seccomp_unotify(2)). It hides from a job where its emulator is, and no more.
+
+mod call;
+mod connect;
+mod device;
+pub mod handles;
+pub mod listen;
+pub mod names;
+mod peer;
+
+use crate::sandbox::seccomp::{Asked, Filter};
+use ckrun_plugin::binding::Ioctl;
+use handles::Handles;
+use names::Name;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+/// An address that the job knows, and where it is on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// As the job says it.
+    pub to: Name,
+    /// Here.
+    pub real: Name,
+}
+
+/// What is answered for a job. Routes and handles may change while it runs, the kinds of calls can't.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Sockets.
+    pub routes: Mutex<Vec<Route>>,
+    /// Commands of devices.
+    pub ioctls: Vec<Command>,
+    /// The numbers in those.
+    pub handles: Mutex<Handles>,
+    /// Which name the job has used for a socket, by the socket's cookie, when its peer's address does not tell.
+    used: Mutex<BTreeMap<u64, Name>>,
+}
+
+/// A claimed command, and the device on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// What the plugin has claimed.
+    pub claim: Ioctl,
+    /// The path on this host of its device.
+    pub device: PathBuf,
+}
+
+impl Claims {
+    /// The filter that asks about the calls of these claims; None if there are none.
+    pub fn filter(&self) -> Option<Filter> {
+        let mut asked = Vec::new();
+        if !listen::lock(&self.routes).is_empty() {
+            asked.extend([libc::SYS_connect, libc::SYS_getpeername].map(Asked::always));
+        }
+        if !self.ioctls.is_empty() {
+            // The kernel, too, takes the lower half only (`unsigned int cmd`).
+            let commands = self.ioctls.iter().map(|command| command.claim.command.0 as u32).collect();
+            asked.push(Asked { number: libc::SYS_ioctl, among: Some((1, commands)) });
+        }
+        (!asked.is_empty()).then(|| Filter::asking(asked))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+use super::listen::{lock, serve};
+use super::names::Name;
+use super::{Claims, Command, Route};
+use ckrun_plugin::binding::{Direction, Handle, Ioctl};
+use ckrun_plugin::number::Hex;
+use nix::errno::Errno;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Runs `job` in a thread whose claimed calls are answered. A filter is a thread's own.
+fn under<T: Send>(claims: Claims, job: impl FnOnce() -> T + Send) -> (T, Arc<Claims>) {
+    let claims = Arc::new(claims);
+    let filter = claims.filter().expect("something is claimed");
+    let (listeners, listener) = std::sync::mpsc::channel::<OwnedFd>();
+    let done = std::thread::scope(|scope| {
+        let job = scope.spawn(move || {
+            listeners.send(filter.load().unwrap().expect("a listener")).unwrap();
+            job()
+        });
+        serve(listener.recv().unwrap(), Arc::clone(&claims)).unwrap();
+        job.join().unwrap()
+    });
+    (done, claims)
+}
+
+fn inet(text: &str) -> Name {
+    Name::Inet(text.parse().unwrap())
+}
+
+fn routed(routes: impl Into<Vec<Route>>) -> Claims {
+    Claims { routes: routes.into().into(), ..Claims::default() }
+}
+
+#[test]
+fn a_connection_goes_to_the_real_address_and_its_peer_has_the_virtual_one() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let real = server.local_addr().unwrap();
+    let claims = routed([Route { to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
+    let there = other.local_addr().unwrap();
+    let (names, _) = under(claims, move || {
+        let mut socket = TcpStream::connect("198.18.0.1:4000").unwrap();
+        socket.write_all(b"hello").unwrap();
+        // An address that is none of ours.
+        let native = TcpStream::connect(there).unwrap();
+        (socket.peer_addr().unwrap(), native.peer_addr().unwrap())
+    });
+    assert_eq!(names, ("198.18.0.1:4000".parse().unwrap(), there));
+    let mut said = String::new();
+    server.accept().unwrap().0.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "hello");
+}
+
+#[test]
+fn an_ipv6_socket_reaches_an_ipv4_address() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let claims =
+        routed([Route { to: inet("[fd00::7]:4000"), real: Name::Inet(server.local_addr().unwrap()) }]);
+    let (peer, _) = under(claims, || TcpStream::connect("[fd00::7]:4000").unwrap().peer_addr().unwrap());
+    assert_eq!(peer, "[fd00::7]:4000".parse::<SocketAddr>().unwrap());
+}
+
+#[test]
+fn two_names_for_one_place_are_told_apart() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let real = Name::Inet(server.local_addr().unwrap());
+    let names = ["198.18.0.1:4000", "198.18.0.1:4001"];
+    let claims = routed(names.map(|to| Route { to: inet(to), real: real.clone() }));
+    let (peers, _) =
+        under(claims, move || names.map(|name| TcpStream::connect(name).unwrap().peer_addr().unwrap()));
+    assert_eq!(peers.map(|peer| peer.to_string()), names);
+}
+
+#[test]
+fn errors_are_those_of_the_real_address() {
+    // Bound and not listening: nobody else gets the port.
+    let port =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&port, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let real: SocketAddr = rustix::net::getsockname(&port).unwrap().try_into().unwrap();
+    let claims = routed([Route { to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
+    let (error, _) = under(claims, || {
+        let error = TcpStream::connect("198.18.0.1:4000").unwrap_err().kind();
+        let bad = nix::sys::socket::getpeername::<()>(std::io::stdin().as_fd().as_raw_fd());
+        (error, bad.unwrap_err())
+    });
+    assert_eq!(error, (std::io::ErrorKind::ConnectionRefused, Errno::ENOTSOCK));
+}
+
+#[test]
+fn unix_paths_and_abstract_names_are_routed_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("real.sock");
+    let server = UnixListener::bind(&path).unwrap();
+    let real = Name::Path(path.as_os_str().as_encoded_bytes().to_vec());
+    let claims = routed([
+        Route { to: Name::Path(b"/run/emu.sock".to_vec()), real: real.clone() },
+        Route { to: Name::Abstract(b"emu".to_vec()), real },
+    ]);
+    let (peers, _) = under(claims, || {
+        let path = UnixStream::connect("/run/emu.sock").unwrap().peer_addr().unwrap();
+        let address = std::os::unix::net::SocketAddr::from_abstract_name("emu").unwrap();
+        UnixStream::connect_addr(&address).unwrap();
+        path.as_pathname().map(Path::to_owned)
+    });
+    assert_eq!(peers.as_deref(), Some(Path::new("/run/emu.sock")));
+    server.accept().unwrap();
+    server.accept().unwrap();
+}
+
+#[test]
+fn a_slow_connection_keeps_no_other_waiting() {
+    // Nobody accepts, and the queue of one is full: the connection waits.
+    let dir = tempfile::tempdir().unwrap();
+    let full =
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    let path = dir.path().join("full");
+    rustix::net::bind(&full, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let _first = UnixStream::connect(&path).unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let claims = routed([
+        Route {
+            to: Name::Path(b"/slow".to_vec()),
+            real: Name::Path(path.as_os_str().as_encoded_bytes().to_vec()),
+        },
+        Route { to: inet("198.18.0.1:4000"), real: Name::Inet(server.local_addr().unwrap()) },
+    ]);
+    under(claims, move || {
+        std::thread::scope(|scope| {
+            // Threads that are made later have the filter as well.
+            let slow = scope.spawn(|| UnixStream::connect("/slow").unwrap());
+            TcpStream::connect("198.18.0.1:4000").unwrap();
+            // Only now is there room for the slow one.
+            rustix::net::accept(&full).unwrap();
+            slow.join().unwrap();
+        });
+    });
+}
+
+/// A claimed command with one handle: TIOCSPTLCK and TIOCGPTLCK take an int, which every pty has.
+fn locked(device: &Path, command: u64, direction: Direction) -> Command {
+    let handle = Handle { space: "lock".into(), offset: 0, size: 4, direction };
+    let claim = Ioctl { device: "/dev/emu0".into(), command: Hex(command), handles: vec![handle] };
+    Command { claim, device: device.into() }
+}
+
+#[test]
+fn handles_in_a_claimed_ioctl_are_translated_both_ways() {
+    let pty = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY).unwrap();
+    let set = locked(Path::new("/dev/ptmx"), libc::TIOCSPTLCK, Direction::In);
+    let get = locked(Path::new("/dev/ptmx"), libc::TIOCGPTLCK, Direction::Out);
+    let claims = Claims { ioctls: vec![set, get], ..Claims::default() };
+    {
+        let mut handles = lock(&claims.handles);
+        handles.bind("lock", 40, 0).unwrap();
+        handles.bind("lock", 41, 1).unwrap();
+    }
+    let fd = pty.as_raw_fd();
+    let (results, _) = under(claims, move || {
+        let ask = |command, mut number: libc::c_int| {
+            // SAFETY: both commands are about one int.
+            let done = unsafe { libc::ioctl(fd, command, &raw mut number) };
+            Errno::result(done).map(|_| number)
+        };
+        [
+            ask(libc::TIOCSPTLCK, 40),
+            ask(libc::TIOCGPTLCK, 0),
+            ask(libc::TIOCSPTLCK, 41),
+            ask(libc::TIOCGPTLCK, 0),
+            ask(libc::TIOCSPTLCK, 1),
+            // Not claimed.
+            ask(libc::TIOCGPTN, -1).map(|number| number.min(0)),
+        ]
+    });
+    assert_eq!(results, [Ok(40), Ok(40), Ok(41), Ok(41), Err(Errno::EINVAL), Ok(0)]);
+}
+
+#[test]
+fn the_same_command_of_another_device_is_native() {
+    let pty = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY).unwrap();
+    let get = locked(Path::new("/dev/null"), libc::TIOCGPTLCK, Direction::Out);
+    let fd = pty.as_raw_fd();
+    let (locked, claims) = under(Claims { ioctls: vec![get], ..Claims::default() }, move || {
+        let mut number: libc::c_int = -1;
+        // SAFETY: the command is about one int.
+        Errno::result(unsafe { libc::ioctl(fd, libc::TIOCGPTLCK, &raw mut number) }).map(|_| number)
+    });
+    assert_eq!((locked, lock(&claims.handles).iter().count()), (Ok(1), 0));
+}
