@@ -139,7 +139,8 @@ fn with_subordinate_ids(container: &Container, words: &[&str]) -> Ended {
         fs::write(container.file(name), text).unwrap();
     }
     let script =
-        "set -e; mount --make-rprivate /; [ -d $D/etc ] || cp -a /etc $D/etc; mount --bind $D/etc /etc
+        "set -e; mount --make-rprivate /; mkdir -p $D/etc; cp /etc/group /etc/nsswitch.conf /etc/login.defs $D/etc
+        mount --bind $D/etc /etc
         cat $D/passwd > /etc/passwd; cat $D/subid > /etc/subuid; cat $D/subid > /etc/subgid; exec \"$@\"";
     let inner = user(container, words);
     let mut command = Command::new(needs("unshare", "util-linux"));
