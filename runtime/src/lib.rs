@@ -21,6 +21,7 @@ pub mod foreground;
 pub mod global;
 pub mod handover;
 pub mod intercept;
+pub mod job_api;
 pub mod journal;
 pub mod plugin;
 pub mod progress;

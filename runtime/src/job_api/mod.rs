@@ -1,0 +1,204 @@
+//! The job API: a socket in the container, over which a job asks for checkpoints, forbids them for a while, and is called
+//! before and after. plugins/job/README.md has the protocol; the supervisor has this.
+
+mod client;
+
+use crate::error::Result;
+use ckrun_virt::Doing;
+use client::{Client, Line};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::Mode;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Where the container has the socket.
+pub const PLACE: &str = "/run/ckrun.sock";
+
+/// The variable of the job's environment that says so.
+pub const VARIABLE: &str = "CKRUN_JOB_SOCKET";
+
+/// How long the job has for what it does before a checkpoint.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// The most connections; one more is closed.
+const MOST: usize = 64;
+
+/// The socket and those who are connected.
+#[derive(Debug)]
+pub struct JobApi {
+    listener: UnixListener,
+    clients: Vec<Client>,
+    id: String,
+    generation: u64,
+    /// Who is to be told how the checkpoint ends that was asked for.
+    asker: Option<u64>,
+    /// The number of the next connection.
+    next: u64,
+}
+
+/// A checkpoint that the job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The image's name, a file name.
+    pub name: String,
+    /// The job is to go on.
+    pub leave_running: bool,
+}
+
+impl JobApi {
+    /// Makes the socket at `path`, on the host, for container `id`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bind(path: &Path, id: &str, generation: u64) -> Result<JobApi> {
+        // One that a supervisor has left that was killed.
+        let _ = std::fs::remove_file(path);
+        let doing = || format!("make the socket {}", path.display());
+        let listener = UnixListener::bind(path).doing(doing)?;
+        listener.set_nonblocking(true).doing(doing)?;
+        // Whoever is in the container may speak for the job.
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).doing(doing)?;
+        let id = id.to_owned();
+        Ok(JobApi { listener, clients: Vec::new(), id, generation, asker: None, next: 0 })
+    }
+
+    /// What to wait for; then [`JobApi::attend`].
+    pub fn polled(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(self.listener.as_fd()).chain(self.clients.iter().filter_map(Client::fd))
+    }
+
+    /// Does what has come in, without waiting. The answer is a checkpoint that is to be begun: [`JobApi::begun`], and at its
+    /// end, if the job goes on here, [`JobApi::ended`].
+    pub fn attend(&mut self) -> Option<Wish> {
+        self.welcome();
+        let mut wish = None;
+        for client in &mut self.clients {
+            while let Some(line) = client.hear() {
+                match line {
+                    Line::Wish(_) if self.asker.is_some() || wish.is_some() => {
+                        client.say("error a checkpoint is being taken already");
+                    }
+                    Line::Wish(asked) => {
+                        self.asker = Some(client.number);
+                        wish = Some(asked);
+                    }
+                    // Too late, or nobody asked.
+                    Line::Ready | Line::Veto(_) => {}
+                }
+            }
+        }
+        self.clients.retain(Client::is_there);
+        wish
+    }
+
+    /// Whether what the job has asked for is under way; if not, why.
+    pub fn begun(&mut self, begun: Result<(), String>) {
+        let line = begun.as_ref().map_or_else(|why| format!("error {why}"), |()| "ok".into());
+        self.tell_asker(&line);
+        if begun.is_err() {
+            self.asker = None;
+        }
+    }
+
+    /// The checkpoint that the job has asked for is over, and the job goes on here.
+    pub fn ended(&mut self, how: Result<(), String>) {
+        let line = how.map_or_else(|why| format!("failed {why}"), |()| "done".into());
+        self.tell_asker(&line);
+        self.asker = None;
+    }
+
+    /// A checkpoint is about to be taken: every connection that wants to be called is, and their answers are awaited.
+    ///
+    /// # Errors
+    /// Why not: the job has forbidden it, one says no, or does not answer within `limit`.
+    pub fn before(&mut self, limit: Duration) -> Result<(), String> {
+        let until = Instant::now() + limit;
+        self.attend_nothing_new();
+        if let Some(why) = self.clients.iter().find_map(|client| client.forbids.as_ref()) {
+            return Err(format!("the job has forbidden checkpoints: {why}"));
+        }
+        for client in self.clients.iter_mut().filter(|client| client.wants_calls) {
+            client.say("before");
+            client.answered = false;
+            client.called = true;
+        }
+        loop {
+            let mut veto = None;
+            for client in self.clients.iter_mut().filter(|client| !client.answered) {
+                while let Some(line) = client.hear() {
+                    match line {
+                        Line::Ready => client.answered = true,
+                        Line::Veto(why) => {
+                            client.answered = true;
+                            veto = Some(why);
+                        }
+                        Line::Wish(_) => client.say("error a checkpoint is being taken already"),
+                    }
+                }
+            }
+            self.clients.retain(Client::is_there);
+            if let Some(why) = veto {
+                return Err(format!("the job says no: {why}"));
+            }
+            let waiting: Vec<_> = self.clients.iter().filter(|client| !client.answered).collect();
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("the job has not answered within {} s", limit.as_secs_f32()));
+            }
+            let mut polled: Vec<_> = waiting
+                .iter()
+                .filter_map(|client| client.fd())
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut polled, timeout);
+        }
+    }
+
+    /// The job goes on here, after what [`JobApi::before`] has announced.
+    pub fn after(&mut self) {
+        let line = format!("after generation={}", self.generation);
+        for client in self.clients.iter_mut().filter(|client| client.called) {
+            (client.called, client.answered) = (false, true);
+            client.say(&line);
+        }
+    }
+
+    fn welcome(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            // The end of the connection says it all.
+            if self.clients.len() >= MOST {
+                continue;
+            }
+            let hello = format!("hello protocol=1 generation={} id={}", self.generation, self.id);
+            self.clients.extend(Client::new(stream, self.next, &hello));
+            self.next += 1;
+        }
+    }
+
+    /// What was said before the checkpoint counts: one who has forbidden it has been answered.
+    fn attend_nothing_new(&mut self) {
+        self.welcome();
+        for client in &mut self.clients {
+            while let Some(line) = client.hear() {
+                if let Line::Wish(_) = line {
+                    client.say("error a checkpoint is being taken already");
+                }
+            }
+        }
+    }
+
+    fn tell_asker(&mut self, line: &str) {
+        if let Some(client) = self.clients.iter_mut().find(|client| Some(client.number) == self.asker) {
+            client.say(line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
