@@ -18,6 +18,8 @@ pub enum Kind {
     Ipc,
     /// Host and domain name.
     Uts,
+    /// Network devices, addresses, and names of sockets that are no files.
+    Net,
 }
 
 impl Kind {
@@ -25,6 +27,7 @@ impl Kind {
         match self {
             Kind::Ipc => "ipc",
             Kind::Uts => "uts",
+            Kind::Net => "net",
         }
     }
 
@@ -32,6 +35,7 @@ impl Kind {
         match self {
             Kind::Ipc => CloneFlags::CLONE_NEWIPC,
             Kind::Uts => CloneFlags::CLONE_NEWUTS,
+            Kind::Net => CloneFlags::CLONE_NEWNET,
         }
     }
 }
@@ -41,6 +45,7 @@ impl std::fmt::Display for Kind {
         f.write_str(match self {
             Kind::Ipc => "IPC namespace",
             Kind::Uts => "UTS namespace",
+            Kind::Net => "network namespace",
         })
     }
 }
@@ -60,7 +65,14 @@ impl Namespace {
     /// # Errors
     /// `ESRCH`, `ENOENT` when the process has ended.
     pub fn of(pid: Pid, kind: Kind) -> Result<Option<Namespace>, Failure> {
-        let fd = open(&format!("/proc/{pid}"), kind)?;
+        Self::open(open(&format!("/proc/{pid}"), kind)?, kind)
+    }
+
+    /// The one that `fd` is of; None if it is ckrun's own.
+    ///
+    /// # Errors
+    /// `ENOENT` without a procfs.
+    pub fn open(fd: OwnedFd, kind: Kind) -> Result<Option<Namespace>, Failure> {
         let home = open("/proc/thread-self", kind)?;
         Ok(if same(fd.as_fd(), home.as_fd())? { None } else { Some(Namespace { fd, home, kind }) })
     }

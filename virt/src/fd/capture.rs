@@ -311,6 +311,9 @@ impl Job<'_> {
             Some(b"signalfd") => return self.signalfd(node).map(Object::Signalfd),
             Some(b"timerfd") => return self.timerfd(node).map(Object::Timerfd),
             Some(name) if name.starts_with(b"pipe:") => return self.pipe(node).map(Object::Pipe),
+            Some(_) if seen.type_() == rustix::fs::FileType::Socket => {
+                return self.socket(node).map(|socket| Object::Socket(Box::new(socket)));
+            }
             Some(_) => return Err(refused::refuse(self, node)),
             None => {}
         }

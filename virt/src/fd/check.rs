@@ -87,6 +87,7 @@ impl Files {
                 let number = (!(0..HIGHEST).contains(&entry.fd)).then(|| "an impossible number".into());
                 number.or_else(|| listed("description", entry.description, self.descriptions.len()))
             }),
+            Object::Socket(socket) => socket.wrong(self),
             Object::Eventfd(_) | Object::Signalfd(_) | Object::Timerfd(_) => None,
         }
     }

@@ -5,7 +5,7 @@
 //! to be filled, ckrun does from outside, between two programs.
 
 use super::making::{Making, SETTABLE};
-use super::{Files, Object};
+use super::{Files, Object, socket};
 use crate::image::Image;
 use crate::restore::Options;
 use crate::worker::Worker;
@@ -106,13 +106,15 @@ impl Files {
                 Object::Signalfd(signalfd) => signalfd.make(to, &mut making),
                 Object::Timerfd(timerfd) => timerfd.make(to, &mut making),
                 Object::Epoll(epoll) => epoll.make(to, &mut making),
-                // Made with what they are of.
+                // Made with what they are of, or with each other.
+                Object::Socket(_) => {}
                 Object::Pipe(_) | Object::Fifo(_) | Object::Ghost(_) | Object::Memfd(_) => {}
             }
             making.run_if_large()?;
         }
         making.run()?;
         making.open_again()?;
+        socket::make(self, &mut making)?;
         for (id, description) in (0..).zip(&self.descriptions) {
             if let Object::Epoll(epoll) = &description.object {
                 epoll.add_disabled(making.at(id), &mut making);
@@ -120,6 +122,7 @@ impl Files {
         }
         making.run()?;
         self.fill(&making, image)?;
+        socket::fill(self, &mut making, image)?;
         self.settle(&mut making)?;
         let mut holders = HashMap::new();
         for (&pid, holdings) in &self.processes {
@@ -248,6 +251,7 @@ impl Object {
             Object::Signalfd(_) => "signalfd".into(),
             Object::Timerfd(_) => "timerfd".into(),
             Object::Epoll(_) => "epoll".into(),
+            Object::Socket(socket) => socket.to_string(),
         }
     }
 }

@@ -38,6 +38,7 @@ mod regular;
 mod seen;
 mod show;
 mod signalfd;
+mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -170,6 +171,8 @@ pub enum Object {
     Memfd(memfd::MemfdUse),
     /// A set of descriptions that are watched.
     Epoll(epoll::Epoll),
+    /// A socket.
+    Socket(Box<socket::Socket>),
 }
 
 /// Why one thing can't be captured.

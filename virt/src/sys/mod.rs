@@ -9,6 +9,7 @@ pub mod peek;
 mod pidfd;
 pub mod ptrace;
 mod sched;
+pub mod sockopt;
 pub mod uffd;
 mod writeback;
 

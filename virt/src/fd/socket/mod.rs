@@ -1,0 +1,80 @@
+//! Sockets.
+//!
+//! A socket is one open file description: nobody can open it a second time. What family it is of decides which file of this
+//! folder captures and restores it; what all have in common is in [`options`] and [`diag`].
+//!
+//! All of them are made in the job's first process at the numbers of their descriptions ([`make`]), filled by ckrun from
+//! outside when every description of the job is there ([`fill`]), which may travel in their messages, and last get what
+//! would have been in the way.
+
+mod class;
+#[allow(dead_code, reason = "families come one by one")]
+pub(crate) mod diag;
+#[allow(dead_code, reason = "families come one by one")]
+pub(crate) mod options;
+
+use super::Files;
+use super::Trouble;
+use super::capture::Job;
+use super::making::Making;
+use crate::Error;
+use crate::image::Image;
+pub(crate) use class::Class;
+use options::Options;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::os::fd::AsFd;
+
+/// A socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Socket {
+    /// What socket(2) was asked for.
+    pub class: Class,
+    /// Options of all families.
+    #[serde(default, skip_serializing_if = "Options::is_default")]
+    pub options: Options,
+    /// What only sockets of its family have.
+    pub of: Family,
+}
+
+/// What only sockets of one family have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "family", rename_all = "kebab-case")]
+pub enum Family {}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.class.fmt(f)
+    }
+}
+
+impl Job<'_> {
+    /// The socket behind `node`.
+    pub(super) fn socket(&mut self, node: usize) -> Result<Socket, Trouble> {
+        let fd = self.graph.take(node)?;
+        let class = Class::of(fd.as_fd())?;
+        Err(class.refuse(fd))
+    }
+}
+
+impl Socket {
+    /// Why an image can't be right.
+    pub(super) fn wrong(&self, files: &Files) -> Option<String> {
+        let _ = files;
+        self.options.wrong()
+    }
+}
+
+/// Makes all sockets in the first process, where all other descriptions are that do not have to wait for the other
+/// processes.
+pub(super) fn make(files: &Files, making: &mut Making<'_>) -> Result<(), Error> {
+    let _ = (files, making);
+    Ok(())
+}
+
+/// Puts into all sockets what waits in them, and then sets what would have been in the way.
+pub(super) fn fill(files: &Files, making: &mut Making<'_>, image: &Image) -> Result<(), Error> {
+    let _ = (files, making, image);
+    Ok(())
+}
