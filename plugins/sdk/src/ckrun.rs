@@ -82,6 +82,20 @@ impl Ckrun {
         self.hello.as_ref().map_or(&NONE, |hello| &hello.plugin.options)
     }
 
+    /// Refuses options that the plugin does not know: a slip in a name would otherwise go unnoticed.
+    ///
+    /// # Errors
+    /// [`Code::InvalidParams`], with the names that there are.
+    pub fn expect_options(&self, known: &[&str]) -> Result<(), Fault> {
+        match self.options().keys().find(|name| !known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(name) => {
+                let why = format!("there is no option {name:?}; there are {}", known.join(", "));
+                Err(Fault::new(Code::InvalidParams, why))
+            }
+        }
+    }
+
     /// The capabilities that the plugin has.
     pub fn granted(&self) -> &[Grant] {
         self.hello.as_ref().map_or(&[], |hello| &hello.granted)

@@ -10,6 +10,8 @@
 //! - [`event`]: the names of the events, deadlines, notifications; [`occasion`]: what each event says;
 //! - [`binding`]: what a plugin ties to a job; [`call`]: what it may ask of ckrun;
 //! - [`fault`]: errors and their codes; [`number`]: hexadecimal numbers and base64.
+//!
+//! [`rehearsal`] plays ckrun's part in the tests of a plugin.
 
 pub mod binding;
 pub mod call;
@@ -20,6 +22,7 @@ pub mod message;
 pub mod number;
 pub mod occasion;
 pub mod plugin;
+pub mod rehearsal;
 pub mod serve;
 pub mod wire;
 
