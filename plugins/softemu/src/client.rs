@@ -56,12 +56,18 @@ impl Client {
         self.reply()
     }
 
-    /// Goes on with another link, as if it had always been that: what a move does to a job from outside. What the old
-    /// one has delivered is read first.
-    pub fn replace(&mut self, name: &Name) -> Result<()> {
+    /// Reads what has come; [`Client::reply`] finds it later. A ring keeps what it has.
+    pub fn read_ahead(&mut self) -> Result<()> {
         if self.link.name().kind != crate::link::Kind::Ring {
             while self.link.receive(&mut self.received)? > 0 {}
         }
+        Ok(())
+    }
+
+    /// Goes on with another link, as if it had always been that: what a move does to a job from outside. What the old
+    /// one has delivered is read first.
+    pub fn replace(&mut self, name: &Name) -> Result<()> {
+        self.read_ahead()?;
         self.link = Link::open(name)?;
         Ok(())
     }

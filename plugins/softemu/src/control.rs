@@ -14,9 +14,10 @@ use crate::error::{Doing, Error, Refusal, Result};
 use crate::link::{Kind, Name};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +155,9 @@ pub struct Drain {
     /// Replies that are on the way, not read by the job. Absent for TCP: they are in the job's own socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undelivered: Option<u64>,
+    /// Of TCP: replies that have not reached the job's socket yet, as far as its kernel has said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unacknowledged: Option<u64>,
     /// Why the link is of no use any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broken: Option<String>,
@@ -162,7 +166,8 @@ pub struct Drain {
 impl Drain {
     /// Whether nothing is on the link, as far as is known.
     pub fn is_empty(&self) -> bool {
-        self.unserved == 0 && self.unwritten == 0 && self.undelivered.unwrap_or(0) == 0
+        let sent = self.undelivered.unwrap_or(0) + self.unacknowledged.unwrap_or(0);
+        self.unserved == 0 && self.unwritten == 0 && sent == 0
     }
 }
 
@@ -227,13 +232,25 @@ pub struct Control {
     stream: BufReader<UnixStream>,
     path: PathBuf,
     owner: String,
+    patience: Option<Duration>,
 }
 
 impl Control {
     /// Connects to the socket `control` in a server's directory.
     pub fn connect(path: &Path, owner: &str) -> Result<Control> {
         let stream = UnixStream::connect(path).doing(|| format!("connect to {}", path.display()))?;
-        Ok(Control { stream: BufReader::new(stream), path: path.to_owned(), owner: owner.to_owned() })
+        let stream = BufReader::new(stream);
+        Ok(Control { stream, path: path.to_owned(), owner: owner.to_owned(), patience: None })
+    }
+
+    /// How long to wait for each answer from now on; not at all for nothing. After [`Error::Late`] the connection is of
+    /// no use any more: the answer may still come.
+    pub fn set_patience(&mut self, patience: Duration) -> Result<()> {
+        // A time of zero would mean for ever to the kernel.
+        let patience = patience.max(Duration::from_millis(1));
+        self.stream.get_ref().set_read_timeout(Some(patience)).doing(|| "set a timeout")?;
+        self.patience = Some(patience);
+        Ok(())
     }
 
     /// Claims a slot for the owner. From power on, it serves, unless the claim says `frozen`.
@@ -310,6 +327,10 @@ impl Control {
         match self.stream.read_line(&mut line) {
             Ok(0) => return Err(gone("end of file".into())),
             Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                let seconds = self.patience.unwrap_or_default().as_secs();
+                return Err(Error::Late { link: format!("control socket {}", self.path.display()), seconds });
+            }
             Err(e) => return Err(gone(e.to_string())),
         }
         match serde_json::from_str(&line) {

@@ -49,6 +49,14 @@ pub enum Error {
         /// How that was noticed.
         why: String,
     },
+    /// The server has not answered in time. Whether it has done what was asked is not known.
+    #[error("{link}: no answer within {seconds} s")]
+    Late {
+        /// The control socket.
+        link: String,
+        /// How long it had, in whole seconds.
+        seconds: u64,
+    },
     /// The other side does not keep to the protocol.
     #[error("{link}: {why}")]
     Protocol {

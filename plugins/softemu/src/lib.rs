@@ -7,6 +7,7 @@
 //! - [`server`]: slots of the design, each with its links;
 //! - [`control`]: the vendor's side: claim, freeze, save, load, for plugins and by hand;
 //! - [`state`]: a slot as a file;
+//! - [`plugin`]: takes a slot with a job from host to host;
 //! - [`client`], [`testbench`]: a job that checks every reply.
 
 pub mod client;
@@ -15,6 +16,7 @@ pub mod design;
 pub mod error;
 pub mod frame;
 pub mod link;
+pub mod plugin;
 pub mod server;
 pub mod state;
 pub mod testbench;

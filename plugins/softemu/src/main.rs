@@ -1,9 +1,11 @@
 //! `ckrun-softemu`: the server, the testbench, and the control socket by hand.
 
+use ckrun_plugin::serve::SOCKET;
 use ckrun_softemu::control::{Claim, Control, Fault, When};
 use ckrun_softemu::design::element::Element;
 use ckrun_softemu::error::{Doing, Error, Result};
 use ckrun_softemu::link::Kind;
+use ckrun_softemu::plugin::Softemu;
 use ckrun_softemu::server::{self, Server};
 use ckrun_softemu::testbench;
 use clap::{Parser, Subcommand};
@@ -25,6 +27,8 @@ enum Command {
     Serve(server::Options),
     /// Run a testbench against a link
     Testbench(testbench::Options),
+    /// Be the plugin by which ckrun ties a job to a slot; ckrun starts it
+    Plugin,
     /// Ask a server something, and print the answer as JSON
     Control {
         /// The server's control socket
@@ -92,9 +96,14 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    // `--plugin ./ckrun-softemu:server=…` gives a program no words.
+    if std::env::args_os().len() == 1 && std::env::var_os(SOCKET).is_some() {
+        return plugin();
+    }
     let done = match Cli::parse().command {
         Command::Serve(options) => serve(options),
         Command::Testbench(options) => run(&options),
+        Command::Plugin => return plugin(),
         Command::Control { socket, owner, verb } => ask(&socket, &owner, verb),
     };
     match done {
@@ -107,6 +116,16 @@ fn main() -> ExitCode {
                 Error::Gone { .. } => 3,
                 _ => 1,
             })
+        }
+    }
+}
+
+fn plugin() -> ExitCode {
+    match ckrun_plugin::serve(Softemu::default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ckrun-softemu: {error}");
+            ExitCode::FAILURE
         }
     }
 }

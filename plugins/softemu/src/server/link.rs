@@ -114,6 +114,7 @@ impl Link {
             unserved: self.requests.len() as u64,
             unwritten: self.replies.len() as u64,
             undelivered: None,
+            unacknowledged: None,
             broken: self.broken.clone(),
         };
         if self.broken.is_none() {

@@ -141,15 +141,15 @@ impl Port for Socket {
         let Some(peer) = &self.peer else { return };
         status.connected = true;
         status.unserved += ioctl_fionread(peer).unwrap_or(0);
-        if self.name.kind == Kind::Unix {
-            status.undelivered = outgoing(peer).ok();
+        match self.name.kind {
+            Kind::Unix => status.undelivered = outgoing(peer).ok(),
+            _ => status.unacknowledged = outgoing(peer).ok(),
         }
     }
 }
 
-/// Bytes that were sent through a Unix socket and that the other end has not read: SIOCOUTQ. The kernel counts whole
-/// buffers with their overhead, so it is 0 or too much. For TCP it would count what was not acknowledged, which is
-/// something else.
+/// SIOCOUTQ. Of a Unix socket, bytes that the other end has not read; the kernel counts whole buffers with their
+/// overhead, so it is 0 or too much. Of TCP, bytes that the other end's kernel has not acknowledged.
 fn outgoing(fd: &OwnedFd) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel writes one int to the address, which is that of a living int.

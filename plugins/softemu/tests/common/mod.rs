@@ -29,11 +29,23 @@ impl Server {
         Server::with(slots, &SMALL)
     }
 
+    /// One in the place of another that was killed.
+    pub fn again(folder: &TempDir, slots: usize) -> Server {
+        let link = tempfile::tempdir().unwrap();
+        let place = link.path().join("server");
+        std::os::unix::fs::symlink(folder.path(), &place).unwrap();
+        Server { child: Server::spawn(&place, slots, &SMALL), folder: link }
+    }
+
     pub fn with(slots: usize, options: &[&str]) -> Server {
         let folder = tempfile::tempdir().unwrap();
+        Server { child: Server::spawn(folder.path(), slots, options), folder }
+    }
+
+    fn spawn(folder: &Path, slots: usize, options: &[&str]) -> Child {
         let mut child = Command::new(SOFTEMU)
             .args(["serve", "--slots", &slots.to_string(), "--directory"])
-            .arg(folder.path())
+            .arg(folder)
             .args(options)
             .stdout(Stdio::piped())
             .spawn()
@@ -41,7 +53,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("serving at "), "{line}");
-        Server { folder, child }
+        child
     }
 
     pub fn control(&self, owner: &str) -> Control {
