@@ -10,12 +10,14 @@
 //! - [`plugin`]: programs that speak for what a job is tied to outside;
 //! - [`foreground`]: ckrun while it waits for a job: signals, the terminal, the end;
 //! - [`cgroup`]: limits, accounting, freezing, on cgroup v1 and v2;
+//! - [`criu`]: ckrun when it is called by that name;
 //! - [`error`]: everything that can go wrong.
 
 pub mod cdi;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+pub mod criu;
 pub mod error;
 pub mod foreground;
 pub mod global;

@@ -1,6 +1,7 @@
 //! The `ckrun` command: parse, carry out, and say what went wrong.
 
 use ckrun::cli::{Cli, Verb, normalise};
+use ckrun::criu;
 use ckrun::error::Error;
 use ckrun::report::Report;
 use ckrun::sandbox::shield;
@@ -13,6 +14,9 @@ use std::process::ExitCode;
 const UNKNOWN_VERB: u8 = 3;
 
 fn main() -> ExitCode {
+    if criu::is_meant(std::env::args_os().next().as_deref()) {
+        return criu::main(std::env::args_os().skip(1));
+    }
     if let Err(e) = shield::raise(std::env::args_os().skip(1)) {
         eprintln!("error: {e}");
         return ExitCode::FAILURE;
