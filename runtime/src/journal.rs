@@ -68,15 +68,20 @@ impl Journal {
     fn copy_to(&self, path: &Path) -> std::io::Result<()> {
         // Through /proc, to read from the beginning without moving the position at which others write.
         let mut lines = File::open(format!("/proc/self/fd/{}", self.lines.as_raw_fd()))?;
-        // The directory may be an image from anywhere: whatever has the name there is not written to, least of all what
-        // a link leads to.
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        std::io::copy(&mut lines, &mut file).map(drop)
+        std::io::copy(&mut lines, &mut create_anew(path)?).map(drop)
     }
+}
+
+/// Makes a new file in the place of an older one.
+///
+/// The directory may be an image from anywhere: whatever has the name there is not written to, least of all what a link
+/// leads to.
+pub(crate) fn create_anew(path: &Path) -> std::io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! - [`plugin`]: programs that speak for what a job is tied to outside;
 //! - [`foreground`]: ckrun while it waits for a job: signals, the terminal, the end;
 //! - [`cgroup`]: limits, accounting, freezing, on cgroup v1 and v2;
-//! - [`criu`]: ckrun when it is called by that name;
+//! - [`criu`]: what clients expect of CRIU;
 //! - [`error`]: everything that can go wrong.
 
 pub mod cdi;

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 pub struct Options {
     /// The directory that becomes the image.
     pub image: PathBuf,
+    /// An image that is there already is replaced, when the new one is complete.
+    pub replace: bool,
     /// The job goes on afterwards.
     pub leave_running: bool,
     /// It was found frozen, and is to be so again when it goes on.
@@ -95,7 +97,8 @@ pub fn checkpoint(
     let began = Instant::now();
     fault::point("checkpoint:look")?;
     refuse(survey(init, options)?)?;
-    let mut image = Writer::create(&options.image)?;
+    let begin = if options.replace { Writer::replace } else { Writer::create };
+    let mut image = begin(&options.image)?;
     for (name, bytes) in extra {
         image.bytes(name, bytes)?;
     }

@@ -68,6 +68,14 @@ impl CarryArgs {
         needs_root(verb)
     }
 
+    /// Leaves figures where clients look for them: in the directory of `--work-path`. The job has been written, or made,
+    /// when there are any: that they can't be left is no failure.
+    pub fn figures(&self, leave: impl FnOnce(&Path) -> Result<()>) {
+        if let Some(Err(e)) = self.work_path.as_deref().map(leave) {
+            log::warn!("{e}");
+        }
+    }
+
     /// The journal of this run.
     pub fn journal(&self, name: &'static str) -> Option<Journal> {
         let dir = self.work_path.as_ref().unwrap_or(&self.image_path).clone();

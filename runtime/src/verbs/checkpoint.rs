@@ -3,7 +3,8 @@
 use super::carry::{CarryArgs, absolute, refuse};
 use super::subject::Subject;
 use super::{Context, print_json, print_line};
-use crate::error::Result;
+use crate::criu::stats;
+use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::progress::size;
 use ckrun_virt::checkpoint::Report;
@@ -70,12 +71,16 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let report = subject.take(&mut ())?;
     let image = absolute(&args.carry.image_path)?;
     log::debug!("{}", summary(&image, &report));
+    args.carry.figures(|dir| stats::dumped(dir, &report));
     tell(args, &image, &report)?;
     Ok(0)
 }
 
 fn check(args: &Args) -> Result<()> {
-    refuse("checkpoint", "--pre-dump", args.pre_dump)?;
+    if args.pre_dump {
+        let why = "--pre-dump is not supported: take a whole image with --leave-running instead";
+        return Err(Error::Usage(format!("checkpoint: {why}")));
+    }
     refuse("checkpoint", "--page-server", args.page_server.is_some())?;
     args.carry.check("checkpoint")
 }

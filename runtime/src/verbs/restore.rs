@@ -4,6 +4,7 @@ use super::carry::{CarryArgs, absolute, own_pids, refuse, to_virt};
 use super::new::NewArgs;
 use super::{Context, print_json, print_line, write_pid_file};
 use crate::config::{Ask, Bundle};
+use crate::criu::stats;
 use crate::error::{Error, Result};
 use crate::foreground::Foreground;
 use crate::handover::{Arrival, without_stderr};
@@ -15,7 +16,7 @@ use crate::status::Status;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Image;
-use ckrun_virt::restore::{Baggage, Changed, Options, Problem, check, look_around, restore};
+use ckrun_virt::restore::{Baggage, Changed, Options, Problem, Report, check, look_around, restore};
 use ckrun_virt::table::Table;
 use ckrun_virt::{Doing, fault};
 use serde_json::json;
@@ -141,9 +142,12 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     log::debug!("the sandbox stands");
     let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
     let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
-    if let Err(e) = revive(&built, hatch, &image, &wishes, args.new.pid_file.as_deref(), arrival.as_mut()) {
-        built.abandon();
-        return Err(e);
+    match revive(&built, hatch, &image, &wishes, args.new.pid_file.as_deref(), arrival.as_mut()) {
+        Ok(report) => args.carry.figures(|dir| stats::restored(dir, &report)),
+        Err(e) => {
+            built.abandon();
+            return Err(e);
+        }
     }
     drop(guardian);
     if let Some(arrival) = &mut arrival
@@ -227,7 +231,7 @@ fn revive(
     wishes: &Options,
     pid_file: Option<&Path>,
     arrival: Option<&mut Arrival>,
-) -> Result<()> {
+) -> Result<Report> {
     fault::point("restore:sandbox")?;
     let mut watcher = Watcher { progress: Progress::new("restore"), built, pid_file, arrival };
     let restored = restore(image, built.init.pid(), hatch, wishes, &mut watcher)?;
@@ -238,7 +242,8 @@ fn revive(
         size(restored.bytes),
         restored.total.as_secs_f64() * 1e3,
     );
-    Ok(fault::point("restore:done")?)
+    fault::point("restore:done")?;
+    Ok(restored)
 }
 
 /// What a restart has to do at the moments of its story.

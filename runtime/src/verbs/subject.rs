@@ -4,6 +4,7 @@ use super::carry::{absolute, own_pids, to_virt};
 use super::{Context, lock, require};
 use crate::cgroup::Cgroups;
 use crate::config::Ask;
+use crate::criu::inventory;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::sandbox::guardian::{Charge, Guardian};
@@ -63,8 +64,10 @@ impl Subject {
         let notifies = || spec.lx().and_then(|l| l.seccomp().as_ref()).is_some_and(seccomp::notifies);
         let gone = || Error::WrongState { verb, id: id.to_owned(), status: Status::Stopped };
         let init = state.process().ok_or_else(gone)?;
+        let image = absolute(image)?;
         let options = Options {
-            image: absolute(image)?,
+            replace: inventory::is_of(&image, id),
+            image,
             leave_running,
             frozen: status == Status::Paused,
             members: state.cgroups.pids()?,
@@ -89,7 +92,7 @@ impl Subject {
     /// What stands in the way; the kernel's, the image's. The job goes on then as it was.
     pub fn take(self, taker: &mut dyn Taker) -> Result<Report> {
         let Subject { entry, state, init, options } = self;
-        let config = entry.config()?;
+        let extra = [("config.json", entry.config()?), (inventory::FILE, inventory::of(&state.id)?)];
         // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
         let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
         if let Some(init) = state.init {
@@ -97,7 +100,7 @@ impl Subject {
         }
         let frozen = options.frozen.then_some(&state.cgroups);
         let mut watcher = Watcher { progress: Progress::new("checkpoint"), frozen, taker };
-        let written = checkpoint(init.pid(), &options, &[("config.json", config)], &mut watcher);
+        let written = checkpoint(init.pid(), &options, &extra, &mut watcher);
         drop(watcher);
         drop(guardian);
         if let Some(cgroups) = frozen

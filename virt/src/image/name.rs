@@ -6,7 +6,7 @@ use super::{Error, Result};
 pub const MANIFEST: &str = "manifest.json";
 /// The index of all pages of memory.
 pub const INDEX: &str = "pages.idx";
-/// An empty file: container engines look for its name to tell a checkpoint from another directory.
+/// Container engines look for this name to tell a checkpoint from another directory; what is in it is the runtime's.
 pub const INVENTORY: &str = "inventory.img";
 /// The folder with the contents of files, `files/N`.
 pub const FILES: &str = "files";

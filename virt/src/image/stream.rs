@@ -92,9 +92,6 @@ impl Writer {
         from: &mut impl Read,
         told: &mut dyn FnMut(u64),
     ) -> Result<()> {
-        if name == name::INVENTORY && entry.size == 0 {
-            return Ok(());
-        }
         let file = match name::pages_number(name) {
             Some(number) => {
                 self.pages(number.into())?.file().try_clone().doing(|| "duplicate a descriptor")?

@@ -62,10 +62,7 @@ impl Writer {
 
     fn begin_at(dir: &Path, replace: bool) -> Result<Self> {
         let partial = Partial::claim(dir, replace)?;
-        let mut writer =
-            Writer { partial, files: BTreeMap::new(), pages: BTreeSet::new(), folders: BTreeSet::new() };
-        writer.bytes(name::INVENTORY, &[])?;
-        Ok(writer)
+        Ok(Writer { partial, files: BTreeMap::new(), pages: BTreeSet::new(), folders: BTreeSet::new() })
     }
 
     /// The folder that the files are in until the commit, for calls that take a directory.

@@ -53,6 +53,7 @@ fn write_all_kinds(writer: &mut Writer) {
 
 fn write_image(dir: &Path) -> Committed {
     let mut writer = Writer::create(dir).unwrap();
+    writer.bytes(INVENTORY, b"{}").unwrap();
     write_all_kinds(&mut writer);
     writer.commit(manifest()).unwrap()
 }

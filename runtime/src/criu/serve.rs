@@ -7,6 +7,7 @@
 //! The messages are protobuf (rpc.proto of CRIU): a request is `type = 1`, `keep_open = 4`; a response is `type = 1`,
 //! `success = 2`, `cr_errno = 7`, `features = 8`, `cr_errmsg = 9`, `version = 10`.
 
+use super::wire::{number, skip, text, varint};
 use crate::error::{Error, Result};
 use ckrun_virt::Doing;
 use nix::errno::Errno;
@@ -66,15 +67,15 @@ fn refusal(what: &str) -> String {
 fn serve(fd: RawFd) -> Result<()> {
     let mut buffer = vec![0; LONGEST];
     loop {
-        let length = recv(fd, &mut buffer, MsgFlags::empty()).doing(|| format!("read from descriptor {fd}"))?;
+        let length =
+            recv(fd, &mut buffer, MsgFlags::empty()).doing(|| format!("read from descriptor {fd}"))?;
         if length == 0 {
             return Ok(());
         }
         let request = Request::parse(&buffer[..length])
             .ok_or_else(|| Error::Usage("what came is not a request of CRIU's protocol".into()))?;
         // A client that has gone is no reason to be killed.
-        send(fd, &request.answer(), MsgFlags::MSG_NOSIGNAL)
-            .doing(|| format!("write to descriptor {fd}"))?;
+        send(fd, &request.answer(), MsgFlags::MSG_NOSIGNAL).doing(|| format!("write to descriptor {fd}"))?;
         if !request.more {
             return Ok(());
         }
@@ -141,46 +142,6 @@ impl Request {
     }
 }
 
-/// Takes a number of seven bits a byte, the least significant first, off the beginning.
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn skip(bytes: &mut &[u8], length: usize) -> Option<()> {
-    *bytes = bytes.get(length..)?;
-    Some(())
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-/// Adds a field that is a number.
-pub(crate) fn number(out: &mut Vec<u8>, field: u64, value: u64) {
-    put_varint(out, field << 3);
-    put_varint(out, value);
-}
-
-/// Adds a field that is a string, or a message.
-pub(crate) fn text(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
-    put_varint(out, field << 3 | 2);
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,7 +150,9 @@ mod tests {
 
     #[test]
     fn the_name_decides() {
-        for (program, meant) in [("criu", true), ("/usr/sbin/criu", true), ("/x/criu/ckrun", false), ("ckrun", false)] {
+        for (program, meant) in
+            [("criu", true), ("/usr/sbin/criu", true), ("/x/criu/ckrun", false), ("ckrun", false)]
+        {
             assert_eq!(is_meant(Some(OsStr::new(program))), meant, "{program}");
         }
         assert!(!is_meant(None));
@@ -197,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_client_hears_the_version_and_what_there_is_not() {
-        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let pair =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let ask = |request: &[u8]| {
             send(pair.0.as_raw_fd(), request, MsgFlags::empty()).unwrap();
             serve(pair.1.as_raw_fd()).unwrap();
@@ -211,10 +175,7 @@ mod tests {
         let inner = [&[0x08, 4, 0x10, 2, 0x32, name.len() as u8], name.as_bytes()].concat();
         assert_eq!(version, [&[0x08, 0x0a, 0x10, 1, 0x52, inner.len() as u8], &inner[..]].concat());
         // mem_track is asked for, and said not to be there.
-        assert_eq!(
-            ask(&[0x08, 9, 0x2a, 2, 0x08, 1]),
-            [0x08, 9, 0x10, 1, 0x42, 4, 0x08, 0, 0x10, 0]
-        );
+        assert_eq!(ask(&[0x08, 9, 0x2a, 2, 0x08, 1]), [0x08, 9, 0x10, 1, 0x42, 4, 0x08, 0, 0x10, 0]);
         // A dump.
         let refused = ask(&[0x08, 1]);
         assert_eq!(refused[..4], [0x08, 1, 0x10, 0]);
