@@ -41,10 +41,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("Version: {}.{} (ckrun {})", VERSION.0, VERSION.1, env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
-        ["swrk", fd] => fd
-            .parse()
-            .map_err(|_| Error::Usage(format!("swrk {fd}: is not a descriptor")))
-            .and_then(|fd| serve(fd)),
+        ["swrk", fd] => {
+            fd.parse().map_err(|_| Error::Usage(format!("swrk {fd}: is not a descriptor"))).and_then(serve)
+        }
         _ => Err(Error::Usage(refusal(&words.join(" ")))),
     };
     match done {
