@@ -30,6 +30,10 @@ pub struct Stat {
     pub state: char,
     /// The parent's id.
     pub parent: Pid,
+    /// The device number of its controlling terminal as the kernel packs it, 0 for none (field 7).
+    pub terminal: u32,
+    /// The foreground process group of that terminal, -1 for none (field 8).
+    pub foreground: i32,
     /// Clock ticks from boot to the start of the process (field 22): with the pid it names one process for good.
     pub started: u64,
     /// What its parent is told of its end by: a signal's number, 0 for none (field 38).
@@ -50,12 +54,22 @@ impl Stat {
         let mut fields = std::str::from_utf8(line.get(end + 2..)?).ok()?.split(' ');
         let state = fields.next()?.chars().next()?;
         let parent = Pid::from_raw(fields.next()?.parse().ok()?);
-        // The state is field 3 and the parent 4, so field 22 is the 18th after it.
-        let started = fields.nth(17)?.trim_end().parse().ok()?;
+        // The state is field 3 and the parent 4, so field 7 is the third after it, and field 22 the 14th after field 8.
+        let terminal: i32 = fields.nth(2)?.parse().ok()?;
+        let foreground = fields.next()?.parse().ok()?;
+        let started = fields.nth(13)?.trim_end().parse().ok()?;
         // Older kernels have fewer fields.
         let exit_signal = fields.nth(15).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0);
         let exit_code = fields.nth(13).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0);
-        Some(Stat { state, parent, started, exit_signal, exit_code })
+        Some(Stat {
+            state,
+            parent,
+            terminal: terminal.cast_unsigned(),
+            foreground,
+            started,
+            exit_signal,
+            exit_code,
+        })
     }
 
     /// A zombie has ended and only waits for its parent.

@@ -159,6 +159,7 @@ fn misfits(job: &Job, init: Pid, options: &Options) -> Result<Vec<Problem>, Erro
     let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| format!("open {path}"))?;
     let mut problems = job.files.check(root.as_fd(), options)?;
+    problems.extend(job.files.check_terminals(root.as_fd(), init)?);
     problems.extend(memory::check_files(&job.objects, root.as_fd(), options)?);
     problems.extend(unable(job, init)?);
     problems.extend(job.sysv.homeless(init)?);

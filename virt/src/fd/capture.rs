@@ -5,6 +5,7 @@ use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
 use super::queue;
 use super::stream::Ends;
+use super::terminal::Terminals;
 use super::*;
 use crate::Doing;
 use crate::image::Writer;
@@ -69,6 +70,9 @@ pub(crate) struct Job<'a> {
     pub(super) known: HashMap<(u64, u64), u32>,
     pub(super) standard: Standard,
     pub(super) ends: Ends,
+    pub(super) terminals: Terminals,
+    /// Which one of the list has this index.
+    pub(super) known_terminals: HashMap<u32, u32>,
     /// What each epoll watches.
     pub(super) watched: HashMap<usize, Vec<usize>>,
     /// Ids of processes, threads and groups: ckrun's to the job's.
@@ -191,6 +195,7 @@ fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {
         comm: stopped.comm(),
         threads,
         umask: stopped.status.umask,
+        session: stopped.status.ns_sid.last().copied().unwrap_or(0),
     }
 }
 
@@ -211,7 +216,8 @@ fn look(
     running: bool,
 ) -> Result<(Captured, Vec<Blocker>), Failure> {
     let ends = Ends::of(graph)?;
-    let standard = Standard::of(graph, &ends);
+    let terminals = Terminals::of(graph, &ids, running)?;
+    let standard = Standard::of(graph, &ends, &terminals);
     let mut job = Job {
         graph,
         owned,
@@ -224,6 +230,8 @@ fn look(
         numbers: Vec::with_capacity(graph.nodes.len()),
         standard,
         ends,
+        terminals,
+        known_terminals: HashMap::new(),
         ids,
         running,
     };
@@ -249,6 +257,13 @@ fn look(
             }
             Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
             Err(Trouble::Call(failure)) => return Err(failure),
+        }
+    }
+    for (member, trouble) in job.controlling_terminals() {
+        match trouble {
+            Trouble::Refused(refusal) => blockers.push(blocker(&graph.members[member], refusal)),
+            Trouble::Call(failure) if running && is_gone(&failure) => {}
+            Trouble::Call(failure) => return Err(failure),
         }
     }
     tables(graph, &mut blockers)?;
@@ -324,7 +339,10 @@ impl Job<'_> {
             rustix::fs::FileType::RegularFile | rustix::fs::FileType::Directory => self.file(node),
             rustix::fs::FileType::Fifo => self.fifo(node),
             _ if seen.path_only() => self.path_only(node).map(Object::Path),
-            rustix::fs::FileType::CharacterDevice => self.device(node).map(Object::Device),
+            rustix::fs::FileType::CharacterDevice => match self.terminal(node)? {
+                Some(terminal) => Ok(Object::Terminal(terminal)),
+                None => self.device(node).map(Object::Device),
+            },
             _ => Err(refused::refuse(self, node)),
         }
     }

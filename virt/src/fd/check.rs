@@ -39,6 +39,9 @@ impl Files {
                 return damaged("a deleted file of an impossible kind".into());
             }
         }
+        if let Some(why) = self.wrong_terminals() {
+            return damaged(why);
+        }
         if self.memfds.iter().any(|memfd| memfd.name.contains(&0)) {
             return damaged("a name with a NUL in it".into());
         }
@@ -83,6 +86,9 @@ impl Files {
             Object::Fifo(of) => listed("fifo", of.fifo, self.fifos.len()),
             Object::Pipe(of) => listed("pipe", of.pipe, self.pipes.len()),
             Object::Memfd(of) => listed("memfd", of.memfd, self.memfds.len()),
+            Object::Terminal(of) => {
+                listed("terminal", of.terminal, self.terminals.len()).or_else(|| placed(&of.path))
+            }
             Object::Epoll(epoll) => epoll.entries.iter().find_map(|entry| {
                 let number = (!(0..HIGHEST).contains(&entry.fd)).then(|| "an impossible number".into());
                 number.or_else(|| listed("description", entry.description, self.descriptions.len()))
@@ -195,7 +201,7 @@ fn writes(flags: u32) -> bool {
 }
 
 /// From the root, and of one piece for the kernel.
-fn is_path(path: &[u8]) -> bool {
+pub(super) fn is_path(path: &[u8]) -> bool {
     path.starts_with(b"/") && !path.contains(&0)
 }
 

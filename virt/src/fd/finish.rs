@@ -1,6 +1,7 @@
 //! What has to wait until all tasks of the job are there, and have their descriptors and their memory.
 
 use super::make::Made;
+use super::pseudo::open_late;
 use super::{Description, Files, Object, epoll, owner};
 use crate::program::Program;
 use crate::worker::Worker;
@@ -21,11 +22,15 @@ impl Files {
                 continue;
             }
             let Some(description) = self.description(held.description) else { continue };
-            if let Object::Pseudo(pseudo) = &description.object
-                && !pseudo.is_early()
-            {
-                let (flags, position) = (description.flags, description.position);
-                pseudo.open_late(flags, position, (held.fd, held.cloexec), made.free(), program);
+            if self.is_late(held.description) {
+                let (flags, to) = (description.flags, (held.fd, held.cloexec));
+                match &description.object {
+                    Object::Pseudo(pseudo) => {
+                        pseudo.open_late(flags, description.position, to, made.free(), program);
+                    }
+                    Object::Terminal(of) => open_late(&of.path, flags, to, made.free(), program),
+                    _ => {}
+                }
                 self.share_late(pid, held.description, held.fd, program);
             }
             finish_one(description, held.fd, program);

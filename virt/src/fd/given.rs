@@ -10,6 +10,7 @@ use super::graph::Graph;
 use super::making::Making;
 use super::seen::Seen;
 use super::stream::Ends;
+use super::terminal::Terminals;
 use super::{Description, Locks, Object};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct Given {
     pub number: u8,
     /// What it was, for people.
     pub was: String,
+    /// It was a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
 }
 
 /// The standard streams of a job.
@@ -35,8 +39,9 @@ pub(super) struct Standard {
 }
 
 impl Standard {
-    pub fn of(graph: &Graph, ends: &Ends) -> Standard {
-        let outside = |node: &usize| leads_out(graph, ends, *node);
+    pub fn of(graph: &Graph, ends: &Ends, terminals: &Terminals) -> Standard {
+        let leads_out = |node: usize| !terminals.has(node) && leads_out(graph, ends, node);
+        let outside = |node: &usize| leads_out(*node);
         let streams = [0, 1, 2].map(|fd| graph.find(0, fd).filter(outside));
         let number = |node: usize| {
             let seen = &graph.nodes[node].seen;
@@ -50,7 +55,7 @@ impl Standard {
             let exact = streams.iter().position(|&stream| stream == Some(node));
             let number = exact.or_else(|| {
                 let other = streams.iter().position(|&stream| like(stream));
-                other.filter(|_| leads_out(graph, ends, node))
+                other.filter(|_| leads_out(node))
             });
             number.and_then(|number| u8::try_from(number).ok())
         };
@@ -119,7 +124,11 @@ impl Job<'_> {
             owner: None,
             signal: None,
             locks: Locks::default(),
-            object: Object::Given(Given { number, was: seen.name() }),
+            object: Object::Given(Given {
+                number,
+                was: seen.name(),
+                terminal: seen.type_() == FileType::CharacterDevice && is_terminal(seen.stat.st_rdev),
+            }),
         }
     }
 }

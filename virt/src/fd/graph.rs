@@ -28,6 +28,8 @@ pub(crate) struct Member {
     /// The ids of its threads, itself included, in ckrun's pid namespace.
     pub threads: Vec<Pid>,
     pub umask: u32,
+    /// Its session, by the job's ids; 0 when that is none of the job's.
+    pub session: i32,
 }
 
 /// One descriptor of a process.

@@ -22,6 +22,8 @@ pub struct Made {
     /// Descriptors that are not to be closed yet: those of ckrun.
     keep: Vec<RawFd>,
     ghosts: Vec<RawFd>,
+    /// The slave of each terminal.
+    slaves: Vec<RawFd>,
     /// Of those who have a description, the one who does for it what only one has to do; best the one who has locked it.
     holders: HashMap<u32, (i32, RawFd)>,
 }
@@ -35,6 +37,11 @@ impl Made {
     /// The number of a deleted file or directory until the processes have their own.
     pub(crate) fn ghost(&self, ghost: u32) -> Option<RawFd> {
         self.ghosts.get(ghost as usize).copied()
+    }
+
+    /// The number of a terminal's slave until the processes have their own; -1 when there is none.
+    pub(super) fn slave(&self, terminal: usize) -> RawFd {
+        self.slaves.get(terminal).copied().unwrap_or(-1)
     }
 
     /// A process that has the description, and its number there.
@@ -93,6 +100,7 @@ impl Files {
             ghost.make(id, self, &mut making)?;
             making.run_if_large()?;
         }
+        self.make_terminals(&mut making)?;
         for (id, description) in (0..).zip(&self.descriptions) {
             let (to, flags) = (making.at(id), description.flags);
             match &description.object {
@@ -107,8 +115,12 @@ impl Files {
                 Object::Timerfd(timerfd) => timerfd.make(to, &mut making),
                 Object::Epoll(epoll) => epoll.make(to, &mut making),
                 // Made with what they are of, or with each other.
-                Object::Socket(_) => {}
-                Object::Pipe(_) | Object::Fifo(_) | Object::Ghost(_) | Object::Memfd(_) => {}
+                Object::Socket(_)
+                | Object::Pipe(_)
+                | Object::Fifo(_)
+                | Object::Ghost(_)
+                | Object::Memfd(_)
+                | Object::Terminal(_) => {}
             }
             making.run_if_large()?;
         }
@@ -123,19 +135,22 @@ impl Files {
         making.run()?;
         self.fill(&making, image)?;
         socket::fill(self, &mut making, image)?;
+        self.settle_terminals(&making)?;
         self.settle(&mut making)?;
         let mut holders = HashMap::new();
         for (&pid, holdings) in &self.processes {
             for held in &holdings.descriptors {
                 let flocker = self.description(held.description).and_then(|d| d.locks.flocker);
+                let opener = self.description(held.description).and_then(|d| d.object.opener());
                 let holder = holders.entry(held.description).or_insert((pid, held.fd));
-                if flocker == Some(pid) && holder.0 != pid {
+                if [flocker, opener].contains(&Some(pid)) && holder.0 != pid {
                     *holder = (pid, held.fd);
                 }
             }
         }
         let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();
-        Ok(Made { base: making.base, keep, ghosts: making.ghosts, holders })
+        let slaves = making.terminals.iter().map(|numbers| numbers.slave).collect();
+        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, holders })
     }
 
     /// What is in pipes and files is put there from outside.
@@ -185,7 +200,11 @@ impl Files {
                 }
                 Object::Given(_) => continue,
                 // open(2) has set them.
-                Object::Regular(_) | Object::Directory(_) | Object::Device(_) | Object::Pseudo(_) => {}
+                Object::Regular(_)
+                | Object::Directory(_)
+                | Object::Device(_)
+                | Object::Terminal(_)
+                | Object::Pseudo(_) => {}
                 _ => set(making, description.flags & SETTABLE),
             }
             if description.position != 0 {
@@ -219,12 +238,22 @@ impl Files {
 
     /// The description can be made only when all tasks are there.
     pub(super) fn is_late(&self, id: u32) -> bool {
-        self.description(id)
-            .is_some_and(|d| matches!(&d.object, Object::Pseudo(pseudo) if !pseudo.is_early()))
+        self.description(id).is_some_and(|description| match &description.object {
+            Object::Pseudo(pseudo) => !pseudo.is_early(),
+            object => object.opener().is_some(),
+        })
     }
 }
 
 impl Object {
+    /// A process that alone can open it.
+    fn opener(&self) -> Option<i32> {
+        match self {
+            Object::Terminal(of) => of.opener,
+            _ => None,
+        }
+    }
+
     /// For people.
     pub(super) fn name(&self, files: &Files) -> String {
         let path = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -234,6 +263,7 @@ impl Object {
             Object::Directory(directory) => path(&directory.path),
             Object::Path(place) => path(&place.path),
             Object::Device(device) => path(&device.path),
+            Object::Terminal(of) => path(&of.path),
             Object::Pseudo(pseudo) => path(&pseudo.path),
             Object::Ghost(of) => {
                 files.ghosts.get(of.ghost as usize).map_or_else(String::new, |ghost| path(&ghost.path))

@@ -2,6 +2,7 @@
 
 use super::seen::{Info, descriptors};
 use super::stream::reopen;
+use super::terminal::Numbers;
 use super::{Files, Object};
 use crate::program::{Arg, Program};
 use crate::worker::{HEADER, Hatch, STACK, Worker};
@@ -40,6 +41,7 @@ pub(super) struct Making<'a> {
     pub fifos: Vec<RawFd>,
     pub ghosts: Vec<RawFd>,
     pub memfds: Vec<RawFd>,
+    pub terminals: Vec<Numbers>,
     pub worker: &'a mut Worker,
     root: OwnedFd,
     shared: &'a dyn Fn(u32) -> Option<RawFd>,
@@ -73,7 +75,7 @@ impl<'a> Making<'a> {
         let highest = used.chain(lent.map(|entry| entry.fd)).chain(taken.keys().copied()).max().unwrap_or(0);
         // Two numbers for each pipe, one for everything else, one for ckrun, and some for the moment.
         let lists = 2 * files.pipes.len() + files.fifos.len() + files.ghosts.len() + files.memfds.len();
-        let need = files.descriptions.len() + lists + 8;
+        let need = files.descriptions.len() + lists + files.terminal_numbers() + 8;
         let base = highest + 1;
         let end = RawFd::try_from(need).ok().and_then(|need| base.checked_add(need));
         allow(host, end.ok_or_else(|| Failure::new("number the job's files", Errno::EMFILE))?)?;
@@ -84,6 +86,7 @@ impl<'a> Making<'a> {
             fifos: vec![-1; files.fifos.len()],
             ghosts: Vec::new(),
             memfds: Vec::new(),
+            terminals: Vec::new(),
             root,
             shared,
             taken,

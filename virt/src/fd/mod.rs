@@ -40,6 +40,7 @@ mod show;
 mod signalfd;
 mod socket;
 mod stream;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod timerfd;
@@ -82,6 +83,9 @@ pub struct Files {
     /// Files of memfd_create(2).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memfds: Vec<memfd::Memfd>,
+    /// Pseudoterminals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terminals: Vec<terminal::Terminal>,
     /// What each process has, by its id in the job.
     pub processes: BTreeMap<i32, Holdings>,
 }
@@ -153,6 +157,8 @@ pub enum Object {
     Path(path::PathOnly),
     /// A device of the default set.
     Device(device::Device),
+    /// An end of a terminal.
+    Terminal(terminal::TerminalUse),
     /// A file of `/proc`, `/sys` and the like.
     Pseudo(pseudo::Pseudo),
     /// A deleted file.

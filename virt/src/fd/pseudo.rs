@@ -94,7 +94,7 @@ impl Pseudo {
         }
     }
 
-    /// Opens it as descriptor `to` of a process that has its final descriptors, and no number from `free` on.
+    /// Opens it as descriptor `to`, and goes to its position.
     pub(super) fn open_late(
         &self,
         flags: u32,
@@ -103,24 +103,29 @@ impl Pseudo {
         free: RawFd,
         program: &mut Program,
     ) {
-        let (to, cloexec) = to;
-        let name = program.put_cstr(&self.path);
-        let flags = flags & OPEN | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
-        let what = format!("open {}", self.path);
-        let open = program.call(what, libc::SYS_openat, &[libc::AT_FDCWD.into(), name.into(), flags.into()]);
-        // The first free number may be the wanted one, which dup3 refuses: go by one that is free for sure.
-        let aside = program.call(
-            "move a descriptor",
-            libc::SYS_fcntl,
-            &[open.into(), libc::F_DUPFD_CLOEXEC.into(), free.into()],
-        );
-        program.call("close a descriptor", libc::SYS_close, &[open.into()]);
-        let cloexec = if cloexec { libc::O_CLOEXEC } else { 0 };
-        program.call("place a descriptor", libc::SYS_dup3, &[aside.into(), to.into(), cloexec.into()]);
-        program.call("close a descriptor", libc::SYS_close, &[aside.into()]);
+        open_late(&self.path, flags, to, free, program);
         if position != 0 {
             let what = format!("seek in {}", self.path);
-            program.call(what, libc::SYS_lseek, &[to.into(), position.into(), libc::SEEK_SET.into()]);
+            program.call(what, libc::SYS_lseek, &[to.0.into(), position.into(), libc::SEEK_SET.into()]);
         }
     }
+}
+
+/// Opens `path` as descriptor `to` of a process that has its final descriptors, and no number from `free` on.
+pub(super) fn open_late(path: &Bytes, flags: u32, to: (RawFd, bool), free: RawFd, program: &mut Program) {
+    let (to, cloexec) = to;
+    let name = program.put_cstr(path);
+    let flags = flags & OPEN | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
+    let what = format!("open {path}");
+    let open = program.call(what, libc::SYS_openat, &[libc::AT_FDCWD.into(), name.into(), flags.into()]);
+    // The first free number may be the wanted one, which dup3 refuses: go by one that is free for sure.
+    let aside = program.call(
+        "move a descriptor",
+        libc::SYS_fcntl,
+        &[open.into(), libc::F_DUPFD_CLOEXEC.into(), free.into()],
+    );
+    program.call("close a descriptor", libc::SYS_close, &[open.into()]);
+    let cloexec = if cloexec { libc::O_CLOEXEC } else { 0 };
+    program.call("place a descriptor", libc::SYS_dup3, &[aside.into(), to.into(), cloexec.into()]);
+    program.call("close a descriptor", libc::SYS_close, &[aside.into()]);
 }

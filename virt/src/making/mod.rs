@@ -11,6 +11,7 @@ use crate::job::Job;
 use crate::login::LoginUid;
 use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
 use crate::nursery::{self, AREA, Birth};
+use crate::proc::Stat;
 use crate::program::Program;
 use crate::restore::{HATCH, Options};
 use crate::signals::Action;
@@ -93,6 +94,12 @@ impl<'a> Making<'a> {
         }
         let shared = |id| handles.get(&id).map(|handle| handle.write);
         self.made = job.files.make(worker, self.image, &shared, options)?;
+        if let Some(first) = job.members.first() {
+            let has_terminal = Stat::of(worker.host()).is_some_and(|stat| stat.terminal != 0);
+            let mut program = Program::new();
+            job.files.begin_first_session(&self.made, first.pid, has_terminal, &mut program);
+            worker.run(&program)?;
+        }
         Ok(())
     }
 
@@ -121,7 +128,12 @@ impl<'a> Making<'a> {
                 let runs = self.job.layouts.contains_key(&pid);
                 if helper || !runs { Ok(()) } else { self.memory(pid, Some(maker)) }
             }
-            Step::Lead(pid) => self.call(pid, "begin a session", libc::SYS_setsid, &[]),
+            Step::Lead(pid) => {
+                let mut program = Program::new();
+                program.call("begin a session", libc::SYS_setsid, &[]);
+                self.job.files.begin_session(&self.made, pid, &mut program);
+                self.leader(pid, |worker| worker.run(&program).map(drop))
+            }
             Step::Join { pid, group } => {
                 self.call(pid, "join a process group", libc::SYS_setpgid, &[0, group])
             }
@@ -171,6 +183,9 @@ impl<'a> Making<'a> {
         let handles = self.handles.clone();
         if let Some(first) = job.members.first() {
             self.leader(first.pid, |worker| memory::seal_objects(worker, &job.objects, &handles))?;
+        }
+        for (pid, program) in job.files.settle_sessions(&self.made) {
+            self.leader(pid, |worker| worker.run(&program).map(drop))?;
         }
         for member in running(job) {
             let mut program = Program::new();

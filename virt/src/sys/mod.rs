@@ -10,6 +10,7 @@ mod pidfd;
 pub mod ptrace;
 mod sched;
 pub mod sockopt;
+pub mod tty;
 pub mod uffd;
 mod writeback;
 
