@@ -229,3 +229,41 @@ fn a_call_may_end_at_any_moment() {
         }
     }
 }
+
+#[test]
+fn the_timers_of_others_are_not_taken_for_its_own() {
+    let cpu = stay_on_this_cpu().unwrap();
+    let whole = Duration::from_secs(1000);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for noise in 1..=4 {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_micros(700 * noise));
+                }
+            });
+        }
+        // What is left is written over what was asked for, as sleep(1) does it: the kernel adds its slack each time, so
+        // that the timer is due later than what was written says.
+        let spec = Box::leak(Box::new([whole.as_secs(), 0])).as_mut_ptr() as u64;
+        let same = (Sleeper::Nanosleep, libc::SYS_nanosleep, [spec, spec, 0, 0]);
+        let looks = || {
+            for (call, nr, args) in calls(whole, false).into_iter().chain([same]) {
+                let before = Instant::now();
+                let child = Child::new(nr, args);
+                child.asleep();
+                for _ in 0..20 {
+                    let mut tracee = child.stop();
+                    let rest = capture(&mut tracee, cpu).unwrap().remaining.unwrap();
+                    assert!(rest >= whole - before.elapsed(), "{call:?}: {rest:?}");
+                    tracee.release().unwrap();
+                    child.asleep();
+                }
+            }
+        };
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(looks));
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        done.unwrap();
+    });
+}

@@ -110,8 +110,8 @@ impl Sleep {
             }
         }
         let mut seen = None;
-        let mut suspects: Option<Vec<Timer>> = None;
-        // Other threads of the host fall asleep as well. The one in question does so each time with the same deadline; its
+        let mut suspects: Vec<Timer> = Vec::new();
+        // Other threads of the host fall asleep as well. Only the one in question does so twice with the same deadline; its
         // timer lies on its kernel stack, where each call may find it at another place.
         for _ in 0..8 {
             let before = last.take().or_else(|| Timers::read().ok());
@@ -132,16 +132,22 @@ impl Sleep {
             if !call.counts(regs) {
                 break;
             }
+            if let Some(remaining) = call.remaining_address(regs).and_then(|place| time(memory, place)) {
+                // Written when the call was interrupted just now.
+                seen = Some(remaining);
+                break;
+            }
             let whole = call.whole(memory, regs).unwrap_or(Duration::MAX);
             let mut new = during.new_since(&before);
             new.retain(|timer| during.until(timer) <= whole);
-            new.retain(|timer| suspects.as_ref().is_none_or(|old| old.iter().any(|t| t.due == timer.due)));
-            if let [timer] = new[..] {
+            let again = |timer: &Timer| suspects.iter().any(|old| old.due == timer.due);
+            let agreed: Vec<Timer> = new.iter().copied().filter(again).collect();
+            if let [timer] = agreed[..] {
                 seen = Some(during.until(&timer));
                 *last = Some(during);
                 break;
             }
-            suspects = (!new.is_empty()).then_some(new);
+            suspects = if agreed.is_empty() { new } else { agreed };
         }
         let call = known.ok_or_else(|| {
             let what = format!("find out which call thread {host} is to go on with");
