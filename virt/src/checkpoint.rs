@@ -16,7 +16,7 @@ use crate::storing::{Load, Storing};
 use crate::survey::survey;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
-use crate::{Error, fault, fd, tmpfs};
+use crate::{Error, fault, fd, mounts, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -267,7 +267,12 @@ impl Steps<'_> {
         events.precheckpoint(&self.options.image)?;
 
         fault::point("checkpoint:tmpfs")?;
-        tmpfs::capture(self.init, image)?;
+        let mounted = fd::mounts(self.init)?;
+        tmpfs::capture(self.init, &mounted, image)?;
+        let survey = |places| mounts::survey(self.init, &mounted, places);
+        let changed = self.options.places.as_ref().map(survey).transpose()?.unwrap_or_default();
+        refuse(changed.blockers)?;
+        image.json(mounts::FILE, &changed.changes)?;
         Ok(capture)
     }
 }

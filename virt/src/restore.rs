@@ -12,7 +12,7 @@ use crate::making::Making;
 use crate::status::Status;
 use crate::table::rules::Rules;
 use crate::table::{Generation, Id, Row, Table, Time, live};
-use crate::{Doing, Error, fault, memory, timers, tmpfs};
+use crate::{Doing, Error, fault, memory, mounts, timers, tmpfs};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
@@ -206,6 +206,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 #[derive(Debug, Default)]
 pub struct Baggage {
     tmpfs: tmpfs::Contents,
+    mounts: mounts::Changes,
 }
 
 impl Baggage {
@@ -215,17 +216,20 @@ impl Baggage {
     /// Those of the image.
     pub fn open(image: &Image) -> Result<Baggage, Error> {
         fault::point("restore:tmpfs")?;
-        Ok(Baggage { tmpfs: tmpfs::Contents::open(image)? })
+        let mounts: mounts::Changes = image.json(mounts::FILE)?;
+        mounts.check().map_err(|why| Error::Damaged(format!("{}: {why}", mounts::FILE)))?;
+        Ok(Baggage { tmpfs: tmpfs::Contents::open(image)?, mounts })
     }
 }
 
-/// What a process that is to become the job's first one does inside the sandbox: contents of file systems. `made` are
-/// the paths at which the sandbox has mounted a new tmpfs.
+/// What a process that is to become the job's first one does inside the sandbox: contents of file systems, and what the
+/// job had changed about its mounts. `made` are the paths at which the sandbox has mounted a new tmpfs.
 ///
 /// # Errors
 /// The kernel's, the image's.
 pub fn inside<'p>(baggage: &Baggage, made: impl IntoIterator<Item = &'p Path>) -> Result<(), Error> {
-    tmpfs::restore(&baggage.tmpfs, made)
+    tmpfs::restore(&baggage.tmpfs, made, &baggage.mounts.tmpfs().collect())?;
+    mounts::restore(&baggage.mounts, &baggage.tmpfs)
 }
 
 /// Makes `init`, which waits at the other end of `hatch`, the job of `image`, and lets the job go.

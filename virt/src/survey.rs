@@ -31,7 +31,7 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     let mounted = fd::mounts(init)?;
     let mut blockers = tmpfs::survey(init, &mounted)?;
     if let Some(places) = &options.places {
-        blockers.extend(mounts::survey(init, &mounted, places)?);
+        blockers.extend(mounts::survey(init, &mounted, places)?.blockers);
     }
     blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);

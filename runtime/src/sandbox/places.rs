@@ -18,14 +18,20 @@ pub fn of(spec: &Spec) -> Option<Places> {
     let mut places = Places::default();
     for mount in spec.mount_list() {
         let kind = mount.typ().as_deref().unwrap_or_default();
-        let mut options = mount.options().iter().flatten();
+        let options = mount.options().iter().flatten();
         // A cgroup mount of version 1 is one for each hierarchy.
         let cgroup = matches!(kind, "cgroup" | "cgroup2");
-        if kind == "bind" || cgroup || options.any(|o| matches!(o.as_str(), "bind" | "rbind")) {
+        if kind == "bind" || cgroup || options.clone().any(|o| matches!(o.as_str(), "bind" | "rbind")) {
             places.trees.push(clean(mount.destination()));
+        }
+        if options.clone().any(|o| matches!(o.as_str(), "ro" | "rro")) {
+            places.read_only.push(clean(mount.destination()));
         }
         let list = if cgroup { &mut places.covered } else { &mut places.mounted };
         list.push(clean(mount.destination()));
+    }
+    if spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
+        places.read_only.push("/".into());
     }
     let paths = |list: &Option<Vec<String>>| -> Vec<PathBuf> {
         list.iter().flatten().map(|path| clean(Path::new(path))).collect()

@@ -40,6 +40,10 @@ pub(crate) struct Mount {
     pub point: Vec<u8>,
     /// The type of the file system.
     pub kind: Vec<u8>,
+    /// It can't be written through this mount.
+    pub read_only: bool,
+    /// It has peers, to which what is mounted on it is propagated.
+    pub shared: bool,
 }
 
 impl Container {
@@ -220,12 +224,14 @@ fn parse_mount(line: &[u8]) -> Option<(u64, Mount)> {
     let device = (major.parse().ok()?, minor.parse().ok()?);
     let root = unescape(words.next()?);
     let point = unescape(words.next()?);
-    let kind = words.skip_while(|&word| word != b"-").nth(1)?.to_owned();
-    Some((id, Mount { device, root, point, kind }))
+    let read_only = words.next()?.split(|&b| b == b',').any(|option| option == b"ro");
+    let shared = words.by_ref().take_while(|&word| word != b"-").any(|tag| tag.starts_with(b"shared:"));
+    let kind = words.next()?.to_owned();
+    Some((id, Mount { device, root, point, kind, read_only, shared }))
 }
 
 /// Spaces and the like stand as three octal digits.
-fn unescape(word: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(word: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(word.len());
     let mut rest = word;
     while let Some((&first, tail)) = rest.split_first() {
@@ -250,6 +256,8 @@ mod tests {
             root: b"/sys".into(),
             point: br"/mnt/a b\".into(),
             kind: b"proc".into(),
+            read_only: false,
+            shared: true,
         };
         assert_eq!((id, &mount), (36, &expected));
         assert_eq!(mount.inside(br"/mnt/a b\/kernel/x"), b"/sys/kernel/x");

@@ -51,7 +51,7 @@ pub use make::Made;
 pub use regular::Stamp;
 
 pub(crate) use capture::Job;
-pub(crate) use container::{Container, Mount, find_followed, join, mount_id, mounts};
+pub(crate) use container::{Container, Mount, find_followed, join, mount_id, mounts, unescape};
 pub(crate) use graph::Member;
 pub(crate) use located::{Located, locate};
 

@@ -15,14 +15,15 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Writes what is in the tmpfs mounts of the container whose first process is `init` to the image. Nothing in it may run.
+/// Writes what is in the tmpfs mounts, among those that are `mounted` in the container whose first process is `init`, to the
+/// image. Nothing in it may run.
 ///
 /// # Errors
 /// [`Error::Blocked`] when there is too much, the kernel's, the image's.
-pub fn capture(init: Pid, image: &mut Writer) -> Result<(), Error> {
+pub(crate) fn capture(init: Pid, mounted: &[(u64, fd::Mount)], image: &mut Writer) -> Result<(), Error> {
     let mut all = Vec::new();
     let ids = Ids::of(init)?;
-    for own in mounts::own(init, &fd::mounts(init)?)? {
+    for own in mounts::own(init, mounted)? {
         let too_large = || Error::Blocked(vec![mounts::too_large(init, &own.point)]);
         let mut walk = Walk { own: &own, ids: &ids, entries: Vec::new(), names: HashMap::new() };
         if !walk.all()? {

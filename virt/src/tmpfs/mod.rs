@@ -18,7 +18,7 @@ mod restore;
 mod tests;
 
 pub use attributes::Attributes;
-pub use capture::capture;
+pub(crate) use capture::capture;
 pub(crate) use mounts::mount_of;
 pub(crate) use mounts::survey;
 pub use restore::restore;

@@ -4,7 +4,7 @@
 use super::mounts::{mount_of, open};
 use super::{Contents, Entry, Tmpfs, What, content, split};
 use crate::fd::join;
-use crate::image::{Stored, StoredReader};
+use crate::image::{Bytes, Stored, StoredReader};
 use crate::{Doing, Error};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -15,11 +15,15 @@ use std::path::Path;
 
 /// Fills the tmpfs mounts below this process's root directory. `made` are the paths at which the sandbox has mounted a
 /// new tmpfs: no other file system is written to. Of what was in a mount that is not among them, everything must be
-/// there already.
+/// there already. Those at the points `later` are mounted and filled afterwards.
 ///
 /// # Errors
 /// The kernel's, the image's; [`Error::Unsupported`] when a mount is missing.
-pub fn restore<'p>(contents: &Contents, made: impl IntoIterator<Item = &'p Path>) -> Result<(), Error> {
+pub fn restore<'p>(
+    contents: &Contents,
+    made: impl IntoIterator<Item = &'p Path>,
+    later: &HashSet<&Bytes>,
+) -> Result<(), Error> {
     if contents.mounts.is_empty() {
         return Ok(());
     }
@@ -31,7 +35,7 @@ pub fn restore<'p>(contents: &Contents, made: impl IntoIterator<Item = &'p Path>
         mount_of(dir).ok().map(|(id, _)| id)
     });
     let made: HashSet<u64> = made.collect();
-    for (tmpfs, stored) in &contents.mounts {
+    for (tmpfs, stored) in contents.mounts.iter().filter(|(tmpfs, _)| !later.contains(&tmpfs.point)) {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let point = rustix::fs::openat2(&root, tmpfs.point.as_path(), flags, Mode::empty(), resolve).ok();
         match point {
@@ -42,6 +46,23 @@ pub fn restore<'p>(contents: &Contents, made: impl IntoIterator<Item = &'p Path>
         }
     }
     Ok(())
+}
+
+impl Contents {
+    /// Fills the tmpfs that has just been mounted at `point`.
+    ///
+    /// # Errors
+    /// The kernel's, the image's.
+    pub(crate) fn fill(&self, point: &Bytes) -> Result<(), Error> {
+        let Some((tmpfs, stored)) = self.mounts.iter().find(|(tmpfs, _)| tmpfs.point == *point) else {
+            return Ok(());
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let point = rustix::fs::openat2(rustix::fs::CWD, point.as_path(), flags, Mode::empty(), resolve)
+            .doing(|| format!("open {point}"))?;
+        Mount { tmpfs, point, parent: None }.fill(stored.as_ref())
+    }
 }
 
 /// It is the root directory of one of our mounts, and can be written to.

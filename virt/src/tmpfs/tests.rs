@@ -1,6 +1,7 @@
 //! Real mounts, in mount namespaces of the tests' own.
 
 use super::*;
+use crate::fd;
 use crate::image::{Manifest, Writer};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -9,7 +10,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, mkfifo};
 use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps, XattrFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write as _};
@@ -76,7 +77,7 @@ fn tmpfs(point: &Path) {
 /// An image with what is in the mounts that `job` has for itself.
 fn image(job: &Child, dir: &Path) -> Image {
     let mut writer = Writer::create(dir).unwrap();
-    capture(job.0, &mut writer).unwrap();
+    capture(job.0, &fd::mounts(job.0).unwrap(), &mut writer).unwrap();
     writer.commit(Manifest::new(0).unwrap()).unwrap();
     Image::open(dir).unwrap()
 }
@@ -224,7 +225,7 @@ fn everything_comes_back() {
         fs::write(point.join("link"), "gives way").unwrap();
         symlink("gives way", point.join("fifo")).unwrap();
         fs::create_dir(point.join("a")).unwrap();
-        restore(&contents, [point.as_path()]).unwrap();
+        restore(&contents, [point.as_path()], &HashSet::new()).unwrap();
         let sparse = point.join("sparse").metadata().unwrap().blocks() * 512;
         assert!(sparse < 1 << 20, "a hole stays a hole");
         shown(&describe(&point))
@@ -271,7 +272,7 @@ fn devices_and_sockets_and_other_mounts_are_left_to_the_sandbox() {
         null(&point.join("null"));
         fs::create_dir(point.join("inner")).unwrap();
         tmpfs(&point.join("inner"));
-        restore(&contents, [point.as_path(), &point.join("inner")]).unwrap();
+        restore(&contents, [point.as_path(), &point.join("inner")], &HashSet::new()).unwrap();
         let names = |dir: &Path| {
             let mut names: Vec<_> =
                 fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -365,7 +366,7 @@ fn nothing_is_written_to_what_the_sandbox_has_not_made() {
                     .collect()
             };
             let before: Vec<_> = modified();
-            let said = restore(&contents, made.iter().copied());
+            let said = restore(&contents, made.iter().copied(), &HashSet::new());
             assert_eq!(before, modified());
             said.err().map(|e| e.to_string()).unwrap_or_default()
         });
@@ -391,7 +392,7 @@ fn a_hostile_mount_point_leads_nowhere() {
     let (_restored, said) = Child::apart(|| {
         tmpfs(&point);
         symlink(&outside, point.join("dir")).unwrap();
-        restore(&contents, [point.as_path()]).unwrap_err().to_string()
+        restore(&contents, [point.as_path()], &HashSet::new()).unwrap_err().to_string()
     });
     assert!(said.contains("point/dir: file exists"), "{said}");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
@@ -412,7 +413,7 @@ fn a_content_that_was_altered_is_not_taken() {
     fs::write(dir.path().join("image/files/tmpfs-0"), "CONTENT").unwrap();
     let (_restored, said) = Child::apart(|| {
         tmpfs(&point);
-        restore(&contents, [point.as_path()]).unwrap_err().to_string()
+        restore(&contents, [point.as_path()], &HashSet::new()).unwrap_err().to_string()
     });
     assert!(said.contains("tmpfs-0: its digest is"), "{said}");
 }
