@@ -12,6 +12,7 @@ use crate::owned::Owned;
 use crate::resource::Blocker;
 use crate::seize::{Frozen, Process};
 use crate::snapshot::Snapshot;
+use crate::still::Still;
 use crate::storing::{Load, Storing};
 use crate::survey::survey;
 use crate::table::{Generation, Seen, Table, Time};
@@ -42,6 +43,8 @@ pub struct Options {
     pub listener: bool,
     /// Where the sandbox has mounted something, if the caller knows that.
     pub places: Option<Places>,
+    /// It stands still until the image is complete, even if it goes on afterwards: others save what belongs to it.
+    pub stand: bool,
 }
 
 impl Options {
@@ -53,7 +56,7 @@ impl Options {
     /// The job goes on while its image is still being written, from a copy. One that was frozen has no hurry; and a copy
     /// is reaped by its parent, for which that must run.
     fn goes_on(&self) -> bool {
-        self.leave_running && !self.frozen
+        self.leave_running && !self.frozen && !self.stand
     }
 }
 
@@ -112,9 +115,9 @@ pub fn checkpoint(
     let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new() };
     let mut written = steps.write(frozen, &mut image, events);
     if let Err((frozen, _)) = &mut written
-        && let Some(frozen) = frozen.take()
+        && let Some(mut frozen) = frozen.take()
     {
-        events.resume()?;
+        events.resume(&mut frozen)?;
         frozen.release();
     }
     for copy in steps.copies {
@@ -122,13 +125,13 @@ pub fn checkpoint(
             log::warn!("{e}");
         }
     }
-    let (frozen, stood, mut report) = written.map_err(|(_, e)| e)?;
+    let (mut frozen, stood, mut report) = written.map_err(|(_, e)| e)?;
     fault::point("checkpoint:commit")?;
     let committed = match image.commit(manifest) {
         Ok(committed) => committed,
         Err(e) => {
-            if frozen.is_some() {
-                events.resume()?;
+            if let Some(frozen) = &mut frozen {
+                events.resume(frozen)?;
             }
             return Err(e.into());
         }
@@ -136,18 +139,19 @@ pub fn checkpoint(
     report.bytes = committed.manifest.size();
 
     fault::point("checkpoint:committed")?;
-    if let Err(e) = events.committed(&options.image) {
-        if let Some(frozen) = frozen {
-            events.resume()?;
+    let still = frozen.as_mut().map(|frozen| frozen as &mut dyn Still);
+    if let Err(e) = events.committed(&options.image, still) {
+        if let Some(mut frozen) = frozen {
+            events.resume(&mut frozen)?;
             frozen.release();
         }
         return Err(e);
     }
     report.frozen = stood;
-    if let Some(frozen) = frozen {
+    if let Some(mut frozen) = frozen {
         report.frozen = frozen.frozen_for();
         if options.leave_running {
-            events.resume()?;
+            events.resume(&mut frozen)?;
             frozen.release();
         } else {
             fault::point("checkpoint:kill")?;
@@ -201,8 +205,9 @@ impl Steps<'_> {
                 Err(e) => Err((Some(frozen), e)),
             };
         }
-        if let Err(e) = fault::point("checkpoint:resume").map_err(Error::from).and_then(|()| events.resume())
-        {
+        let resumed =
+            fault::point("checkpoint:resume").map_err(Error::from).and_then(|()| events.resume(&mut frozen));
+        if let Err(e) = resumed {
             return Err((Some(frozen), e));
         }
         let (stood, small) = (frozen.frozen_for(), small(&frozen));
@@ -264,7 +269,7 @@ impl Steps<'_> {
         table.observe(&seen, Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
         image.json("table.json", &table)?;
         image.json(Clocks::FILE, &self.clocks)?;
-        events.precheckpoint(&self.options.image)?;
+        events.precheckpoint(image, frozen)?;
 
         fault::point("checkpoint:tmpfs")?;
         let mounted = fd::mounts(self.init)?;

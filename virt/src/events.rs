@@ -1,6 +1,8 @@
-//! The moments of a checkpoint and of a restart at which others have something to do: the caller, and later plugins.
+//! The moments of a checkpoint and of a restart at which others have something to do.
 
 use crate::Error;
+use crate::image::Writer;
+use crate::still::Still;
 use crate::table::Table;
 use std::path::Path;
 
@@ -19,13 +21,13 @@ pub trait Events {
         Ok(())
     }
 
-    /// The job stands still; `dir` is the image that is being written.
-    fn precheckpoint(&mut self, dir: &Path) -> Result<(), Error> {
+    /// The job stands still; `image` is being written. What is changed in the job now would be in it, and not in its image.
+    fn precheckpoint(&mut self, image: &mut Writer, job: &mut dyn Still) -> Result<(), Error> {
         Ok(())
     }
 
-    /// The image is complete, the job still stands still. If this fails the job goes on, and the image stays.
-    fn committed(&mut self, dir: &Path) -> Result<(), Error> {
+    /// The image is complete. If this fails the job goes on, and the image stays. `job` is there if it still stands still.
+    fn committed(&mut self, dir: &Path, job: Option<&mut dyn Still>) -> Result<(), Error> {
         Ok(())
     }
 
@@ -34,7 +36,7 @@ pub trait Events {
 
     /// The job is about to go on where it is, after a checkpoint or after a failed one. Every task is still stopped: who
     /// found the job frozen freezes it again now.
-    fn resume(&mut self) -> Result<(), Error> {
+    fn resume(&mut self, job: &mut dyn Still) -> Result<(), Error> {
         Ok(())
     }
 
@@ -45,7 +47,7 @@ pub trait Events {
 
     /// The restored job is about to run, and what its ids stand for from now on is in `table`. Whatever may still fail has
     /// to be done now: once the job runs it changes files, and its image may not fit to them any more.
-    fn running(&mut self, table: &Table) -> Result<(), Error> {
+    fn running(&mut self, table: &Table, job: &mut dyn Still) -> Result<(), Error> {
         Ok(())
     }
 

@@ -62,6 +62,7 @@ pub mod seize;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
+pub mod still;
 mod storing;
 mod stub;
 pub mod survey;

@@ -47,17 +47,26 @@ pub struct Options {
     pub changed_files: Vec<(PathBuf, Changed)>,
     /// What the devices are here for which somebody answers: by their paths in the container, those on this host.
     pub devices: Rules,
+    /// Paths in the container for which somebody will say before the restart what is there.
+    pub promised: Vec<PathBuf>,
+    /// What else the job's names stand for here, said by those who answer for it: sockets and handles.
+    pub bound: Vec<(Id, Id)>,
 }
 
 impl Options {
     /// What is wanted for the file at `path`.
     pub fn policy(&self, path: &Path) -> Changed {
-        if self.devices.to_real(path).is_some() {
+        if self.devices.to_real(path).is_some() || self.promises(path) {
             // What is there is another one's business.
             return Changed::Ignore;
         }
         let named = self.changed_files.iter().find(|(file, _)| file == path);
         named.map_or(self.changed, |(_, policy)| *policy)
+    }
+
+    /// Whether somebody will say what is at `path`.
+    pub fn promises(&self, path: &Path) -> bool {
+        self.promised.iter().any(|promised| path.starts_with(promised))
     }
 }
 
@@ -121,7 +130,9 @@ pub fn check(image: &Image, options: &Options) -> Result<Vec<Problem>, Error> {
 /// The owned devices of a job that are nowhere here.
 fn homeless(table: &Table, options: &Options) -> Vec<(String, String)> {
     let device = |row: Row<'_>| match (row.id, row.real) {
-        (Id::Device(id), Id::Device(real)) if options.devices.to_real(id.as_path()).is_none() => {
+        (Id::Device(id), Id::Device(real))
+            if options.devices.to_real(id.as_path()).is_none() && !options.promises(id.as_path()) =>
+        {
             let why = format!("it was {real} at the checkpoint, and is nothing here: say --map {id}=DEVICE");
             Some((id.to_string(), why))
         }
@@ -141,6 +152,9 @@ fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
     for (path, real) in all {
         let bound = table.bind(&Id::Device(path), &Id::Device(real.into()), now);
         bound.map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    }
+    for (id, real) in &options.bound {
+        table.bind(id, real, now).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
     }
     Ok(())
 }
@@ -277,7 +291,7 @@ pub fn restore(
 
     fault::point("restore:registers")?;
     making.registers()?;
-    events.running(&table)?;
+    events.running(&table, &mut making)?;
     fault::point("restore:release")?;
     let bytes = making.bytes;
     making.release()?;

@@ -280,6 +280,24 @@ impl<'a> Making<'a> {
         self.leaders.values().map(Worker::host).chain(self.ended.iter().copied()).collect()
     }
 
+    /// The processes of the job.
+    pub fn members(&self) -> &[Member] {
+        &self.job.members
+    }
+
+    /// A thread that has been made.
+    pub fn worker(&self, tid: i32) -> Option<&Worker> {
+        self.threads.get(&tid).or_else(|| self.leaders.get(&tid))
+    }
+
+    /// The same, to be changed.
+    pub fn worker_mut(&mut self, tid: i32) -> Option<&mut Worker> {
+        match self.threads.get_mut(&tid) {
+            Some(worker) => Some(worker),
+            None => self.leaders.get_mut(&tid),
+        }
+    }
+
     fn host(&mut self, pid: i32) -> Result<Pid, Error> {
         self.leader(pid, |worker| Ok(worker.host()))
     }
