@@ -64,6 +64,7 @@ pub enum Verb {
     Features(verbs::features::Args),
     Completions(verbs::completions::Args),
     ClearAway(verbs::clear_away::Args),
+    Supervise(verbs::supervise::Args),
 }
 
 impl Cli {
@@ -100,9 +101,10 @@ impl Cli {
             Verb::Events(args) => done(verbs::events::run(&args, &context)),
             Verb::Ids(args) => done(verbs::ids::run(&args, &context)),
             Verb::Inspect(args) => done(verbs::inspect::run(&args)),
-            Verb::Plugin(args) => verbs::plugin::run(args),
+            Verb::Plugin(args) => verbs::plugin::run(args, &context),
             Verb::Spec(args) => done(verbs::spec::run(&args)),
             Verb::Features(args) => done(verbs::features::run(&args)),
+            Verb::Supervise(args) => done(verbs::supervise::run(&args)),
             Verb::ClearAway(args) => done(verbs::clear_away::run(&args, &context)),
             Verb::Completions(args) => done(verbs::completions::run(&args, Cli::command())),
         }

@@ -87,6 +87,12 @@ pub enum Error {
     #[error(transparent)]
     Plugin(#[from] crate::plugin::Failed),
 
+    /// The supervisor of a job's plugins has gone, or does not understand.
+    #[error(
+        "the supervisor of the job's plugins: {why}; the job is not harmed, and the next verb that needs the plugins starts another"
+    )]
+    Supervisor { why: String },
+
     /// A job has not moved to another host.
     #[error("migrate to {}: {why}; the job goes on here", host.to_string_lossy())]
     NotMoved { host: OsString, why: String },

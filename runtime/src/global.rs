@@ -25,6 +25,9 @@ pub struct Global {
     /// Who manages cgroups
     #[arg(long, global = true, value_enum, value_name = "MANAGER")]
     pub cgroup_manager: Option<CgroupManager>,
+    /// Directory of the manifests of plugins
+    #[arg(long, global = true, value_name = "DIR", default_value = crate::plugin::manifest::DIR)]
+    pub plugin_dir: PathBuf,
     /// Ignore denied cgroup access and the like: true, false, or auto (when not root); before the verb
     #[arg(long, value_name = "BOOL", default_value = "auto", hide_default_value = true)]
     pub rootless: Rootless,

@@ -8,6 +8,7 @@
 //! - [`status`]: where a container is in its life;
 //! - [`sandbox`]: namespaces, mounts, devices, identity: everything between a clone and the job's first instruction;
 //! - [`plugin`]: programs that speak for what a job is tied to outside;
+//! - [`supervisor`]: the process that a job with plugins has;
 //! - [`foreground`]: ckrun while it waits for a job: signals, the terminal, the end;
 //! - [`cgroup`]: limits, accounting, freezing, on cgroup v1 and v2;
 //! - [`criu`]: what clients expect of CRIU;
@@ -32,5 +33,6 @@ pub mod report;
 pub mod sandbox;
 pub mod state;
 pub mod status;
+pub mod supervisor;
 pub mod user;
 pub mod verbs;

@@ -8,21 +8,25 @@ use ckrun_virt::table::rules::Rules;
 use oci_spec::runtime::{Mount, Spec};
 use std::path::Path;
 
-/// Adds the mounts that carry out `rules`, after those of the configuration.
+/// Adds the mounts that carry out `rules`, after those of the configuration. `who` has said so: `--map`, or a plugin.
 ///
 /// # Errors
 /// The host has no such path.
-pub fn apply(spec: &mut Spec, rules: &Rules) -> Result<()> {
+pub fn apply(spec: &mut Spec, rules: &Rules, who: &str) -> Result<()> {
     let mut rules: Vec<_> = rules.iter().collect();
     // A path below another one is mounted on top of it.
     rules.sort_by_key(|rule| rule.from.components().count());
     for rule in rules {
-        let shown = format!("--map {}={}", rule.from.display(), rule.to.display());
+        let shown = format!("{who} {}={}", rule.from.display(), rule.to.display());
         match std::fs::metadata(&rule.to) {
             Ok(_) if rule.from == Path::new("/") => {
                 return Err(Error::Usage(format!("{shown}: the root of the container is the bundle's")));
             }
             Ok(_) => {}
+            Err(_) if nameless(&rule.to) => {
+                let why = "has no path on this host by which it could be shown in the container";
+                return Err(Error::Usage(format!("{shown}: {} {why}", rule.to.display())));
+            }
             Err(e) => return Err(Error::Usage(format!("{shown}: {}: {e}", rule.to.display()))),
         }
         let mut mount = Mount::default();
@@ -36,4 +40,9 @@ pub fn apply(spec: &mut Spec, rules: &Rules) -> Result<()> {
         spec.set_mounts(Some(mounts));
     }
     Ok(())
+}
+
+/// What the kernel calls a file without a path: one that was deleted, or a memfd.
+fn nameless(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
 }

@@ -5,6 +5,7 @@
 //!     state.json        [`State`], replaced as a whole (rename)
 //!     config.json       the configuration as it was carried out, device specs included
 //!     start             a socket; it exists as long as the init waits for `ckrun start`
+//!     supervisor.json   of a job with plugins, and some more files: see [`crate::supervisor`]
 //! ```
 //!
 //! Whether a container runs is never written down: it is asked of the kernel, so that no crash can make it wrong.
@@ -67,6 +68,9 @@ pub struct State {
     /// on the host. Of one that was restored the table knows more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<(PathBuf, PathBuf)>,
+    /// The job has plugins, and a supervisor for them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub supervised: bool,
     /// The container has a session keyring of its own.
     pub own_keyring: bool,
     /// ckrun ran without the host's root.

@@ -3,6 +3,8 @@
 use ckrun_plugin::binding::Kind;
 use ckrun_plugin::call::{Answer, Call, MEMORY};
 use ckrun_plugin::{After, Code, Event, Fault, Grant, Level};
+use nix::poll::PollFlags;
+use std::os::fd::BorrowedFd;
 
 /// Who answers the calls of plugins: the one who has the job. Calls that the protocol forbids at the moment, those
 /// without the capability, and barriers don't get here.
@@ -15,6 +17,14 @@ pub trait Calls {
 
     /// A log line of `plugin`.
     fn log(&mut self, plugin: &str, level: Level, message: &str);
+
+    /// What else is to be waited for while plugins are; then [`Calls::attend`].
+    fn polled(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        Vec::new()
+    }
+
+    /// Looks after that, without waiting. `found` is what poll(2) said of [`Calls::polled`].
+    fn attend(&mut self, _found: &[PollFlags]) {}
 }
 
 /// Refuses what the protocol forbids. `after` is what `running` or `resume` say of it.
@@ -37,6 +47,9 @@ pub fn allowed(
             None => refuse(Code::State, "the job runs".into()),
         };
     }
+    if changes(call) && matches!(during, Some(Event::Precheckpoint | Event::Committed)) {
+        return refuse(Code::State, "what is changed now would be in the job and not in its image".into());
+    }
     match call {
         Call::Bind(binding) if binding.kind() != Kind::Handle => {
             refuse(Code::InvalidParams, format!("a {} is bound by an answer", binding.kind().name()))
@@ -50,6 +63,11 @@ pub fn allowed(
         }
         _ => Ok(()),
     }
+}
+
+/// Whether it changes the job.
+fn changes(call: &Call) -> bool {
+    matches!(call, Call::Write(_)) || matches!(call, Call::Registers(of) if !of.set.is_empty())
 }
 
 fn too_long(bytes: u64) -> String {

@@ -272,6 +272,16 @@ impl Company {
         self.dismiss(self.all(), reason, calls)
     }
 
+    /// Nothing has come of it but `check`: the sockets are closed without a word, and the ends awaited.
+    pub fn part(&mut self) -> Vec<Failed> {
+        let since = Instant::now();
+        let part = |peer: &mut Peer| {
+            let limit = peer.limit(Event::Exit);
+            peer.part(since, limit).err()
+        };
+        self.peers.iter_mut().filter_map(part).collect()
+    }
+
     fn dismiss(&mut self, told: Vec<usize>, reason: Reason, calls: &mut dyn Calls) -> Vec<Failed> {
         let since = Instant::now();
         let told: Vec<usize> = told.into_iter().filter(|peer| self.peers[*peer].gone().is_none()).collect();

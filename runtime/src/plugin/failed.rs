@@ -50,6 +50,9 @@ pub enum Why {
     /// Its process could not be started.
     #[error("{0}")]
     NotStarted(Failure),
+    /// As the one who saw it has said.
+    #[error("{0}")]
+    Quoted(String),
     /// It had failed before, for the reason that is quoted.
     #[error("it has gone: {0}")]
     Gone(String),

@@ -1,9 +1,10 @@
 //! Which program a plugin is: `NAME[:key=value,…]` with a manifest, or a program's path.
 
+use super::asked::Asked;
 use crate::error::{Error, Result};
 use ckrun_plugin::Grant;
 use ckrun_plugin::event::{Deadlines, known_deadlines};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub const DIR: &str = "/etc/ckrun/plugins.d";
 
 /// All that is needed to start a plugin. The file has the same members but the name.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Its name in the job, also that of its folder in an image.
@@ -37,39 +38,22 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// What `NAME[:key=value,…]` or `PROGRAM[:key=value,…]` on the command line means. What has a slash is the path of a
-    /// program, and has no grants.
+    /// What `NAME[:key=value,…]` or `PROGRAM[:key=value,…]` on the command line means, see [`Asked::parse`]. `dir` has the
+    /// manifests. A program that is given by its path has no grants.
     ///
     /// # Errors
-    /// [`Error::Usage`] for words that are none of these, [`Error::File`] and [`Error::Json`] for the file.
-    pub fn of(words: &str) -> Result<Manifest> {
-        Manifest::found(words, Path::new(DIR))
+    /// Those of [`Asked::parse`] and [`Asked::find`].
+    pub fn of(words: &str, dir: &Path) -> Result<Manifest> {
+        Asked::parse(words)?.find(dir)
     }
 
-    fn found(words: &str, dir: &Path) -> Result<Manifest> {
-        let wrong = |why: &str| Error::Usage(format!("plugin {words:?}: {why}"));
-        let (name, options) = words.split_once(':').unwrap_or((words, ""));
-        let mut manifest =
-            if name.contains('/') { Manifest::program(name)? } else { Manifest::file(name, dir)? };
-        for option in options.split(',').filter(|option| !option.is_empty()) {
-            let (key, value) = option.split_once('=').ok_or_else(|| wrong("an option is key=value"))?;
-            if key.is_empty() {
-                return Err(wrong("an option is key=value"));
-            }
-            manifest.options.insert(key.into(), value.into());
-        }
-        Ok(manifest)
-    }
-
-    fn program(path: &str) -> Result<Manifest> {
-        // The process will be in another directory.
-        let absolute = std::path::absolute(path).map_err(|e| Error::file(path, &e))?;
-        let name = absolute.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let (name, command) = (proper(name)?, absolute.to_str().map(str::to_owned));
+    /// That of a program without one.
+    pub(super) fn program(name: &str, path: &Path) -> Result<Manifest> {
+        let command = path.to_str().map(str::to_owned);
         let command =
             command.ok_or_else(|| Error::Usage(format!("plugin {path:?}: the path is not UTF-8")))?;
         Ok(Manifest {
-            name,
+            name: name.into(),
             command: vec![command],
             user: None,
             env: BTreeMap::new(),
@@ -79,8 +63,8 @@ impl Manifest {
         })
     }
 
-    fn file(name: &str, dir: &Path) -> Result<Manifest> {
-        let name = proper(name)?;
+    /// That in a file.
+    pub(super) fn file(name: &str, dir: &Path) -> Result<Manifest> {
         let path = dir.join(format!("{name}.json"));
         let text = std::fs::read(&path).map_err(|e| Error::file(&path, &e))?;
         let wrong = |why: String| Error::Json { path: path.clone(), why };
@@ -88,7 +72,7 @@ impl Manifest {
         let manifest: Manifest =
             serde_path_to_error::deserialize(&mut from).map_err(|e| wrong(e.to_string()))?;
         match manifest.command.first() {
-            Some(program) if program.starts_with('/') => Ok(Manifest { name, ..manifest }),
+            Some(program) if program.starts_with('/') => Ok(Manifest { name: name.into(), ..manifest }),
             _ => Err(wrong("command: its first word must be the absolute path of a program".into())),
         }
     }
@@ -100,7 +84,10 @@ impl Manifest {
 }
 
 /// A name that can be a folder's.
-fn proper(name: &str) -> Result<String> {
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn proper(name: &str) -> Result<String> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
     if name.is_empty() || name.starts_with('.') || name.len() > 64 || !name.chars().all(good) {
         let why = "a name has up to 64 letters, digits, and . _ - +, and does not begin with a dot";
@@ -126,7 +113,7 @@ mod tests {
         let text = include_str!("../../../plugins/PROTOCOL.md");
         let text = text.split("\n## Manifest").nth(1).unwrap().split("```json\n").nth(1).unwrap();
         let (_dir, path) = with(text.split("```").next().unwrap());
-        let manifest = Manifest::found("emu:slot=3,server=emu-b:7000", &path).unwrap();
+        let manifest = Manifest::of("emu:slot=3,server=emu-b:7000", &path).unwrap();
         assert_eq!((manifest.name.as_str(), manifest.user.as_deref()), ("emu", Some("emu")));
         assert_eq!(manifest.options["slot"], "3");
         assert_eq!(manifest.options["server"], "emu-b:7000", "the command line's comes last");
@@ -136,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_program_needs_no_manifest() {
-        let manifest = Manifest::of("./bin/softemu.pl:slot=1").unwrap();
+        let manifest = Manifest::of("./bin/softemu.pl:slot=1", Path::new(DIR)).unwrap();
         assert_eq!(manifest.name, "softemu.pl");
         assert!(manifest.path().is_absolute() && manifest.path().ends_with("bin/softemu.pl"));
         assert!(manifest.grants.is_empty());
@@ -153,10 +140,10 @@ mod tests {
             ("../plugins/..", "a name has"),
             ("", "a name has"),
         ] {
-            let said = Manifest::found(words, &path).unwrap_err().to_string();
+            let said = Manifest::of(words, &path).unwrap_err().to_string();
             assert!(said.contains(why), "{words}: {said}");
         }
         let (_dir, path) = with("{\"command\": [\"/emu\"], \"deadlines\": {\"init\": \"long\"}}");
-        assert!(Manifest::found("emu", &path).unwrap_err().to_string().contains("deadlines"));
+        assert!(Manifest::of("emu", &path).unwrap_err().to_string().contains("deadlines"));
     }
 }

@@ -1,5 +1,6 @@
 //! Plugins: programs that speak for what a job is tied to outside its container (plugins/PROTOCOL.md).
 //!
+//! - [`asked`]: which plugins a job is to have;
 //! - [`manifest`]: which program, with what options and grants;
 //! - [`start`]: its confined process;
 //! - [`peer`]: one plugin: requests, answers, deadlines, its calls;
@@ -11,6 +12,7 @@
 //! - [`failed`]: what a plugin did wrong, at which event, after how many seconds.
 
 pub mod area;
+pub mod asked;
 pub mod attach;
 pub mod calls;
 pub mod check;
@@ -21,6 +23,7 @@ pub mod peer;
 pub mod round;
 pub mod start;
 
+pub use asked::Asked;
 pub use calls::Calls;
 pub use company::Company;
 pub use failed::{Failed, Why};

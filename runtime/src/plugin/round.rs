@@ -166,13 +166,9 @@ fn attend(peers: &mut [Peer], calls: &mut dyn Calls) {
 
 /// Attends to what comes within `limit`; None waits for it.
 pub(super) fn look(peers: &mut [Peer], limit: Option<Duration>, calls: &mut dyn Calls) {
-    let watched: Vec<usize> = peers
-        .iter()
-        .enumerate()
-        .flat_map(|(number, peer)| peer.polled().into_iter().map(move |_| number))
-        .collect();
+    let counts: Vec<usize> = peers.iter().map(|peer| peer.polled().len()).collect();
     let found: Vec<PollFlags> = {
-        let polled = peers.iter().flat_map(Peer::polled);
+        let polled = peers.iter().flat_map(Peer::polled).chain(calls.polled());
         // The borrow ends with the poll.
         let mut fds: Vec<PollFd<'_>> = polled.map(|(fd, flags)| PollFd::new(fd, flags)).collect();
         let limit = limit.map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
@@ -182,13 +178,11 @@ pub(super) fn look(peers: &mut [Peer], limit: Option<Duration>, calls: &mut dyn 
             _ => fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect(),
         }
     };
-    for (number, peer) in peers.iter_mut().enumerate() {
-        let flags: Vec<PollFlags> = watched
-            .iter()
-            .zip(&found)
-            .filter(|(whose, _)| **whose == number)
-            .map(|(_, flags)| *flags)
-            .collect();
-        peer.attend(&flags, calls);
+    let mut rest = found.as_slice();
+    for (peer, count) in peers.iter_mut().zip(counts) {
+        let (own, others) = rest.split_at(count);
+        peer.attend(own, calls);
+        rest = others;
     }
+    calls.attend(rest);
 }

@@ -135,6 +135,15 @@ pub fn how(status: ExitStatus) -> String {
     }
 }
 
+/// To whom a plugin's folder must belong; None if that is ckrun's own user.
+///
+/// # Errors
+/// [`Error::Usage`] for a user that does not exist.
+pub fn owner(manifest: &Manifest) -> Result<Option<(u32, u32)>> {
+    let user = manifest.user.as_deref().map(|user| User::find(user, &manifest.name)).transpose()?;
+    Ok(user.map(|user| (user.uid.as_raw(), user.gid.as_raw())))
+}
+
 /// A user and the groups that go with him.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct User {
@@ -179,7 +188,7 @@ mod tests {
 
     /// A shell script as a plugin; what it said until its end.
     fn said(script: &str, user: Option<&str>) -> String {
-        let mut manifest = Manifest::of("/bin/sh").unwrap();
+        let mut manifest = Manifest::of("/bin/sh", Path::new("/nowhere")).unwrap();
         manifest.command.extend(["-c".into(), script.into()]);
         manifest.env.insert("EMU".into(), "1".into());
         manifest.user = user.map(str::to_owned);
@@ -220,7 +229,10 @@ mod tests {
     fn it_runs_as_the_user_of_its_manifest() {
         assert_eq!(said("id -u; id -g; id -G", Some("65534:65533")), "65534\n65533\n65533\n");
         assert_eq!(said("id -un", Some("nobody")), "nobody\n");
-        let manifest = Manifest { user: Some("no such".into()), ..Manifest::of("/bin/sh").unwrap() };
+        let manifest = Manifest {
+            user: Some("no such".into()),
+            ..Manifest::of("/bin/sh", Path::new("/nowhere")).unwrap()
+        };
         let null = std::fs::File::open("/dev/null").unwrap();
         let why = start(&manifest, null.as_fd()).unwrap_err().to_string();
         assert!(why.contains("\"no such\": /etc/passwd has no such user"), "{why}");
@@ -236,7 +248,7 @@ mod tests {
 
     #[test]
     fn its_group_is_killed_with_it() {
-        let mut manifest = Manifest::of("/bin/sh").unwrap();
+        let mut manifest = Manifest::of("/bin/sh", Path::new("/nowhere")).unwrap();
         manifest.command.extend(["-c".into(), "sleep 1000 & wait".into()]);
         let (reader, writer) = std::io::pipe().unwrap();
         let (confined, _socket) = start(&manifest, writer.as_fd()).unwrap();
@@ -249,7 +261,9 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_named() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let why = start(&Manifest::of("/no/such").unwrap(), null.as_fd()).unwrap_err().to_string();
+        let why = start(&Manifest::of("/no/such", Path::new("/nowhere")).unwrap(), null.as_fd())
+            .unwrap_err()
+            .to_string();
         assert_eq!(why, "start plugin such (/no/such): no such file or directory");
     }
 }

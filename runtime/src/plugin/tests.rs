@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Map, json};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A plugin that writes down what it hears and does `how` at the event `at`.
 const SCRIPT: &str = r#"
@@ -97,7 +97,7 @@ impl Trio {
                 name: name.into(),
                 command,
                 grants: vec![Grant::Memory],
-                ..Manifest::of("/bin/sh").unwrap()
+                ..Manifest::of("/bin/sh", Path::new("/nowhere")).unwrap()
             }
         };
         let manifests = ["a", "b", "c"].into_iter().zip(each).map(manifest).collect();
@@ -287,7 +287,7 @@ fn a_plugin_that_ends_between_events_is_named_by_the_next() {
 
 #[test]
 fn a_name_is_given_once() {
-    let manifest = Manifest::of("/bin/sh").unwrap();
+    let manifest = Manifest::of("/bin/sh", Path::new("/nowhere")).unwrap();
     let job = Job { id: "tb".into(), generation: 0, host: "h".into(), bundle: "/b".into() };
     let two = vec![manifest.clone(), manifest];
     let error = Company::start(job, two, |_| Ok(null()), &mut Keeper::default()).unwrap_err();

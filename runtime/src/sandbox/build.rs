@@ -14,6 +14,7 @@ use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::state::{Entry, InitProcess, OCI_VERSION, State, Store};
 use crate::status::Status;
+use crate::supervisor::launch;
 use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::restore::Baggage;
@@ -22,6 +23,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::SystemTime;
 
 /// When the job starts.
@@ -66,15 +68,66 @@ pub struct Parked {
     pub guardian: Guardian,
 }
 
-/// Builds the sandbox for `bundle` under the name `id`.
+/// Under which name a sandbox is built.
+#[derive(Debug)]
+pub enum At<'a> {
+    /// One that is still to be taken.
+    New(&'a Store, &'a str),
+    /// One that has been taken, for a job with plugins.
+    Claimed(Claim),
+}
+
+/// A name that has been taken. When this is dropped, nobody has it.
+#[derive(Debug)]
+pub struct Claim {
+    entry: Option<Entry>,
+    guardian: Option<Guardian>,
+    supervised: bool,
+}
+
+impl Claim {
+    /// Takes a name for a job with plugins. For a restart somebody clears up if ckrun is killed.
+    ///
+    /// # Errors
+    /// [`Error::IdTaken`]; the store can't be written.
+    pub fn new(store: &Store, id: &str, restart: bool) -> Result<Claim> {
+        let mut claim = Claim::take(store, id, restart)?;
+        claim.supervised = true;
+        Ok(claim)
+    }
+
+    fn take(store: &Store, id: &str, restart: bool) -> Result<Claim> {
+        let mut claim = Claim { entry: Some(store.claim(id)?), guardian: None, supervised: false };
+        if restart && let Some(entry) = &claim.entry {
+            claim.guardian = Some(guard(store, entry)?);
+        }
+        Ok(claim)
+    }
+
+    /// The container's directory.
+    pub fn dir(&self) -> &Path {
+        self.entry.as_ref().map_or(Path::new("/"), Entry::dir)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Some(entry) = self.entry.take() else { return };
+        let parted = if self.supervised { launch::part(entry.dir()) } else { Ok(()) };
+        if let Err(e) = parted.and_then(|()| entry.remove()) {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// Builds the sandbox for `bundle`.
 ///
 /// On success the init runs the job ([`Start::AtOnce`]), waits for `ckrun start`, or is [`Parked`]; in the last case the
 /// state does not tell of it before [`Built::restored`]. On failure no process, mount, cgroup or state is left behind.
 ///
 /// `console` is where the master of the container's terminal goes, if it is to have one.
 pub fn build(
-    store: &Store,
-    id: &str,
+    at: At<'_>,
     bundle: &Bundle,
     options: &Options,
     start: Start<'_>,
@@ -92,13 +145,16 @@ pub fn build(
     let seccomp = profile.map(Filter::compile).transpose()?;
     log::debug!("checked the bundle {}", bundle.dir.display());
 
-    let entry = store.claim(id)?;
-    let guardian = match start {
-        Start::Restart(_) => Some(guard(store, &entry)?),
-        _ => None,
+    let mut claim = match at {
+        At::New(store, id) => Claim::take(store, id, !start.runs_a_command())?,
+        At::Claimed(claim) => claim,
+    };
+    let (guardian, supervised) = (claim.guardian.take(), claim.supervised);
+    let Some(entry) = claim.entry.take() else {
+        return Err(Error::InitEnded { during: "its making", how: "without a name".into() });
     };
     let state = State {
-        id: id.into(),
+        id: entry.id.clone(),
         bundle: bundle.dir.clone(),
         rootfs,
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
@@ -108,6 +164,7 @@ pub fn build(
         cgroups: Cgroups::default(),
         rdt: None,
         maps: options.maps.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
+        supervised,
         own_keyring: !options.no_new_keyring,
         rootless: options.rootless,
     };
@@ -132,11 +189,8 @@ impl Start<'_> {
 /// Nothing may be left of a restart that ckrun did not survive.
 fn guard(store: &Store, entry: &Entry) -> Result<Guardian> {
     let charge = Charge::Container(store.dir().as_os_str(), &entry.id);
-    let posted = fault::point("restore:claim")
-        .map_err(Error::from)
-        .and_then(|()| Guardian::post(entry.held(), charge));
-    // So far there is only an empty directory.
-    posted.inspect_err(|_| drop(std::fs::remove_dir(entry.dir())))
+    fault::point("restore:claim")?;
+    Guardian::post(entry.held(), charge)
 }
 
 impl Built {

@@ -5,6 +5,7 @@ use super::intel_rdt::Group;
 use crate::error::Result;
 use crate::state::{Entry, InitProcess, State, Store};
 use crate::status::Status;
+use crate::supervisor::launch;
 use ckrun_virt::Process;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -16,6 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Removes what a container that has ended, or never came to be, leaves on the host, and forgets it.
 pub fn forget(entry: Entry, state: &State) -> Result<()> {
+    if state.supervised {
+        // Its plugins hear of the end, and what they hold outside is let go of, before the container is forgotten.
+        launch::part(entry.dir())?;
+        log::debug!("the plugins have ended");
+    }
     state.cgroups.remove()?;
     log::debug!("removed the cgroups");
     state.rdt.as_ref().map_or(Ok(()), Group::remove)?;
@@ -56,10 +62,16 @@ fn reap(init: &Process) {
 /// one that the state does not tell of yet.
 pub fn unmake(store: &Store, id: &str, init: Option<InitProcess>) -> Result<()> {
     let entry = store.find(id)?;
-    let Some(mut state) = entry.load()? else { return entry.remove() };
+    let Some(mut state) = entry.load()? else { return forget_claim(entry) };
     state.init = state.init.or(init);
     kill(&state)?;
     forget(entry, &state)
+}
+
+/// Removes what a ckrun has left that was killed before it wrote a state.
+pub fn forget_claim(entry: Entry) -> Result<()> {
+    launch::part(entry.dir())?;
+    entry.remove()
 }
 
 /// Kills the init and waits until it is gone. In a pid namespace of its own everything else dies with it

@@ -1,9 +1,10 @@
 //! `ckrun create`: build the sandbox and let its init wait.
 
 use super::new::NewArgs;
+use super::party::{self, Party};
 use super::{Context, write_pid_file};
 use crate::error::Result;
-use crate::sandbox::build::{Start, build};
+use crate::sandbox::build::{Built, Start, build};
 use crate::sandbox::console;
 use std::path::Path;
 
@@ -23,16 +24,29 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<()> {
-    let options = args.new.options(context)?;
-    let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
+    let mut options = args.new.options(context)?;
+    let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
     args.new.wants_terminal(&bundle, true)?;
+    let asked = args.new.new_plugins(&bundle)?;
+    let mut party = party::begin(context, &args.id, &mut bundle, &mut options, asked)?;
     let console = args.new.console_socket.as_deref().map(console::connect_socket).transpose()?;
-    let built = build(&context.store, &args.id, &bundle, &options, Start::OnDemand, console)?;
-    if let Some(path) = &args.new.pid_file
-        && let Err(e) = write_pid_file(path, built.init.pid().as_raw())
-    {
+    let place = party::place(&mut party, context, &args.id);
+    let built = build(place, &bundle, &options, Start::OnDemand, console)?;
+    let settled = match &args.new.pid_file {
+        Some(path) => write_pid_file(path, built.init.pid().as_raw()),
+        None => Ok(()),
+    };
+    let settled = settled.and_then(|()| party.as_mut().map_or(Ok(()), |party| settle(party, &built)));
+    if let Err(e) = settled {
         built.abandon();
         return Err(e);
     }
     Ok(())
+}
+
+/// From now on the plugins are the container's, and not ours.
+fn settle(party: &mut Party, built: &Built) -> Result<()> {
+    party.made(built)?;
+    party.client.stay()?;
+    party.client.done()
 }

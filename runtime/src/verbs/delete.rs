@@ -34,7 +34,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let Some(state) = entry.load()? else {
         // Its maker was killed before it made anything but the directory.
-        return if args.force { entry.remove() } else { Err(Error::NoSuchContainer(args.id.clone())) };
+        return if args.force {
+            destroy::forget_claim(entry)
+        } else {
+            Err(Error::NoSuchContainer(args.id.clone()))
+        };
     };
     let mut status = entry.status(&state)?;
     if status == Status::Running && !args.force && destroy::ends_within(&state, GRACE)? {

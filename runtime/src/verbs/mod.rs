@@ -16,6 +16,7 @@ pub mod kill;
 pub mod list;
 pub mod migrate;
 mod new;
+mod party;
 pub mod pause;
 pub mod plugin;
 pub mod ps;
@@ -26,6 +27,7 @@ pub mod spec;
 pub mod start;
 pub mod state;
 mod subject;
+pub mod supervise;
 pub mod update;
 
 use crate::error::{Error, Result};

@@ -4,6 +4,7 @@ use super::Context;
 use crate::cdi;
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
+use crate::plugin::asked::{ANNOTATION, Asked, grant, merge};
 use crate::remap;
 use crate::sandbox::Options;
 use crate::sandbox::job::Inherited;
@@ -40,6 +41,12 @@ pub struct NewArgs {
     /// another one there (repeatable)
     #[arg(long, value_name = "PATH=HOST-PATH")]
     pub map: Vec<OsString>,
+    /// Give the job a plugin, by the name of its manifest or by its program's path; with options (repeatable)
+    #[arg(long, value_name = "NAME|PROGRAM[:KEY=VALUE,...]")]
+    pub plugin: Vec<String>,
+    /// Let a plugin of the job do more than its manifest says: memory, registers, signals (repeatable)
+    #[arg(long, value_name = "NAME=CAPABILITY,...")]
+    pub plugin_grant: Vec<String>,
     /// Taken for compatibility: ckrun leaves no process behind that would need a subreaper
     #[arg(long, hide = true)]
     pub no_subreaper: bool,
@@ -57,11 +64,32 @@ impl NewArgs {
             cdi::apply(&mut bundle.spec, &self.device, &cdi::DIRS.map(PathBuf::from))?;
         }
         let maps = self.maps()?;
-        remap::apply(&mut bundle.spec, &maps)?;
+        remap::apply(&mut bundle.spec, &maps, "--map")?;
         if vendors || maps.iter().next().is_some() {
             bundle.refresh()?;
         }
         Ok(bundle)
+    }
+
+    /// The plugins that an annotation and the command line name. Capabilities are not given yet.
+    pub fn plugins(&self, bundle: &Bundle) -> Result<Vec<Asked>> {
+        let annotation = bundle.spec.annotations().as_ref().and_then(|all| all.get(ANNOTATION));
+        if annotation.is_none() && self.plugin.is_empty() {
+            return Ok(Vec::new());
+        }
+        let annotated = annotation.into_iter().flat_map(|words| words.split_whitespace());
+        let annotated = annotated.map(Asked::parse).collect::<Result<Vec<_>>>();
+        let annotated =
+            annotated.map_err(|e| Error::config(format!("annotations.{ANNOTATION}"), e.to_string()))?;
+        let said = self.plugin.iter().map(|words| Asked::parse(words)).collect::<Result<Vec<_>>>()?;
+        merge(merge(Vec::new(), annotated)?, said)
+    }
+
+    /// The plugins of a new job, with their capabilities.
+    pub fn new_plugins(&self, bundle: &Bundle) -> Result<Vec<Asked>> {
+        let mut plugins = self.plugins(bundle)?;
+        grant(&mut plugins, &self.plugin_grant)?;
+        Ok(plugins)
     }
 
     /// The rules of `--map`.

@@ -1,6 +1,6 @@
 //! `ckrun plugin check`: does a plugin keep to the protocol?
 
-use super::{columns, print_json, print_line};
+use super::{Context, columns, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::plugin::Manifest;
 use crate::plugin::check::{Step, Verdict, check};
@@ -45,9 +45,9 @@ struct Check {
 }
 
 /// Carries it out.
-pub fn run(args: Args) -> Result<i32> {
+pub fn run(args: Args, context: &Context) -> Result<i32> {
     let Verb::Check(args) = args.verb;
-    let mut manifest = Manifest::of(&args.plugin)?;
+    let mut manifest = Manifest::of(&args.plugin, &context.global.plugin_dir)?;
     if let Some(seconds) = args.deadline {
         if !(seconds > 0.0 && seconds <= LONGEST) {
             return Err(Error::Usage(format!(

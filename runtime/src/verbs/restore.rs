@@ -1,7 +1,8 @@
 //! `ckrun restore`: bring a job back from an image.
 
-use super::carry::{CarryArgs, absolute, own_pids, refuse, to_virt};
+use super::carry::{CarryArgs, absolute, own_pids, refuse};
 use super::new::NewArgs;
+use super::party::{self, Party};
 use super::{Context, print_json, print_line, write_pid_file};
 use crate::config::{Ask, Bundle};
 use crate::criu::stats;
@@ -10,14 +11,19 @@ use crate::foreground::Foreground;
 use crate::handover::{Arrival, without_stderr};
 use crate::journal::Journal;
 use crate::progress::{Progress, size};
-use crate::sandbox::build::{Built, Parked, Restart, Start, build};
+use crate::sandbox::build::{At, Built, Parked, Restart, Start, build};
 use crate::sandbox::{self, console, destroy, hooks, labels, validate};
 use crate::status::Status;
+use crate::supervisor::Client;
+use crate::supervisor::record::{Plugin, of_image};
+use ckrun_plugin::After;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Image;
 use ckrun_virt::restore::{Baggage, Changed, Options, Problem, Report, check, look_around, restore};
+use ckrun_virt::still::Still;
 use ckrun_virt::table::Table;
+use ckrun_virt::table::rules::Rules;
 use ckrun_virt::{Doing, fault};
 use serde_json::json;
 use std::os::fd::OwnedFd;
@@ -108,23 +114,28 @@ fn changed_files(word: &str) -> Result<(Option<PathBuf>, Changed), String> {
 /// Carries it out. With `--dry-run` the answer is 1 when something stands in the way.
 pub fn run(args: &Args, context: &Context) -> Result<i32> {
     // First of all: it asks which descriptors are open.
-    let options = args.new.options(context)?;
+    let mut options = args.new.options(context)?;
     args.carry.check("restore")?;
     // The job has the descriptors that it had.
     refuse("restore", "--preserve-fds", args.new.preserve_fds > 0)?;
     let path = absolute(&args.carry.image_path)?;
     let mut arrival = if args.handover { Some(Arrival::receive(&path)?) } else { None };
     let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
-    let bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
-    let wishes = args.options()?;
-    let problems = problems(&image, &bundle, &wishes)?;
+    let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
+    let mut wishes = args.options()?;
+    let mut guests = Guests::of(args, context, &image, &bundle, &mut wishes)?;
+    let problems = [problems(&image, &bundle, &wishes)?, std::mem::take(&mut guests.problems)].concat();
     if args.dry_run {
-        let found = rehearse(args, context, &image, &bundle, &options)?;
+        // The plugins have said what they think of it.
+        drop(guests);
+        let found = rehearse(args, context, &image, &bundle, &options, &wishes)?;
         return answer(args, &path, &[problems, found].concat());
     }
     if !problems.is_empty() {
         return Err(Error::Unrestorable { image: path, problems });
     }
+    options.maps = guests.restart(&image, &mut bundle, &mut wishes)?;
+    let mut party = guests.party;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;
     let mut foreground = if args.detach { None } else { Some(Foreground::prepare()?) };
     let console = match (&args.new.console_socket, &mut foreground) {
@@ -137,17 +148,34 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let baggage = Baggage::open(&image)?;
     let start = Start::Restart(Restart { baggage: &baggage, clocks });
     log::debug!("checked the image {}", path.display());
-    let raise = || build(&context.store, &args.id, &bundle, &options, start, console);
+    let place = party::place(&mut party, context, &args.id);
+    let raise = || build(place, &bundle, &options, start, console);
     let mut built = if args.handover { without_stderr(raise)?? } else { raise()? };
     log::debug!("the sandbox stands");
     let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
     let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
-    match revive(&built, hatch, &image, &wishes, args.new.pid_file.as_deref(), arrival.as_mut()) {
+    let met = party.as_mut().map_or(Ok(()), |party| party.made(&built));
+    let revived = met.and_then(|()| {
+        let mut watcher = Watcher {
+            progress: Progress::new("restore"),
+            built: &built,
+            pid_file: args.new.pid_file.as_deref(),
+            arrival: arrival.as_mut(),
+            plugins: party.as_mut().map(|party| &mut party.client),
+            failed: None,
+        };
+        revive(hatch, &image, &wishes, &mut watcher)
+    });
+    match revived {
         Ok(report) => args.carry.figures(|dir| stats::restored(dir, &report)),
         Err(e) => {
             built.abandon();
             return Err(e);
         }
+    }
+    // Nothing can be taken back any more.
+    if let Some(Err(e)) = party.map(|mut party| party.client.done()) {
+        log::warn!("{e}");
     }
     drop(guardian);
     if let Some(arrival) = &mut arrival
@@ -188,6 +216,7 @@ fn rehearse(
     image: &Image,
     bundle: &Bundle,
     options: &sandbox::Options,
+    wishes: &Options,
 ) -> Result<Vec<Problem>> {
     let mut bundle = bundle.clone();
     bundle.spec.set_hooks(None);
@@ -201,9 +230,10 @@ fn rehearse(
     let clocks: Clocks = image.json(Clocks::FILE).map_err(ckrun_virt::Error::from)?;
     let start = Restart { baggage: &Baggage::open(image)?, clocks: clocks.go_on_here()? };
     let console = terminal.then(|| console.into());
-    match build(&context.store, &args.id, &bundle, options, Start::Restart(start), console) {
+    let place = At::New(&context.store, &args.id);
+    match build(place, &bundle, options, Start::Restart(start), console) {
         Ok(built) => {
-            let found = look_around(image, built.init.pid(), &args.options()?);
+            let found = look_around(image, built.init.pid(), wishes);
             built.abandon();
             Ok(found?)
         }
@@ -224,17 +254,10 @@ fn answer(args: &Args, image: &Path, problems: &[Problem]) -> Result<i32> {
 }
 
 /// From a parked init to a running job that needs no ckrun.
-fn revive(
-    built: &Built,
-    hatch: OwnedFd,
-    image: &Image,
-    wishes: &Options,
-    pid_file: Option<&Path>,
-    arrival: Option<&mut Arrival>,
-) -> Result<Report> {
+fn revive(hatch: OwnedFd, image: &Image, wishes: &Options, watcher: &mut Watcher<'_>) -> Result<Report> {
     fault::point("restore:sandbox")?;
-    let mut watcher = Watcher { progress: Progress::new("restore"), built, pid_file, arrival };
-    let restored = restore(image, built.init.pid(), hatch, wishes, &mut watcher)?;
+    let restored = restore(image, watcher.built.init.pid(), hatch, wishes, watcher);
+    let restored = restored.map_err(|e| watcher.failed.take().unwrap_or(e.into()))?;
     log::debug!(
         "restored {} processes, {} threads, {} in {:.1} ms",
         restored.processes,
@@ -252,6 +275,9 @@ struct Watcher<'a> {
     built: &'a Built,
     pid_file: Option<&'a Path>,
     arrival: Option<&'a mut Arrival>,
+    plugins: Option<&'a mut Client>,
+    /// Why the story was ended, if that was here.
+    failed: Option<Error>,
 }
 
 impl Watcher<'_> {
@@ -261,16 +287,85 @@ impl Watcher<'_> {
         self.built.restored()?;
         self.pid_file.map_or(Ok(()), |path| write_pid_file(path, self.built.init.pid().as_raw()))
     }
+
+    fn about_to_run(&mut self, table: &Table, job: &mut dyn Still) -> Result<()> {
+        self.remember(table)?;
+        // Before the other host gives the job away: this can fail.
+        if let Some(client) = &mut self.plugins {
+            client.running(After::Restart, Some(job))?;
+        }
+        self.arrival.as_mut().map_or(Ok(()), |arrival| arrival.await_go())?;
+        self.plugins.as_mut().map_or(Ok(()), |client| client.stay())
+    }
 }
 
 impl Events for Watcher<'_> {
-    fn running(&mut self, table: &Table) -> Result<(), ckrun_virt::Error> {
-        self.remember(table).map_err(to_virt)?;
-        self.arrival.as_mut().map_or(Ok(()), |arrival| arrival.await_go()).map_err(to_virt)
+    fn running(&mut self, table: &Table, job: &mut dyn Still) -> Result<(), ckrun_virt::Error> {
+        self.about_to_run(table, job).map_err(|e| {
+            let text = e.to_string();
+            self.failed = Some(e);
+            ckrun_virt::Error::Unsupported(text)
+        })
     }
 
     fn progress(&mut self, done: u64, total: u64) {
         self.progress.update(done, total);
+    }
+}
+
+/// The plugins of a job that is to be restored.
+struct Guests {
+    plugins: Vec<Plugin>,
+    party: Option<Party>,
+    /// What they say against it.
+    problems: Vec<Problem>,
+}
+
+impl Guests {
+    /// Finds and starts them, and lets them check the image.
+    fn of(
+        args: &Args,
+        context: &Context,
+        image: &Image,
+        bundle: &Bundle,
+        wishes: &mut Options,
+    ) -> Result<Guests> {
+        let (saved, words) = (of_image(image)?, args.new.plugins(bundle)?);
+        let (plugins, mut problems) = party::of_image(context, &saved, words, &args.new.plugin_grant)?;
+        party::promise(wishes, &saved);
+        if plugins.is_empty() || !problems.is_empty() {
+            return Ok(Guests { plugins, party: None, problems });
+        }
+        validate::check(bundle)?;
+        let generation = u64::from(image.manifest().generation) + 1;
+        let started = Party::start(context, &args.id, bundle, generation, &plugins, true);
+        let checked = started.and_then(|mut party| {
+            let folders = party.folders(image, &plugins)?;
+            Ok((party.client.check(folders)?, party))
+        });
+        let party = match checked {
+            Ok((failed, party)) => {
+                problems.extend(failed.into_iter().map(party::problem));
+                Some(party)
+            }
+            // It did not even say hello.
+            Err(Error::Plugin(failed)) => {
+                problems.push(party::problem(failed));
+                None
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Guests { plugins, party, problems })
+    }
+
+    /// `restart`: ties the job to what they give it here. The answer is the rules for all devices.
+    fn restart(&mut self, image: &Image, bundle: &mut Bundle, wishes: &mut Options) -> Result<Rules> {
+        let Some(party) = &mut self.party else { return Ok(wishes.devices.clone()) };
+        let folders = party.folders(image, &self.plugins)?;
+        let ties = party.client.restart(folders)?;
+        let rules = party::tie(&ties, bundle, &wishes.devices, false)?;
+        party::bound(wishes, &ties, &rules);
+        Ok(rules)
     }
 }
 

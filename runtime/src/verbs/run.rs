@@ -1,12 +1,14 @@
 //! `ckrun run`: create, start, wait, delete.
 
 use super::new::{NewArgs, bundle_and_id};
-use super::{Context, write_pid_file};
+use super::party::{self, Party};
+use super::{Context, start, write_pid_file};
 use crate::error::Result;
 use crate::foreground::Foreground;
-use crate::sandbox::build::{Start, build};
+use crate::sandbox::build::{Built, Start, build};
 use crate::sandbox::{console, destroy, hooks};
 use crate::status::Status;
+use ckrun_plugin::After;
 
 /// Run a bundle: create, start, wait for its end, delete
 ///
@@ -30,20 +32,27 @@ pub struct Args {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<i32> {
-    let options = args.new.options(context)?;
+    let mut options = args.new.options(context)?;
     let (dir, id) = bundle_and_id(args.new.bundle.as_deref(), args.word.as_deref());
-    let bundle = args.new.load(&dir)?;
+    let mut bundle = args.new.load(&dir)?;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;
+    let asked = args.new.new_plugins(&bundle)?;
+    let mut party = party::begin(context, &id, &mut bundle, &mut options, asked)?;
     let mut foreground = if args.detach { None } else { Some(Foreground::prepare()?) };
     let console = match (&args.new.console_socket, &mut foreground) {
         (Some(path), _) => Some(console::connect_socket(path)?),
         (None, Some(foreground)) if terminal => Some(foreground.offer_terminal()?),
         _ => None,
     };
-    let built = build(&context.store, &id, &bundle, &options, Start::AtOnce, console)?;
-    if let Some(path) = &args.new.pid_file
-        && let Err(e) = write_pid_file(path, built.init.pid().as_raw())
-    {
+    // Plugins hear that the job is about to run when the sandbox stands.
+    let start = if party.is_some() { Start::OnDemand } else { Start::AtOnce };
+    let built = build(party::place(&mut party, context, &id), &bundle, &options, start, console)?;
+    let settled = match &args.new.pid_file {
+        Some(path) => write_pid_file(path, built.init.pid().as_raw()),
+        None => Ok(()),
+    };
+    let settled = settled.and_then(|()| party.map_or(Ok(()), |party| release(party, &built)));
+    if let Err(e) = settled {
         built.abandon();
         return Err(e);
     }
@@ -58,4 +67,13 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
         destroy::forget(built.entry, &built.state)?;
     }
     Ok(status)
+}
+
+/// Lets a job with plugins run, which need us no longer then.
+fn release(mut party: Party, built: &Built) -> Result<()> {
+    party.made(built)?;
+    party.client.running(After::Init, None)?;
+    party.client.stay()?;
+    start::release(&built.entry, &built.state)?;
+    party.client.done()
 }

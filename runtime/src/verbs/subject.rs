@@ -1,19 +1,24 @@
 //! A job that is about to be written to an image: what `checkpoint` and `migrate` have in common.
 
 use super::carry::{absolute, own_pids, to_virt};
-use super::{Context, lock, require};
+use super::{Context, lock, party, require};
 use crate::cgroup::Cgroups;
 use crate::config::Ask;
 use crate::criu::inventory;
 use crate::error::{Error, Result};
+use crate::plugin::Failed;
 use crate::progress::Progress;
 use crate::sandbox::guardian::{Charge, Guardian};
 use crate::sandbox::{destroy, places, seccomp};
 use crate::state::{Entry, State};
 use crate::status::Status;
+use crate::supervisor::{Client, Record};
+use ckrun_plugin::After;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
+use ckrun_virt::image::Writer;
 use ckrun_virt::resource::Blocker;
+use ckrun_virt::still::Still;
 use ckrun_virt::survey::survey;
 use ckrun_virt::table::Table;
 use ckrun_virt::{Process, fault};
@@ -40,6 +45,8 @@ pub struct Subject {
     pub state: State,
     init: Process,
     options: Options,
+    /// What is known of its plugins.
+    record: Option<Record>,
 }
 
 impl Subject {
@@ -65,6 +72,9 @@ impl Subject {
         let gone = || Error::WrongState { verb, id: id.to_owned(), status: Status::Stopped };
         let init = state.process().ok_or_else(gone)?;
         let image = absolute(image)?;
+        let record = party::record(&entry, &state)?;
+        let mut table = table.map_or_else(|| super::ids::first(&state), Ok)?;
+        record.as_ref().map_or(Ok(()), |record| record.show(&mut table))?;
         let options = Options {
             replace: inventory::is_of(&image, id),
             image,
@@ -73,9 +83,10 @@ impl Subject {
             members: state.cgroups.pids()?,
             listener: !restored && notifies(),
             places: places::of(&spec),
-            table: Some(table.map_or_else(|| super::ids::first(&state), Ok)?),
+            table: Some(table),
+            stand: record.is_some(),
         };
-        Ok(Subject { entry, state, init, options })
+        Ok(Subject { entry, state, init, options, record })
     }
 
     /// What stands in the way.
@@ -91,16 +102,22 @@ impl Subject {
     /// # Errors
     /// What stands in the way; the kernel's, the image's. The job goes on then as it was.
     pub fn take(self, taker: &mut dyn Taker) -> Result<Report> {
-        let Subject { entry, state, init, options } = self;
+        let Subject { entry, state, init, options, record } = self;
         let extra = [("config.json", entry.config()?), (inventory::FILE, inventory::of(&state.id)?)];
+        let plugins = match record {
+            Some(record) => Some(Plugins::of(record, party::reach(&entry, &state)?)),
+            None => None,
+        };
         // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
         let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
         if let Some(init) = state.init {
             guardian.tell(init)?;
         }
         let frozen = options.frozen.then_some(&state.cgroups);
-        let mut watcher = Watcher { progress: Progress::new("checkpoint"), frozen, taker };
+        let mut watcher =
+            Watcher { progress: Progress::new("checkpoint"), frozen, taker, plugins, failed: None };
         let written = checkpoint(init.pid(), &options, &extra, &mut watcher);
+        let written = watcher.end(written);
         drop(watcher);
         drop(guardian);
         if let Some(cgroups) = frozen
@@ -127,23 +144,131 @@ struct Watcher<'a> {
     /// The cgroups of a job that was found frozen.
     frozen: Option<&'a Cgroups>,
     taker: &'a mut dyn Taker,
+    plugins: Option<Plugins>,
+    /// Why the story was ended, if that was here.
+    failed: Option<Error>,
+}
+
+/// The plugins of the job.
+struct Plugins {
+    record: Record,
+    client: Client,
+    /// They have been told that the job is about to be stopped, and not yet that it goes on or is gone.
+    told: bool,
+    committed: bool,
+}
+
+impl Plugins {
+    fn of(record: Record, client: Client) -> Plugins {
+        Plugins { record, client, told: false, committed: false }
+    }
+
+    fn presuspend(&mut self) -> Result<()> {
+        self.told = true;
+        self.client.presuspend()
+    }
+
+    fn precheckpoint(&mut self, image: &mut Writer, job: &mut dyn Still) -> Result<()> {
+        let folders = party::make_folders(image, &self.record.plugins)?;
+        let saved = self.client.precheckpoint(folders, job)?;
+        party::adopt(image, &saved)
+    }
+
+    fn committed(&mut self, image: &Path, job: Option<&mut dyn Still>) -> Result<()> {
+        let failed = self.client.committed(image, job)?;
+        self.committed = true;
+        tell(failed);
+        Ok(())
+    }
+
+    /// The job goes on: nothing that happens now can stop it.
+    fn resume(&mut self, job: Option<&mut dyn Still>) {
+        if std::mem::take(&mut self.told) {
+            let after = if self.committed { After::Checkpoint } else { After::Failure };
+            warn(self.client.resume(after, job));
+        }
+    }
+
+    fn exit(&mut self) {
+        self.told = false;
+        warn(self.client.end());
+    }
+}
+
+fn tell(failed: Vec<Failed>) {
+    failed.iter().for_each(|failed| log::warn!("{failed}"));
+}
+
+fn warn(told: Result<Vec<Failed>>) {
+    match told {
+        Ok(failed) => tell(failed),
+        Err(e) => log::warn!("{e}"),
+    }
+}
+
+impl Watcher<'_> {
+    /// Does something with the plugins, and keeps the reason for which it ends the story.
+    fn with_plugins(
+        &mut self,
+        work: impl FnOnce(&mut Plugins) -> Result<()>,
+    ) -> Result<(), ckrun_virt::Error> {
+        let Some(plugins) = &mut self.plugins else { return Ok(()) };
+        work(plugins).map_err(|e| {
+            let text = e.to_string();
+            self.failed = Some(e);
+            ckrun_virt::Error::Unsupported(text)
+        })
+    }
+
+    /// The story has come to its end. Plugins that have not heard how do so now.
+    fn end(&mut self, written: Result<Report, ckrun_virt::Error>) -> Result<Report> {
+        if written.is_err()
+            && let Some(plugins) = &mut self.plugins
+        {
+            plugins.resume(None);
+        }
+        written.map_err(|e| self.failed.take().unwrap_or(e.into()))
+    }
 }
 
 impl Events for Watcher<'_> {
+    fn presuspend(&mut self) -> Result<(), ckrun_virt::Error> {
+        self.with_plugins(Plugins::presuspend)
+    }
+
     fn seized(&mut self) -> Result<(), ckrun_virt::Error> {
         self.frozen.map_or(Ok(()), |cgroups| cgroups.thaw().map_err(to_virt))
     }
 
-    fn resume(&mut self) -> Result<(), ckrun_virt::Error> {
+    fn precheckpoint(&mut self, image: &mut Writer, job: &mut dyn Still) -> Result<(), ckrun_virt::Error> {
+        self.with_plugins(|plugins| plugins.precheckpoint(image, job))
+    }
+
+    fn resume(&mut self, job: &mut dyn Still) -> Result<(), ckrun_virt::Error> {
+        if let Some(plugins) = &mut self.plugins {
+            plugins.resume(Some(job));
+        }
         self.frozen.map_or(Ok(()), |cgroups| cgroups.freeze().map_err(to_virt))
     }
 
-    fn committed(&mut self, image: &Path) -> Result<(), ckrun_virt::Error> {
+    fn committed(&mut self, image: &Path, job: Option<&mut dyn Still>) -> Result<(), ckrun_virt::Error> {
+        self.with_plugins(|plugins| plugins.committed(image, job))?;
         self.taker.committed(image).map_err(to_virt)
     }
 
     fn doomed(&mut self) {
+        if let Some(plugins) = &mut self.plugins
+            && let Err(e) = plugins.client.doomed()
+        {
+            log::warn!("{e}");
+        }
         self.taker.doomed();
+    }
+
+    fn exit(&mut self) {
+        if let Some(plugins) = &mut self.plugins {
+            plugins.exit();
+        }
     }
 
     fn progress(&mut self, done: u64, total: u64) {

@@ -1,0 +1,346 @@
+//! What the supervisor answers to plugins: names, keys and values, signals. What only the holder of a stopped job can do it
+//! passes on to him.
+
+use super::launch;
+use super::logs::Logs;
+use super::record::Record;
+use crate::plugin::Calls;
+use crate::plugin::attach::Bound;
+use ckrun_plugin::binding::{Kind, Name};
+use ckrun_plugin::call::{Answer, Call, Signal, Space, Translate, Unbind};
+use ckrun_plugin::message::{Id as MessageId, Message};
+use ckrun_plugin::wire::{Broken, Incoming, Wire};
+use ckrun_plugin::{Binding, Code, Event, Fault, Level, Real};
+use ckrun_virt::table::{Generation, Id, Table, Time, live};
+use ckrun_virt::{Failure, Process};
+use nix::poll::PollFlags;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// A verb that is connected.
+#[derive(Debug)]
+pub struct Guest {
+    /// What is said.
+    pub wire: Wire,
+    /// Who it is.
+    pub process: Process,
+}
+
+impl Guest {
+    /// Takes a connection; None when its other end is somebody who has no business here, or has gone.
+    pub fn new(socket: OwnedFd) -> Option<Guest> {
+        let process = launch::peer(&socket)?;
+        Some(Guest { wire: Wire::new(socket), process })
+    }
+}
+
+/// All that the supervisor has but the plugins themselves.
+#[derive(Debug)]
+pub struct Desk {
+    /// The container's directory.
+    pub home: PathBuf,
+    /// What is known of the plugins.
+    pub record: Record,
+    /// What they write.
+    pub logs: Logs,
+    /// The job's first process.
+    pub job: Option<Process>,
+    /// The verb whose story is under way.
+    pub owner: Option<Guest>,
+    /// Connected sockets, by the virtual names that they are bound to.
+    pub sockets: BTreeMap<String, Rc<OwnedFd>>,
+    /// The record as it was last written.
+    written: Option<Record>,
+}
+
+impl Desk {
+    /// For the container in `home`.
+    pub fn new(home: &Path, record: Record) -> Desk {
+        Desk {
+            home: home.into(),
+            record,
+            logs: Logs::new(home.into()),
+            job: None,
+            owner: None,
+            sockets: BTreeMap::new(),
+            written: None,
+        }
+    }
+
+    /// Writes the record if it has changed.
+    pub fn save(&mut self) {
+        if self.written.as_ref() == Some(&self.record) {
+            return;
+        }
+        match self.record.write(&self.home) {
+            Ok(()) => self.written = Some(self.record.clone()),
+            Err(e) => log::warn!("{e}"),
+        }
+    }
+
+    /// Takes over what a plugin has bound, in place of the same names, or of all that it had.
+    ///
+    /// # Errors
+    /// The kernel's, when it is asked what is behind a descriptor.
+    pub fn bind(&mut self, plugin: &str, bound: &[Bound], afresh: bool) -> Result<(), Failure> {
+        let new = bound.iter().map(Bound::recorded).collect::<Result<Vec<Binding>, Failure>>()?;
+        let Some(plugin) = self.record.plugin(plugin) else { return Ok(()) };
+        if afresh {
+            plugin.bindings.clear();
+        }
+        for (bound, binding) in bound.iter().zip(new) {
+            let name = binding.virtual_name();
+            plugin.bindings.retain(|old| old.virtual_name() != name);
+            plugin.bindings.push(binding);
+            match &bound.fd {
+                Some(fd) if bound.binding.kind() == Kind::Socket => {
+                    drop(self.sockets.insert(name, Rc::clone(fd)))
+                }
+                _ => drop(self.sockets.remove(&name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds a handle.
+    fn bind_handle(&mut self, plugin: &str, binding: Binding) -> Result<Answer, Fault> {
+        let name = binding.virtual_name();
+        let owner =
+            self.record.bindings().find(|(_, old)| old.virtual_name() == name).map(|(owner, _)| owner);
+        if let Some(owner) = owner.filter(|owner| *owner != plugin) {
+            return Err(Fault::new(
+                Code::InvalidParams,
+                format!("bind: {name}: plugin {owner} has bound it"),
+            ));
+        }
+        if let Some(plugin) = self.record.plugin(plugin) {
+            plugin.bindings.retain(|old| old.virtual_name() != name);
+            plugin.bindings.push(binding);
+        }
+        Ok(Answer::Nothing {})
+    }
+
+    fn unbind(&mut self, plugin: &str, name: &Unbind) -> Result<Answer, Fault> {
+        let is_it = |binding: &Binding| match binding {
+            Binding::Handle { space, virtual_number, .. } => {
+                *space == name.space && *virtual_number == name.virtual_number
+            }
+            _ => false,
+        };
+        let unknown = || {
+            Fault::new(
+                Code::Unknown,
+                format!("unbind: there is no handle {} {}", name.space, name.virtual_number),
+            )
+        };
+        let bindings = &mut self.record.plugin(plugin).ok_or_else(unknown)?.bindings;
+        let at = bindings.iter().position(is_it).ok_or_else(unknown)?;
+        bindings.remove(at);
+        Ok(Answer::Nothing {})
+    }
+
+    fn translate(&self, what: &Translate) -> Result<Answer, Fault> {
+        let bad = |why: &str| Fault::new(Code::InvalidParams, format!("translate: {why}"));
+        if what.kind != Space::Fd && what.virtual_name.is_some() == what.real.is_some() {
+            return Err(bad("give one of virtual and real"));
+        }
+        match what.kind {
+            Space::Pid | Space::Tid => self.translate_task(what),
+            Space::Fd => match (what.pid, what.number) {
+                (Some(pid), Some(number)) => self.translate_descriptor(pid, number),
+                _ => Err(bad("kind fd needs pid and number")),
+            },
+            Space::Handle if what.space.is_none() => Err(bad("kind handle needs a space")),
+            _ => self.translate_binding(what),
+        }
+    }
+
+    fn translate_binding(&self, what: &Translate) -> Result<Answer, Fault> {
+        let pair = |binding: &Binding| match (what.kind, binding) {
+            (Space::Handle, Binding::Handle { space, virtual_number, real_number }) => (what.space.as_ref()
+                == Some(space))
+            .then_some((Name::Number(*virtual_number), Name::Number(*real_number))),
+            (Space::Device, Binding::Device { .. })
+            | (Space::Memory, Binding::Memory { .. })
+            | (Space::Socket, Binding::Socket { .. }) => match binding.real() {
+                Some(Real::Name(real)) => {
+                    Some((Name::Text(binding.virtual_name()), Name::Text(real.clone())))
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let pairs: Vec<(Name, Name)> =
+            self.record.bindings().filter_map(|(_, binding)| pair(binding)).collect();
+        let paths = matches!(what.kind, Space::Device | Space::Memory);
+        // Of two that match, the longer path says more.
+        let best = pairs.into_iter().filter_map(|(r#virtual, real)| {
+            let (r#virtual, real, length) = match (&what.virtual_name, &what.real) {
+                (Some(asked), _) => below(asked, r#virtual, real, paths)?,
+                (_, Some(asked)) => {
+                    let (real, r#virtual, length) = below(asked, real, r#virtual, paths)?;
+                    (r#virtual, real, length)
+                }
+                _ => return None,
+            };
+            Some((length, Answer::Names { r#virtual, real }))
+        });
+        let best = best.max_by_key(|(length, _)| *length);
+        best.map(|(_, answer)| answer)
+            .ok_or_else(|| Fault::new(Code::Unknown, "translate: nothing is bound to that name"))
+    }
+
+    fn translate_task(&self, what: &Translate) -> Result<Answer, Fault> {
+        let table = self.look()?;
+        let thread = what.kind == Space::Tid;
+        let id = |name: &Name| match name {
+            Name::Number(number) => {
+                let number = i32::try_from(*number).ok()?;
+                Some(if thread { Id::Thread(number) } else { Id::Process(number) })
+            }
+            Name::Text(_) => None,
+        };
+        let unknown = || Fault::new(Code::Unknown, "translate: there is no such task");
+        let row = match (&what.virtual_name, &what.real) {
+            (Some(name), _) => id(name).and_then(|id| table.to_real(&id)),
+            (_, Some(name)) => id(name).and_then(|id| table.to_virtual(&id)),
+            _ => None,
+        };
+        let row = row.ok_or_else(unknown)?;
+        let number = |id: &Id| match id {
+            Id::Process(number) | Id::Thread(number) => u64::try_from(*number).ok().map(Name::Number),
+            _ => None,
+        };
+        match (number(&row.id), number(&row.real)) {
+            (Some(r#virtual), Some(real)) => Ok(Answer::Names { r#virtual, real }),
+            _ => Err(unknown()),
+        }
+    }
+
+    /// The names behind a descriptor.
+    fn translate_descriptor(&self, pid: u64, number: u64) -> Result<Answer, Fault> {
+        let unknown = || Fault::new(Code::Unknown, "translate: there is no such descriptor");
+        let (Ok(pid), Ok(fd)) = (i32::try_from(pid), i32::try_from(number)) else { return Err(unknown()) };
+        let table = self.look()?;
+        let row = table.to_real(&Id::Descriptor { process: pid, fd }).ok_or_else(unknown)?;
+        let (_, what) = row.description.ok_or_else(unknown)?;
+        let name = String::from_utf8_lossy(what.as_ref()).into_owned();
+        let mut kinds = [Space::Device, Space::Memory, Space::Socket].into_iter().filter_map(|kind| {
+            let what = Translate {
+                kind,
+                virtual_name: Some(Name::Text(name.clone())),
+                real: None,
+                space: None,
+                pid: None,
+                number: None,
+            };
+            self.translate_binding(&what).ok()
+        });
+        // What nobody has bound is what it is.
+        let same = || Answer::Names { r#virtual: Name::Text(name.clone()), real: Name::Text(name.clone()) };
+        Ok(kinds.next().unwrap_or_else(same))
+    }
+
+    fn signal(&self, signal: &Signal) -> Result<Answer, Fault> {
+        let unknown = || Fault::new(Code::Unknown, format!("signal: there is no process {}", signal.pid));
+        let table = self.look()?;
+        let pid = i32::try_from(signal.pid).map_err(|_| unknown())?;
+        let row = table.to_real(&Id::Process(pid)).ok_or_else(unknown)?;
+        let (Id::Process(host), Some(started)) = (&row.real, row.started) else { return Err(unknown()) };
+        // By its start too: the id may have been given to another since the look.
+        let process = Process::open(nix::unistd::Pid::from_raw(*host), started).ok_or_else(unknown)?;
+        let bad = |e: Failure| Fault::new(Code::InvalidParams, format!("signal: {e}"));
+        process.signal_number(signal.signal).map_err(bad)?;
+        Ok(Answer::Nothing {})
+    }
+
+    /// The job's tasks and descriptors at this moment.
+    fn look(&self) -> Result<Table, Fault> {
+        let job = self.job.as_ref().ok_or_else(|| Fault::new(Code::State, "there is no job yet"))?;
+        let failed = |why: String| Fault::new(Code::Internal, why);
+        let now = Time::now();
+        let generation = Generation::here(0, now).map_err(|e| failed(e.to_string()))?;
+        let mut table = Table::new(generation);
+        let init = job.pid();
+        let seen = live::processes(init).and_then(|all| live::look(&all, live::depth(init)?));
+        let seen = seen.map_err(|e| failed(e.to_string()))?;
+        table.observe(&seen, now).map_err(|e| failed(e.to_string()))?;
+        Ok(table)
+    }
+
+    /// Asks the verb that holds the job.
+    fn relay(&mut self, call: &Call) -> Result<Answer, Fault> {
+        let runs = || Fault::new(Code::State, format!("{}: nobody holds the job", call.name()));
+        let owner = self.owner.as_mut().ok_or_else(runs)?;
+        let id = MessageId::Text(call.name().into());
+        let (method, params) = call.request();
+        let message = Message::Request { id: id.clone(), method, params, fds: 0 };
+        let lost =
+            |broken: Broken| Fault::new(Code::Internal, format!("the ckrun that holds the job: it {broken}"));
+        owner.wire.queue(&message, Vec::new()).and_then(|()| owner.wire.flush(true)).map_err(lost)?;
+        loop {
+            // It asks for nothing before it has its answer, so that this is what comes.
+            let Incoming { message, .. } = owner.wire.receive().map_err(lost)?;
+            if let Message::Answer { id: of, outcome, .. } = message
+                && of == id
+            {
+                return outcome.and_then(|value| Ok(serde_json::from_value(value)?));
+            }
+        }
+    }
+}
+
+/// The two names of what is asked for, which is `one` or below it, and how long that is.
+fn below(asked: &Name, one: Name, other: Name, paths: bool) -> Option<(Name, Name, usize)> {
+    if *asked == one {
+        return Some((one, other, usize::MAX));
+    }
+    let (Name::Text(asked), Name::Text(one), Name::Text(other)) = (asked, &one, &other) else { return None };
+    let rest = Path::new(asked).strip_prefix(one).ok().filter(|_| paths)?;
+    let other = Path::new(other).join(rest).to_string_lossy().into_owned();
+    Some((Name::Text(asked.clone()), Name::Text(other), one.len()))
+}
+
+impl Calls for Desk {
+    fn call(&mut self, plugin: &str, _: Option<Event>, call: Call) -> Result<Answer, Fault> {
+        let nobody = || Fault::new(Code::Internal, format!("there is no plugin {plugin}"));
+        match call {
+            Call::Translate(what) => self.translate(&what),
+            Call::Bind(binding) => self.bind_handle(plugin, binding),
+            Call::Unbind(name) => self.unbind(plugin, &name),
+            Call::Put(put) => {
+                let area = &mut self.record.plugin(plugin).ok_or_else(nobody)?.area;
+                area.put(put.key, put.value).map(|()| Answer::Nothing {})
+            }
+            Call::Get(get) => {
+                let area = &self.record.plugin(plugin).ok_or_else(nobody)?.area;
+                area.get(&get.key).map(|value| Answer::Value { value })
+            }
+            Call::Signal(signal) => self.signal(&signal),
+            Call::Tasks {} | Call::Read(_) | Call::Write(_) | Call::Registers(_) => self.relay(&call),
+            // Barriers don't get here.
+            Call::Barrier(_) => Ok(Answer::Nothing {}),
+        }
+    }
+
+    fn log(&mut self, plugin: &str, level: Level, message: &str) {
+        self.logs.say(plugin, level, message);
+    }
+
+    fn polled(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        self.logs.polled().collect()
+    }
+
+    fn attend(&mut self, _: &[PollFlags]) {
+        self.logs.attend();
+    }
+}
+
+/// Readable when a verb has asked for something, or has gone.
+impl AsFd for Guest {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wire.as_fd()
+    }
+}

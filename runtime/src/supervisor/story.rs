@@ -1,0 +1,469 @@
+//! What the supervisor does for a verb: the stories of the plugins of a job.
+
+use super::desk::Desk;
+use super::record::{Plugin, Record};
+use super::request::{self, Failures, Plugins, Request, Tie, Tied};
+use super::{PLUGINS, names};
+use crate::error::{Error, Result};
+use crate::plugin::attach::{Attached, Bound};
+use crate::plugin::company::{Folder, Kept, Rebound};
+use crate::plugin::{Company, Failed, Manifest, Why};
+use crate::state::InitProcess;
+use ckrun_plugin::binding::Kind;
+use ckrun_plugin::{After, Event, Job, Reason};
+use ckrun_virt::proc::Stat;
+use ckrun_virt::{Doing, Process};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long the end of a killed process may take.
+const DYING: Duration = Duration::from_secs(10);
+
+/// Where the job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// A verb makes it.
+    Making,
+    /// It needs no verb.
+    Lives,
+    /// A checkpoint is under way; whether its image is complete.
+    Checkpoint { committed: bool },
+    /// Its image has taken its place.
+    Doomed,
+    /// It is gone, and the plugins have been told.
+    Over,
+}
+
+/// The plugins of a job, and all that is needed for them.
+#[derive(Debug)]
+pub struct Story {
+    /// The plugins, once they are started.
+    pub company: Option<Company>,
+    /// The rest.
+    pub desk: Desk,
+    stage: Stage,
+    /// The verb that made the job has succeeded.
+    done: bool,
+    /// The plugins have been told of a job in earnest.
+    tied: bool,
+}
+
+/// What a request is answered with: an object and descriptors.
+type Answered = Result<(Value, Vec<OwnedFd>)>;
+
+impl Story {
+    /// Nothing has been told yet.
+    pub fn new(desk: Desk) -> Story {
+        Story { company: None, desk, stage: Stage::Making, done: false, tied: false }
+    }
+
+    /// The plugins have been told that the job is gone.
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    /// Whether the end of the job is the supervisor's to see: no verb is about to say what it means.
+    pub fn awaits_end(&self) -> bool {
+        self.stage == Stage::Lives && (self.done || self.desk.owner.is_none())
+    }
+
+    /// Does what a verb asks for.
+    ///
+    /// # Errors
+    /// What it is answered.
+    pub fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answered {
+        self.desk.record.event = event(&request);
+        self.desk.save();
+        let answered = self.carry_out(request, fds);
+        self.desk.record.event = None;
+        self.sync();
+        self.desk.save();
+        answered
+    }
+
+    fn carry_out(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answered {
+        let nothing = |()| (json!({}), Vec::new());
+        let failures = |failed| Ok((json!(Failures::of(failed)), Vec::new()));
+        match request {
+            Request::Begin { job } => self.begin(job, fds).map(nothing),
+            Request::Recover { job, init } => failures(self.recover(job, init)?),
+            Request::Init {} => {
+                self.tied = true;
+                let (company, desk) = self.company()?;
+                let attached = company.init(desk);
+                self.attach(attached.map_err(Error::from))
+            }
+            Request::Check { folders } => {
+                let kept = self.kept(folders, fds)?;
+                let (company, desk) = self.company()?;
+                failures(company.check(kept, desk)?)
+            }
+            Request::Restart { folders } => {
+                let kept = self.kept(folders, fds)?;
+                self.tied = true;
+                let (company, desk) = self.company()?;
+                let attached = company.restart(kept, desk);
+                self.attach(attached)
+            }
+            Request::Made { init } => self.made(init).map(nothing),
+            Request::Running { after } => {
+                let (company, desk) = self.company()?;
+                failures(company.running(after, desk))
+            }
+            Request::Stay {} => {
+                self.stage = Stage::Lives;
+                Ok(nothing(()))
+            }
+            Request::Done {} => {
+                self.done = true;
+                Ok(nothing(()))
+            }
+            Request::Presuspend {} => {
+                if self.stage != Stage::Lives {
+                    return Err(out_of_turn("presuspend"));
+                }
+                self.stage = Stage::Checkpoint { committed: false };
+                let (company, desk) = self.company()?;
+                Ok(nothing(company.presuspend(desk)?))
+            }
+            Request::Precheckpoint { folders } => self.precheckpoint(folders, fds),
+            Request::Committed { image } => {
+                self.stage = Stage::Checkpoint { committed: true };
+                let (company, desk) = self.company()?;
+                failures(company.committed(&image, desk))
+            }
+            Request::Resume { after } => failures(self.resume(after)),
+            Request::Doomed {} => {
+                self.stage = Stage::Doomed;
+                Ok(nothing(()))
+            }
+            Request::End {} => failures(self.end()?),
+            Request::Socket { name } => {
+                let fd = self.desk.sockets.get(&name).map(|fd| fd.try_clone());
+                let fd = fd.transpose().doing(|| "duplicate a plugin's socket")?;
+                Ok((json!({}), fd.into_iter().collect()))
+            }
+        }
+    }
+
+    fn company(&mut self) -> Result<(&mut Company, &mut Desk)> {
+        match &mut self.company {
+            Some(company) => Ok((company, &mut self.desk)),
+            None => Err(out_of_turn("plugins that were not started")),
+        }
+    }
+
+    fn begin(&mut self, job: Job, fds: Vec<OwnedFd>) -> Result<()> {
+        let sheet = fds.into_iter().next().ok_or_else(|| out_of_turn("plugins that nobody has named"))?;
+        let mut plugins: Plugins = request::read_sheet(sheet)?;
+        plugins.iter_mut().for_each(Plugin::named);
+        if plugins.len() > PLUGINS {
+            return Err(Error::Usage(format!("a job has at most {PLUGINS} plugins, not {}", plugins.len())));
+        }
+        self.desk.record = Record { job, init: None, plugins, event: Some(Event::Hello), over: None };
+        self.desk.save();
+        self.start()
+    }
+
+    /// Starts the plugins of the record.
+    fn start(&mut self) -> Result<()> {
+        let desk = &mut self.desk;
+        let manifests: Vec<Manifest> =
+            desk.record.plugins.iter().map(|plugin| plugin.manifest.clone()).collect();
+        let mut logs = BTreeMap::new();
+        for manifest in &manifests {
+            logs.insert(manifest.name.clone(), desk.logs.open(&manifest.name)?);
+        }
+        let log = |name: &str| logs.remove(name).ok_or_else(|| out_of_turn("two plugins of one name"));
+        let started = Company::start(desk.record.job.clone(), manifests, log, desk);
+        match started {
+            Ok(company) => {
+                self.company = Some(company);
+                Ok(())
+            }
+            Err(e) => {
+                self.stage = Stage::Over;
+                self.desk.record.over = Some(Reason::Failed);
+                Err(e)
+            }
+        }
+    }
+
+    /// A supervisor before this one was killed.
+    fn recover(&mut self, job: Job, init: InitProcess) -> Result<Vec<Failed>> {
+        let record = Record::read(&self.desk.home)?.ok_or_else(|| out_of_turn("a job without plugins"))?;
+        if record.over.is_some() {
+            let why = "the plugins have let go of this job: it was not made to the end, or has ended";
+            return Err(Error::Usage(why.into()));
+        }
+        let generation = record.job.generation;
+        self.desk.record = Record { job: Job { generation, ..job }, init: Some(init), ..record };
+        for plugin in &mut self.desk.record.plugins {
+            plugin.gone = None;
+        }
+        self.made(init)?;
+        self.start()?;
+        (self.stage, self.done, self.tied) = (Stage::Lives, true, true);
+        let in_force: BTreeMap<String, Vec<_>> =
+            self.desk.record.plugins.iter().map(|p| (p.name().to_owned(), p.bindings.clone())).collect();
+        let (company, desk) = self.company()?;
+        for peer in company.peers_mut() {
+            let bindings = in_force.get(peer.name()).cloned().unwrap_or_default();
+            let others = bindings.into_iter().filter(|binding| binding.kind() != Kind::Handle);
+            peer.bindings = others.map(|binding| Bound { binding, fd: None }).collect();
+        }
+        let (bound, failed) =
+            company.recover(|name| in_force.get(name).cloned().unwrap_or_default(), desk)?;
+        Ok(self.rebind(bound, failed))
+    }
+
+    fn made(&mut self, init: InitProcess) -> Result<()> {
+        let process = Process::open(Pid::from_raw(init.pid), init.started);
+        let ended = || Error::InitEnded { during: "its making", how: "early".into() };
+        self.desk.job = Some(process.ok_or_else(ended)?);
+        self.desk.record.init = Some(init);
+        Ok(())
+    }
+
+    /// Takes over what the plugins have tied to a job.
+    fn attach(&mut self, attached: Result<Vec<Attached>>) -> Answered {
+        let attached = attached.inspect_err(|_| {
+            // They have been told.
+            self.stage = Stage::Over;
+            self.desk.record.over = Some(Reason::Failed);
+        })?;
+        let mut ties = Vec::new();
+        for Attached { plugin, bindings, more } in attached {
+            self.desk.bind(&plugin, &bindings, true)?;
+            let tied = self.desk.record.plugin(&plugin).map(|kept| {
+                kept.ioctls.clone_from(&more.ioctls);
+                kept.bindings.clone()
+            });
+            let (env, mounts, ioctls) = (more.env, more.mounts, more.ioctls);
+            ties.push(Tie { plugin, bindings: tied.unwrap_or_default(), env, mounts, ioctls });
+        }
+        Ok((json!(Tied { ties }), Vec::new()))
+    }
+
+    /// What is in the image of each plugin.
+    fn kept(
+        &self,
+        folders: Vec<PathBuf>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<impl FnMut(&str) -> Result<Kept> + use<>> {
+        let mut folders = self.folders(folders, fds)?;
+        let known: BTreeMap<String, _> = self
+            .desk
+            .record
+            .plugins
+            .iter()
+            .map(|p| (p.name().to_owned(), (p.requirements.clone(), p.bindings.clone())))
+            .collect();
+        Ok(move |name: &str| {
+            let folder = folders.remove(name).ok_or_else(|| out_of_turn("a plugin without a folder"))?;
+            let (requirements, bindings) = known.get(name).cloned().unwrap_or_default();
+            Ok(Kept { folder, requirements, bindings })
+        })
+    }
+
+    /// Descriptors and paths of folders by the names of their plugins.
+    fn folders(&self, paths: Vec<PathBuf>, fds: Vec<OwnedFd>) -> Result<BTreeMap<String, Folder>> {
+        let plugins = &self.desk.record.plugins;
+        if paths.len() != plugins.len() || fds.len() != plugins.len() {
+            return Err(out_of_turn("another number of folders than of plugins"));
+        }
+        let folders = paths.into_iter().zip(fds).map(|(path, fd)| Folder { path, fd });
+        Ok(plugins.iter().map(|plugin| plugin.name().to_owned()).zip(folders).collect())
+    }
+
+    fn precheckpoint(&mut self, folders: Vec<PathBuf>, fds: Vec<OwnedFd>) -> Answered {
+        let mut folders = self.folders(folders, fds)?;
+        let folder =
+            |name: &str| folders.remove(name).ok_or_else(|| out_of_turn("a plugin without a folder"));
+        let (company, desk) = self.company()?;
+        let requirements = company.precheckpoint(folder, desk)?;
+        for (plugin, requirements) in desk.record.plugins.iter_mut().zip(requirements) {
+            plugin.requirements = requirements;
+        }
+        let image: request::Image = desk.record.plugins.iter().map(Plugin::saved).collect();
+        Ok((json!({}), vec![request::sheet(&image)?]))
+    }
+
+    /// The job goes on after a checkpoint, or after one that has failed.
+    fn resume(&mut self, after: After) -> Vec<Failed> {
+        let Stage::Checkpoint { committed } = self.stage else { return Vec::new() };
+        self.stage = Stage::Lives;
+        let Ok((company, desk)) = self.company() else { return Vec::new() };
+        let (bound, failed) = match after {
+            After::Checkpoint if committed => company.resume(After::Checkpoint, desk),
+            _ => company.roll_back(desk),
+        };
+        let after = if committed { after } else { After::Failure };
+        let mut failed = self.rebind(bound, failed);
+        if let Ok((company, desk)) = self.company() {
+            failed.extend(company.running(after, desk));
+        }
+        failed
+    }
+
+    /// Takes over bindings that replace others.
+    fn rebind(&mut self, bound: Vec<Rebound>, mut failed: Vec<Failed>) -> Vec<Failed> {
+        for Rebound { plugin, new } in bound {
+            let wrong = |why: String| Failed {
+                plugin: plugin.clone(),
+                event: Some(Event::Resume),
+                after: Duration::ZERO,
+                why: Why::Answer(why),
+            };
+            let name = new.binding.virtual_name();
+            let old = self.desk.record.bindings().find(|(_, old)| old.virtual_name() == name);
+            let old = old.and_then(|(_, old)| old.real().cloned());
+            let fixed = matches!(new.binding.kind(), Kind::Device | Kind::Memory);
+            match new.recorded() {
+                Ok(now) if fixed && old.is_some() && now.real() != old.as_ref() => {
+                    failed.push(wrong(format!(
+                        "{name}: the job has it open; only a restart can put another there"
+                    )));
+                }
+                Ok(_) => {
+                    if let Err(e) = self.desk.bind(&plugin, &[new], false) {
+                        failed.push(wrong(e.to_string()));
+                    }
+                }
+                Err(e) => failed.push(wrong(e.to_string())),
+            }
+        }
+        failed
+    }
+
+    /// A verb says that the job is gone.
+    fn end(&mut self) -> Result<Vec<Failed>> {
+        if let (Stage::Lives | Stage::Checkpoint { .. }, Some(job)) = (self.stage, &self.desk.job)
+            && !job.wait(Duration::from_millis(100))?
+        {
+            return Err(Error::Usage("the job has not ended".into()));
+        }
+        Ok(self.exit(if self.done { Reason::Ended } else { Reason::Failed }))
+    }
+
+    /// The verb whose story was under way has gone.
+    pub fn orphaned(&mut self, process: &Process) {
+        // The kernel closes the files of a process, and only then lets go of those that it traced.
+        let _ = process.wait(DYING);
+        let failed = match self.stage {
+            Stage::Making => self.exit(Reason::Failed),
+            Stage::Checkpoint { committed } => {
+                self.resume(if committed { After::Checkpoint } else { After::Failure })
+            }
+            Stage::Doomed => {
+                let _ = self.desk.job.as_ref().map(|job| job.wait(DYING));
+                self.exit(Reason::Checkpointed)
+            }
+            Stage::Lives | Stage::Over => Vec::new(),
+        };
+        tell(failed);
+        self.sync();
+    }
+
+    /// The job has ended.
+    pub fn ended(&mut self) {
+        let reason = if self.done { Reason::Ended } else { Reason::Failed };
+        tell(self.exit(reason));
+        self.sync();
+    }
+
+    fn exit(&mut self, reason: Reason) -> Vec<Failed> {
+        let reason = if self.stage == Stage::Doomed { Reason::Checkpointed } else { reason };
+        self.stage = Stage::Over;
+        self.desk.record.over = Some(reason);
+        self.desk.record.event = Some(Event::Exit);
+        self.desk.save();
+        let tied = self.tied;
+        let tell = |(company, desk): (&mut Company, &mut Desk)| match tied {
+            true => company.exit(reason, desk),
+            false => company.part(),
+        };
+        let failed = self.company().map(tell).unwrap_or_default();
+        self.desk.record.event = None;
+        self.sync();
+        failed
+    }
+
+    /// Looks after plugins between events.
+    pub fn attend(&mut self) {
+        if let Some(company) = &mut self.company {
+            company.attend(&mut self.desk);
+        }
+        self.sync();
+    }
+
+    /// Takes over how the plugins are.
+    fn sync(&mut self) {
+        let peers = self.company.iter().flat_map(|company| company.peers());
+        for peer in peers {
+            let Some(plugin) = self.desk.record.plugin(peer.name()) else { continue };
+            if plugin.process.is_none_or(|process| process.pid != peer.process().pid().as_raw()) {
+                let pid = peer.process().pid();
+                let started = Stat::of(pid).map_or(0, |stat| stat.started);
+                plugin.process = Some(InitProcess { pid: pid.as_raw(), started });
+                plugin.version.clone_from(&peer.welcome.version);
+                plugin.exit = Some(peer.limit(Event::Exit).as_secs_f64());
+            }
+            plugin.gone = peer.gone().map(str::to_owned);
+            plugin.last = peer.last().map(|(event, took)| (event, took.as_secs_f64()));
+        }
+    }
+
+    /// Removes what nobody else will: the verb that made the job was killed before there was anything of a container.
+    pub fn leave(mut self) {
+        self.desk.save();
+        let home = &self.desk.home;
+        let _ = std::fs::remove_file(home.join(names::SOCKET));
+        if self.desk.record.over != Some(Reason::Failed) || home.join("state.json").exists() {
+            return;
+        }
+        let Ok(dir) = std::fs::File::open(home) else { return };
+        // Whoever holds it clears it away himself.
+        let lock = nix::fcntl::Flock::lock(dir, nix::fcntl::FlockArg::LockExclusiveNonblock);
+        if lock.is_ok() && !home.join("state.json").exists() {
+            let _ = std::fs::remove_dir_all(home);
+        }
+    }
+}
+
+fn tell(failed: Vec<Failed>) {
+    for failed in failed {
+        log::warn!("{failed}");
+    }
+}
+
+/// Only a ckrun of another version asks like that.
+fn out_of_turn(what: &str) -> Error {
+    Error::Usage(format!("supervisor: {what}: out of turn"))
+}
+
+/// The event that a request is about.
+fn event(request: &Request) -> Option<Event> {
+    match request {
+        Request::Begin { .. } => Some(Event::Hello),
+        Request::Recover { .. } => Some(Event::Recover),
+        Request::Init {} => Some(Event::Init),
+        Request::Check { .. } => Some(Event::Check),
+        Request::Restart { .. } => Some(Event::Restart),
+        Request::Running { .. } => Some(Event::Running),
+        Request::Presuspend {} => Some(Event::Presuspend),
+        Request::Precheckpoint { .. } => Some(Event::Precheckpoint),
+        Request::Committed { .. } => Some(Event::Committed),
+        Request::Resume { .. } => Some(Event::Resume),
+        Request::End {} => Some(Event::Exit),
+        Request::Made { .. }
+        | Request::Stay {}
+        | Request::Done {}
+        | Request::Doomed {}
+        | Request::Socket { .. } => None,
+    }
+}
