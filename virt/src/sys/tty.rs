@@ -254,6 +254,17 @@ pub fn push(end: impl AsFd, mut byte: u8) -> Result<(), Errno> {
     by_pointer(end, libc::TIOCSTI, &mut byte)
 }
 
+/// Lets the output of a terminal go on, whatever has stopped it.
+///
+/// # Errors
+/// As [`settings`].
+pub fn start_output(terminal: impl AsFd) -> Result<(), Errno> {
+    // TCOON ends what TCOOFF has begun, and that takes over from ^S.
+    let terminal = terminal.as_fd();
+    stop_output(terminal)?;
+    by_number(terminal, libc::TCXONC, libc::TCOON).map(drop)
+}
+
 /// Stops the output of a terminal (TCOOFF).
 ///
 /// # Errors

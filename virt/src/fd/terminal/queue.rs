@@ -8,6 +8,7 @@
 use crate::image::Bytes;
 use crate::sys::tty::{self, Settings};
 use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -17,6 +18,9 @@ pub(super) const ROOM: usize = 4095;
 /// The most bytes of whole lines with which there surely is room for the one that is being typed, and none wait before
 /// the line discipline, to be echoed as soon as there is room.
 const LINES: usize = 3000;
+/// The sizes of the buffers before it (`MIN_TTYB_SIZE`, `TTY_BUFFER_PAGE`).
+const SMALL: usize = 256;
+const LARGE: usize = 1792;
 /// Far more than a pseudoterminal holds.
 const MOST: usize = 64 << 10;
 
@@ -144,16 +148,28 @@ pub(super) fn put_output(
     settings: &Settings,
     bytes: &[u8],
 ) -> Result<(), Errno> {
-    let (now, then) = bytes.split_at(bytes.len().min(ROOM));
-    push(master, now)?;
-    if then.is_empty() {
-        return Ok(());
+    if bytes.len() <= ROOM {
+        return push(master, bytes);
     }
     let slave = slave.ok_or(Errno::ENOSPC)?;
     tty::set_settings(slave, &Settings { output: 0, ..settings.clone() })?;
-    let written = write_all(slave, then);
+    let written = flood(master, slave, bytes);
     tty::set_settings(slave, settings)?;
     written
+}
+
+/// What waits before the line discipline is in buffers, of [`SMALL`] bytes or as large as a write, up to [`LARGE`]; there
+/// is a limit on their sum, beyond which there may be one buffer. So the last of them is a large one, and what is left
+/// of the buffers that have been read is made to go first.
+fn flood(master: BorrowedFd<'_>, slave: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    let (first, bytes) = bytes.split_at(1);
+    write_all(slave, first)?;
+    // That carries it over.
+    while !ready(master, PollFlags::IN).contains(PollFlags::IN) {}
+    let (now, then) = bytes.split_at(ROOM - 1);
+    push(master, now)?;
+    let (small, large) = then.split_at(then.len().saturating_sub(LARGE));
+    small.chunks(SMALL).chain([large]).try_for_each(|piece| write_all(slave, piece))
 }
 
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
@@ -215,9 +231,8 @@ fn raw(errno: rustix::io::Errno) -> Errno {
 }
 
 /// poll(2) reports these events of an end.
-pub(super) fn ready(end: impl AsFd, wanted: rustix::event::PollFlags) -> rustix::event::PollFlags {
-    let mut fds = [rustix::event::PollFd::new(&end, wanted)];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    let asked = rustix::event::poll(&mut fds, Some(&now));
-    asked.map_or(rustix::event::PollFlags::empty(), |_| fds[0].revents())
+pub(super) fn ready(end: impl AsFd, wanted: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::new(&end, wanted)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).map_or(PollFlags::empty(), |_| fds[0].revents())
 }

@@ -184,8 +184,12 @@ fn carried(master: &OwnedFd, slave: Option<&OwnedFd>, state: &mut State) -> Resu
     }
     let bytes = queue::take_output(master.as_fd())?;
     state.stopped = slave.is_some_and(|slave| !ready(slave, PollFlags::OUT).contains(PollFlags::OUT));
-    let slave = slave.map(AsFd::as_fd);
-    let back = queue::put_output(master.as_fd(), slave, &state.settings, &bytes);
+    let full = slave.filter(|_| state.stopped && bytes.len() > queue::ROOM);
+    full.map_or(Ok(()), tty::start_output)?;
+    let mut back = queue::put_output(master.as_fd(), slave.map(AsFd::as_fd), &state.settings, &bytes);
+    if let Some(slave) = full {
+        back = back.and(state.stop(slave));
+    }
     if state.packet {
         tty::set_packet(master, true)?;
     }
@@ -221,15 +225,17 @@ impl State {
         if let Some(locked) = &self.locked_settings {
             tty::set_locked(any, locked)?;
         }
-        if let Some(slave) = slave.filter(|_| self.stopped) {
-            let stop = self.settings.characters[libc::VSTOP];
-            if self.settings.input & libc::IXON != 0 && stop != 0 {
-                tty::push(slave, stop)?;
-            } else {
-                tty::stop_output(slave)?;
-            }
+        slave.filter(|_| self.stopped).map_or(Ok(()), |slave| self.stop(slave))
+    }
+
+    /// Holds output back, in the way that the settings suggest: by ^S, which ^Q ends, or by TCOOFF.
+    fn stop(&self, slave: &OwnedFd) -> Result<(), Errno> {
+        let stop = self.settings.characters[libc::VSTOP];
+        if self.settings.input & libc::IXON != 0 && stop != 0 {
+            tty::push(slave, stop)
+        } else {
+            tty::stop_output(slave)
         }
-        Ok(())
     }
 
     /// What keeps others from opening it, when all is open.
@@ -254,4 +260,4 @@ impl State {
 }
 
 /// The most bytes that an image may put into a terminal: what its buffers hold, and the line discipline.
-const MOST: usize = 16 << 10;
+const MOST: usize = 32 << 10;
