@@ -4,13 +4,17 @@
 //! has hard-coded. The container images are made of the host's static busybox; nothing is downloaded.
 
 pub mod call;
+pub mod containerd;
 pub mod enclosure;
 pub mod image;
+pub mod podman;
 pub mod terminal;
 
 pub use crate::run::binary as ckrun;
 pub use call::Done;
+pub use containerd::Containerd;
 pub use enclosure::{Daemon, Enclosure};
+pub use podman::Podman;
 pub use terminal::Terminal;
 
 use std::path::Path;

@@ -2,109 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::clients::{Done, Enclosure, Terminal, ckrun, image, program};
+use ckrun_integration::clients::{Enclosure, Podman, ckrun, image, podman, program};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::Path;
-
-/// A podman with a storage of its own, and an image `bb` in it.
-struct Podman {
-    enclosure: Enclosure,
-    base: Vec<String>,
-}
-
-impl Podman {
-    fn new() -> Self {
-        let mut enclosure = Enclosure::new();
-        let conf = configuration(&enclosure, &ckrun());
-        enclosure.set_env("CONTAINERS_CONF", &conf);
-        let base = [
-            program("/usr/bin/podman", "podman"),
-            format!("--root={}", enclosure.path("root")),
-            format!("--runroot={}", enclosure.path("run")),
-            format!("--tmpdir={}", enclosure.path("tmp")),
-            "--storage-driver=overlay".into(),
-        ];
-        let podman = Podman { base: base.into(), enclosure };
-        let tar = image::rootfs_tar(podman.enclosure.dir());
-        podman.call(&["import", tar.to_str().unwrap(), "bb"]).ok();
-        podman
-    }
-
-    fn words(&self, words: &[&str]) -> Vec<String> {
-        let mut all = self.base.clone();
-        all.extend(words.iter().map(|word| (*word).to_owned()));
-        // A new container or pod gets a cgroup below the enclosure's, and no network unless it asks for one.
-        let verb = match words {
-            ["run" | "create", ..] => self.base.len(),
-            ["pod", "create", ..] => self.base.len() + 1,
-            _ => return all,
-        };
-        if !words.contains(&"--cgroups=disabled") {
-            all.insert(verb + 1, format!("--cgroup-parent={}", self.enclosure.cgroup()));
-        }
-        if !words.iter().any(|word| word.starts_with("--network") || word.starts_with("--pod")) {
-            all.insert(verb + 1, "--network=none".into());
-        }
-        all
-    }
-
-    #[track_caller]
-    fn call(&self, words: &[&str]) -> Done {
-        self.enclosure.call(self.words(words))
-    }
-
-    #[track_caller]
-    fn terminal(&self, words: &[&str]) -> Terminal {
-        self.enclosure.terminal(self.words(words))
-    }
-
-    /// One value of `podman inspect`.
-    #[track_caller]
-    fn inspect(&self, name: &str, format: &str) -> String {
-        self.call(&["inspect", "--format", format, name]).ok()
-    }
-
-    /// The container's cgroup.
-    fn cgroup(&self, name: &str) -> String {
-        format!("{}/libpod-{}", self.enclosure.cgroup(), self.inspect(name, "{{.Id}}"))
-    }
-
-    /// Removes all containers and checks that nothing is left of them.
-    #[track_caller]
-    fn finish(self) {
-        // In the hierarchies that podman does not know of, a pod's cgroup is made by the runtime; nobody removes it.
-        let pods = self.call(&["pod", "ps", "--quiet", "--no-trunc"]).ok();
-        self.call(&["pod", "rm", "--all", "--force", "--time=0"]).ok();
-        self.call(&["rm", "--all", "--force", "--time=0"]).ok();
-        let kept: Vec<&str> = pods.lines().chain(["conmon"]).collect();
-        self.enclosure.assert_clean("/run/ckrun", &kept);
-    }
-}
-
-/// Writes a containers.conf(5) that knows one runtime.
-fn configuration(enclosure: &Enclosure, runtime: &Path) -> String {
-    // An engine that may not raise limits (CAP_SYS_RESOURCE) can only lower them: these are below all defaults.
-    let content = format!(
-        r#"[containers]
-        default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
-        cgroupns = "private"
-        [engine]
-        cgroup_manager = "cgroupfs"
-        events_logger = "file"
-        runtime = "ckrun"
-        runtime_supports_json = ["ckrun"]
-        runtime_supports_nocgroup = ["ckrun"]
-        [engine.runtimes]
-        ckrun = ["{}"]
-        "#,
-        runtime.display()
-    );
-    let path = enclosure.path("containers.conf");
-    fs::write(&path, content).unwrap();
-    path
-}
 
 #[test]
 fn exit_codes_are_passed_on() {
@@ -223,7 +124,7 @@ fn a_container_lives_and_dies_as_told() {
     let status = || podman.inspect("web", "{{.State.Status}}");
     assert_eq!(status(), "running");
     assert_eq!(podman.call(&["ps", "--no-trunc", "--format={{.ID}}"]).ok(), id);
-    await_log(&podman, "web", "started");
+    podman.await_log("web", "started");
 
     podman.call(&["pause", "web"]).ok();
     assert_eq!(status(), "paused");
@@ -268,12 +169,6 @@ fn a_container_lives_and_dies_as_told() {
         .ok();
     podman.call(&["rm", "--force", "--time=0", "host"]).ok();
     podman.finish();
-}
-
-/// Follows the log until `text` is in it.
-fn await_log(podman: &Podman, name: &str, text: &str) {
-    let mut log = podman.terminal(&["logs", "--follow", name]);
-    log.awaits(text);
 }
 
 /// Whether the kernel has frozen the container.
@@ -577,7 +472,7 @@ fn an_ordinary_user_can_run_containers() {
     // What the user must be able to reach, and what must be the user's own.
     let runtime = enclosure.dir().join("ckrun");
     fs::copy(ckrun(), &runtime).unwrap();
-    let conf = configuration(&enclosure, &runtime);
+    let conf = podman::configuration(&enclosure, &runtime);
     let tar = image::rootfs_tar(enclosure.dir());
     fs::set_permissions(enclosure.dir(), fs::Permissions::from_mode(0o755)).unwrap();
     let (home, run) = (enclosure.path("home"), enclosure.path("xdg"));
