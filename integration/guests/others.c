@@ -264,7 +264,12 @@ static void set_mount_over(void) {
 static void verify_mount_over(void) { MUST(access("/dev/shm/file", F_OK)); }
 
 static void set_mount_gone(void) { MUST(umount2("/dev/shm", MNT_DETACH)); }
-static void verify_mount_gone(void) {}
+static void verify_mount_gone(void) {
+    struct stat dir, parent;
+    MUST(stat("/dev/shm", &dir));
+    MUST(stat("/dev", &parent));
+    CHECK(dir.st_dev == parent.st_dev);
+}
 
 static const struct mode modes[] = {
     {"mount-gone", set_mount_gone, verify_mount_gone},

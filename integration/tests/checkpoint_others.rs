@@ -20,7 +20,7 @@ macro_rules! kept_or_refused {
         #[test]
         fn no_mode_is_forgotten() {
             let mut tested = vec![$(stringify!($mode).replace('_', "-"),)*];
-            let others = ["several", "namespaces", "program-of-32-bits", "landlock", "mount-gone", "own-segment", "filter-without-listener"];
+            let others = ["several", "namespaces", "program-of-32-bits", "landlock", "own-segment", "filter-without-listener"];
             tested.extend(others.map(str::to_owned));
             let mut known = modes("others");
             tested.sort();
@@ -45,6 +45,7 @@ kept_or_refused! {
     core_scheduling: "thread 1" "core scheduling";
     mount: "mount /own";
     mount_over: "mount /dev/shm";
+    mount_gone: "mount /dev/shm";
 }
 
 /// One that is not the guest.
@@ -93,15 +94,6 @@ fn own_segment() {
 #[test]
 fn landlock() {
     Job::up("others", "landlock").is_refused(&["(guest)", "Landlock"]);
-}
-
-/// It comes back, of which ckrun warns.
-#[test]
-fn a_mount_of_the_sandbox_that_is_gone() {
-    let job = Job::up("others", "mount-gone");
-    let said = job.container.ckrun(&["checkpoint", "--dry-run", "ID"]);
-    assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.stderr.contains("mount /dev/shm: it was unmounted"), "{said:?}");
 }
 
 /// A list on stdout, one line for each thing in the way, of whichever process it is; and nothing happens.

@@ -4,6 +4,7 @@ use crate::config::Ask;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, Place};
 use crate::user::is_host_root;
+use ckrun_virt::Doing;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use std::path::{Path, PathBuf};
 
@@ -71,7 +72,10 @@ impl CarryArgs {
     /// Leaves figures where clients look for them: in the directory of `--work-path`. The job has been written, or made,
     /// when there are any: that they can't be left is no failure.
     pub fn figures(&self, leave: impl FnOnce(&Path) -> Result<()>) {
-        if let Some(Err(e)) = self.work_path.as_deref().map(leave) {
+        let Some(dir) = &self.work_path else { return };
+        // The log, which goes there too, is written at the very end.
+        let made = std::fs::create_dir_all(dir).doing(|| format!("make {}", dir.display()));
+        if let Err(e) = made.map_err(Error::from).and_then(|()| leave(dir)) {
             log::warn!("{e}");
         }
     }
