@@ -12,15 +12,19 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until one of `fds` is readable (or closed, or ended); which of them are.
 pub fn any_ready(fds: &[BorrowedFd<'_>]) -> Vec<bool> {
+    ready(fds).unwrap_or_else(|| panic!("nothing happened within {PATIENCE:?}"))
+}
+
+fn ready(fds: &[BorrowedFd<'_>]) -> Option<Vec<bool>> {
     let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     let timeout = PollTimeout::try_from(PATIENCE).unwrap();
     loop {
         match poll(&mut polled, timeout) {
-            Ok(0) => panic!("nothing happened within {PATIENCE:?}"),
+            Ok(0) => return None,
             Err(nix::errno::Errno::EINTR) => {}
             other => {
                 other.expect("poll");
-                return polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+                return Some(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect());
             }
         }
     }
@@ -74,7 +78,7 @@ impl Lines {
             let said = || String::from_utf8_lossy(&self.held).into_owned();
             assert!(self.open, "{word:?} was never said, only {:?}", said());
             assert!(Instant::now() < deadline, "{word:?} has not been said yet, only {:?}", said());
-            any_ready(&[self.from.as_fd()]);
+            assert!(ready(&[self.from.as_fd()]).is_some(), "{word:?} is not said, only {:?}", said());
             self.fill();
         }
     }

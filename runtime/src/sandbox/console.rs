@@ -56,17 +56,16 @@ impl Console {
         let answer = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) };
         ioctl(answer, "unlock the terminal")?;
         // By the master itself, not by a path that an image could have put something else at.
+        // Not with O_CLOEXEC: this call leaves it in the flags of the description, and /proc then says of all descriptors
+        // of it that an exec closes them.
         // SAFETY: TIOCGPTPEER takes open flags as a plain number and returns a new descriptor.
-        let slave = unsafe {
-            libc::ioctl(
-                master.as_raw_fd(),
-                libc::TIOCGPTPEER,
-                libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
-            )
-        };
+        let slave =
+            unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY) };
         let slave = ioctl(slave, "open the terminal's slave")?;
         // SAFETY: the kernel has just made this descriptor for us alone.
         let slave = unsafe { OwnedFd::from_raw_fd(slave) };
+        rustix::io::fcntl_setfd(&slave, rustix::io::FdFlags::CLOEXEC)
+            .doing(|| "open the terminal's slave")?;
         let clip = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
         let configured = process.console_size().as_ref().map(|size| Winsize {
             ws_row: clip(size.height()),

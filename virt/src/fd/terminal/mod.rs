@@ -162,9 +162,9 @@ impl Terminals {
                 Err(errno) => return Err(errno).doing(what),
             },
             (_, index) if here => {
-                let hung_up = match tty::settings(graph.take(node)?) {
+                let hung_up = match tty::discipline(graph.take(node)?) {
                     Err(Errno::EIO) => true,
-                    settings => settings.map(|_| false).doing(what)?,
+                    answer => answer.map(|_| false).doing(what)?,
                 };
                 let ends = self.all.entry(index).or_default();
                 ends.slave.get_or_insert(node);

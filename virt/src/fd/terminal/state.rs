@@ -82,10 +82,14 @@ impl Job<'_> {
             (None, Some(slave)) => self.graph.take(slave)?,
             (None, None) => self.open_terminal(path)?,
         };
-        let discipline = tty::discipline(&own).doing(what)?;
-        if discipline != N_TTY {
-            let why = format!("its line discipline is number {discipline}, and only N_TTY can be carried");
-            return Err(Trouble::refused(name, why));
+        let slave = ends.slave.map(|node| self.graph.take(node)).transpose()?;
+        for end in [Some(&own), slave.as_ref()].into_iter().flatten() {
+            let discipline = tty::discipline(end).doing(what)?;
+            if discipline != N_TTY {
+                let why =
+                    format!("its line discipline is number {discipline}, and only N_TTY can be carried");
+                return Err(Trouble::refused(name, why));
+            }
         }
         let locked = tty::locked(&own).doing(what)?;
         let node = match self.container().find(path)? {
@@ -107,8 +111,8 @@ impl Job<'_> {
             input: Input::default(),
             output: Bytes::default(),
         };
-        if let Some(slave) = ends.slave {
-            state.exclusive.1 = tty::is_exclusive(self.graph.take(slave)?).doing(what)?;
+        if let Some(slave) = slave {
+            state.exclusive.1 = tty::is_exclusive(slave).doing(what)?;
         }
         if let Some(master) = &master {
             state.slave = match ends.slave {
