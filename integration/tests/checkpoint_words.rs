@@ -150,6 +150,7 @@ fn what_clients_want_to_find() {
     assert!(report["processes"].as_u64().unwrap() > 1, "{report}");
     assert_eq!(report["image"], path(&image));
     assert!(image.join("inventory.img").exists() && work.join("dump.log").exists());
+    assert!(work.join("stats-dump").exists());
     let kept: Value = serde_json::from_slice(&fs::read(image.join("config.json")).unwrap()).unwrap();
     assert_eq!(kept["process"]["args"], job.container.config()["process"]["args"]);
     job.container.ckrun(&["delete", "--force", "ID"]).ok();

@@ -189,6 +189,35 @@ fn files_go_with_the_container() {
     podman.finish();
 }
 
+/// podman's archive, made a directory that ckrun can look into and restore, and an archive for podman again.
+#[test]
+fn an_archive_can_be_taken_apart_and_put_together() {
+    let podman = podman();
+    let [exported, packed, image] =
+        ["exported", "packed.tar.gz", "image"].map(|name| podman.enclosure.path(name));
+    let job = format!("exec 4>>/file; echo before >&4; {COUNTER}");
+    podman.call(&["run", "-d", "--name=web", "bb", "sh", "-c", &job]).ok();
+    podman.await_log("web", "ready");
+    count(&podman, "web", 1);
+    checkpoint(&podman, &["--export", &exported, "web"]).ok();
+    podman.call(&["rm", "web"]).ok();
+    let ckrun = ckrun();
+    let call = |words: &[&str]| podman.enclosure.call([&[ckrun.to_str().unwrap()], words].concat());
+    call(&["image", "unpack", &exported, &image]).ok();
+    let seen: Value = serde_json::from_str(&call(&["inspect", "--json", &image]).ok()).unwrap();
+    assert!(seen.to_string().contains("sleep"), "{seen}");
+    for name in ["config.dump", "spec.dump", "rootfs-diff.tar", "ctr.log"] {
+        assert!(fs::exists(format!("{image}/client/{name}")).unwrap(), "{name}");
+    }
+    call(&["image", "unpack", &exported, &image]).fails().complains("is not overwritten");
+
+    call(&["image", "pack", &image, &packed]).ok();
+    restore(&podman, &["--import", &packed]).ok();
+    count(&podman, "web", 2);
+    assert_eq!(podman.call(&["exec", "web", "cat", "/file"]).ok(), "before");
+    podman.finish();
+}
+
 #[test]
 fn networks_are_as_they_were() {
     let podman = podman();

@@ -59,6 +59,7 @@ pub enum Verb {
     Events(verbs::events::Args),
     Ids(verbs::ids::Args),
     Inspect(verbs::inspect::Args),
+    Image(verbs::image::Args),
     Plugin(verbs::plugin::Args),
     Spec(verbs::spec::Args),
     Features(verbs::features::Args),
@@ -101,6 +102,7 @@ impl Cli {
             Verb::Events(args) => done(verbs::events::run(&args, &context)),
             Verb::Ids(args) => done(verbs::ids::run(&args, &context)),
             Verb::Inspect(args) => done(verbs::inspect::run(&args)),
+            Verb::Image(args) => done(verbs::image::run(args)),
             Verb::Plugin(args) => verbs::plugin::run(args, &context),
             Verb::Spec(args) => done(verbs::spec::run(&args)),
             Verb::Features(args) => done(verbs::features::run(&args)),
@@ -251,6 +253,8 @@ mod tests {
             "ckrun restore --image-path i --work-path w --empty-ns network --detach --pid-file f -no-subreaper --bundle b x",
             "ckrun restore -d -b b --preserve-fds 2 --keep --dry-run --json --changed-files ignore \
              --changed-files /var/log/a=truncate x",
+            "ckrun image pack --compress gzip /images/web web.tar.gz",
+            "ckrun image unpack web.tar.zst web",
             "ckrun plugin check --json --deadline 0.5 --grant memory,signals ./softemu:slot=3,server=emu-b:7000",
         ] {
             let _ = parse(line);

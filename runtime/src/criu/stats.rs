@@ -65,5 +65,6 @@ fn write(dir: &Path, name: &str, field: u64, inner: &[u8]) -> Result<()> {
         [SERVICE, STATS, message.len() as u32].iter().flat_map(|word| word.to_le_bytes()).collect();
     bytes.extend_from_slice(&message);
     let path = dir.join(name);
+    std::fs::create_dir_all(dir).map_err(|e| Error::file(dir, &e))?;
     create_anew(&path).and_then(|mut file| file.write_all(&bytes)).map_err(|e| Error::file(&path, &e))
 }

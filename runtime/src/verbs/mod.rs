@@ -11,6 +11,7 @@ pub mod events;
 pub mod exec;
 pub mod features;
 pub mod ids;
+pub mod image;
 pub mod inspect;
 pub mod kill;
 pub mod list;

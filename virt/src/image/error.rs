@@ -35,21 +35,21 @@ pub enum Error {
     },
 
     /// Something has the name that is to be written, and is not ours to replace.
-    #[error("{} exists and is not overwritten: remove it, or choose another directory for the image", path.display())]
+    #[error("{} exists and is not overwritten: remove it, or choose another place for the image", path.display())]
     Exists {
         /// What is in the way.
         path: PathBuf,
     },
 
     /// Another ckrun is writing an image in the same place.
-    #[error("{}: another ckrun is writing an image there: wait until it has ended, or choose another directory", path.display())]
+    #[error("{}: another ckrun is writing an image there: wait until it has ended, or choose another place", path.display())]
     Busy {
         /// The folder that the other one works in.
         path: PathBuf,
     },
 
     /// The name of the folder to work in belongs to somebody else.
-    #[error("{}: {why}: remove it, or choose another directory for the image", path.display())]
+    #[error("{}: {why}: remove it, or choose another place for the image", path.display())]
     Foreign {
         /// The folder.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum Error {
     },
 
     /// The disk, the quota or the limit on the size of files is exhausted.
-    #[error("write {}: {}: make room, or choose another directory for the image", file.display(), text(*errno))]
+    #[error("write {}: {}: make room, or choose another place for the image", file.display(), text(*errno))]
     NoRoom {
         /// The file that was being written.
         file: PathBuf,

@@ -7,10 +7,12 @@
 //!
 //! - [`Writer`], [`FileWriter`], [`PagesWriter`]: make an image, and take it back unless it was committed;
 //! - [`Image`]: checks and reads one; [`Stored`]: one of its files, for somebody who can't open it;
+//! - [`archive`]: an image as one file, as podman exports it; [`stream`]: on its way to another host;
 //! - [`Manifest`], [`Host`]: what it is, and where it was taken;
 //! - [`Index`], [`PageRun`], [`Owner`]: which pages of memory it holds, and where;
 //! - [`Bytes`], [`unique`]: for the JSON files of the kinds of resources.
 
+pub mod archive;
 mod bytes;
 mod digest;
 mod error;

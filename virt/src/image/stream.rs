@@ -85,7 +85,7 @@ pub fn receive(from: &mut impl Read, dir: &Path, told: &mut dyn FnMut(u64, u64))
 
 impl Writer {
     /// Writes a file that comes from another image, whose entry says how long it is. Blocks of zeroes become holes.
-    fn receive(
+    pub(super) fn receive(
         &mut self,
         name: &str,
         entry: Entry,
@@ -107,6 +107,8 @@ impl Writer {
             let some = &mut buffer[..(entry.size - at).min(STEP) as usize];
             from.read_exact(some).map_err(|e| match e.kind() {
                 std::io::ErrorKind::UnexpectedEof => Error::damaged(&path, "the stream has ended in it"),
+                // Not the kernel's: what decompresses it has found it damaged.
+                _ if e.raw_os_error().is_none() => Error::damaged(&path, e.to_string()),
                 _ => Failure::new("receive an image", super::error::errno(&e)).into(),
             })?;
             if some[..] != zeroes[..some.len()] {

@@ -212,7 +212,16 @@ impl Writer {
     /// # Errors
     /// [`Error::Unfinished`], [`Error::Exists`] (something has taken the name meanwhile), [`Error::NoRoom`], system
     /// errors.
-    pub fn commit(mut self, mut manifest: Manifest) -> Result<Committed> {
+    pub fn commit(self, manifest: Manifest) -> Result<Committed> {
+        self.commit_if(manifest, |_| Ok(()))
+    }
+
+    /// [`Writer::commit`], unless something is wrong with the folder that is to become the image.
+    pub(super) fn commit_if(
+        mut self,
+        mut manifest: Manifest,
+        good: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Committed> {
         manifest.files.clear();
         for (number, size) in self.pages_sizes()? {
             manifest.files.insert(name::pages(number), Entry { size, digest: None });
@@ -226,6 +235,7 @@ impl Writer {
         let path = self.partial.path(name::MANIFEST);
         let file = folder::create(self.partial.work(), name::MANIFEST, OFlags::WRONLY, &path)?;
         folder::fill(&file, &bytes, &path)?;
+        good(&self.partial.work_path())?;
         self.sync(manifest.files.keys().map(String::as_str))?;
         let entries: BTreeSet<_> = manifest.files.keys().map(|file| name::top(file).to_owned()).collect();
         self.partial.commit(entries)?;
@@ -270,6 +280,21 @@ impl Writer {
             fsync(folder.as_fd(), path)?;
         }
         Ok(fsync(work, self.partial.work_path())?)
+    }
+
+    /// Makes the file `name` beside those of the image. It goes with the folder that is being written, so only where that
+    /// becomes the image under its name.
+    pub(super) fn beside(&mut self, name: &str) -> Result<File> {
+        name::check(name)?;
+        self.make_folders(name)?;
+        folder::create(self.partial.work(), name, OFlags::WRONLY, &self.partial.path(name))
+    }
+
+    /// Makes the folder `name`, and those above it, unless they are there.
+    pub(super) fn folder_beside(&mut self, name: &str) -> Result<()> {
+        name::check(name)?;
+        self.make_folders(name)?;
+        self.make_folder(name)
     }
 
     pub(super) fn begin(&mut self, name: &str) -> Result<File> {

@@ -1,5 +1,6 @@
 //! Whole images on the real file system.
 
+mod archive;
 mod read;
 mod stream;
 mod write;
