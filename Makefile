@@ -3,7 +3,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 CKRUN := target/$(HOST)/release/ckrun
 PREFIX ?= /usr/local
 
-.PHONY: help build run test test-all bench lint install deps deps-test deps-all
+.PHONY: help build run test test-all bench lint install install-criu deps deps-test deps-all
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: deps ## formatting and clippy, warnings denied
 install: build ## the binary and the completions for bash, to PREFIX
 	install -D -m 0755 $(CKRUN) $(DESTDIR)$(PREFIX)/bin/ckrun
 	$(CKRUN) completions bash | install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ckrun
+
+install-criu: install ## besides, ckrun under the name criu, for podman's checkpoints; not over a real one
+	test "$$(readlink $(DESTDIR)$(PREFIX)/bin/criu)" = ckrun || ln -s ckrun $(DESTDIR)$(PREFIX)/bin/criu
 
 deps: ## what building and `make run` need of Debian
 	@integration/install-packages integration/packages-build.txt
