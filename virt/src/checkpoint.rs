@@ -41,6 +41,9 @@ pub struct Options {
     pub members: Vec<Pid>,
     /// The caller has installed a seccomp filter with a listener.
     pub listener: bool,
+    /// The instructions of a filter that the caller has installed before the job was there, and installs again in the
+    /// sandbox of a restart: code, skip if true, skip if false, operand.
+    pub asks: Option<Vec<(u16, u8, u8, u32)>>,
     /// Where the sandbox has mounted something, if the caller knows that.
     pub places: Option<Places>,
     /// It stands still until the image is complete, even if it goes on afterwards: others save what belongs to it.
@@ -258,6 +261,7 @@ impl Steps<'_> {
         give: &mut dyn FnMut(Load),
     ) -> Result<Capture, Error> {
         let mut capture = Capture::begin(self.init, DELETED, self.cpu)?;
+        capture.job.filters.foreign.clone_from(&self.options.asks);
         capture.processes(frozen, self.options.goes_on().then_some(&mut self.copies), give)?;
         refuse(std::mem::take(&mut capture.blockers))?;
         let files =

@@ -35,6 +35,9 @@ pub struct Filters {
     pub filters: Vec<Filter>,
     /// By the job's thread id: the thread's filters in the order in which they were installed.
     pub threads: BTreeMap<i32, Vec<usize>>,
+    /// One that is none of the job's: its first process had it from whoever made it.
+    #[serde(skip)]
+    pub foreign: Option<Vec<(u16, u8, u8, u32)>>,
     /// Threads in strict mode, which may only read, write and end.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub strict: BTreeSet<i32>,
@@ -66,10 +69,16 @@ impl Filters {
             _ => {}
         }
         let mut list = Vec::new();
-        while let Some(filter) = Filter::read(task, list.len())? {
-            list.push(self.number(filter));
+        let mut index = 0;
+        while let Some(filter) = Filter::read(task, index)? {
+            index += 1;
+            if self.foreign.as_ref() != Some(&filter.code) {
+                list.push(self.number(filter));
+            }
         }
-        self.threads.insert(task.tid, list);
+        if !list.is_empty() {
+            self.threads.insert(task.tid, list);
+        }
         Ok(())
     }
 

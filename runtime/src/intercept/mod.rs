@@ -13,6 +13,7 @@ mod call;
 mod connect;
 mod device;
 pub mod handles;
+pub mod hosts;
 pub mod listen;
 pub mod names;
 mod peer;

@@ -55,6 +55,8 @@ pub struct Built {
     pub state: State,
     /// The init, our child.
     pub init: Process,
+    /// The listener of the filter in [`Options::asks`].
+    pub asks: Option<OwnedFd>,
     /// What only a sandbox for a restart has.
     pub parked: Option<Parked>,
 }
@@ -143,6 +145,11 @@ pub fn build(
     // Restored tasks have the filters that they had.
     let profile = bundle.spec.lx().and_then(|l| l.seccomp().as_ref()).filter(|_| start.runs_a_command());
     let seccomp = profile.map(Filter::compile).transpose()?;
+    if options.asks.is_some() && seccomp.as_ref().is_some_and(Filter::notifies) {
+        // The kernel gives a process one listener.
+        let why = "SCMP_ACT_NOTIFY can't be had together with sockets or ioctls that are answered for";
+        return Err(Error::config("linux.seccomp.syscalls", why));
+    }
     log::debug!("checked the bundle {}", bundle.dir.display());
 
     let mut claim = match at {
@@ -168,10 +175,22 @@ pub fn build(
         own_keyring: !options.no_new_keyring,
         rootless: options.rootless,
     };
-    let mut site =
-        Site { bundle, options, namespaces, seccomp, entry, state, init: None, born_in_v2: false, guardian };
+    let mut site = Site {
+        bundle,
+        options,
+        namespaces,
+        seccomp,
+        entry,
+        state,
+        init: None,
+        asks: None,
+        born_in_v2: false,
+        guardian,
+    };
     match site.raise(&wanted, console, start) {
-        Ok((init, parked)) => Ok(Built { entry: site.entry, state: site.state, init, parked }),
+        Ok((init, parked)) => {
+            Ok(Built { entry: site.entry, state: site.state, init, asks: site.asks, parked })
+        }
         Err(e) => {
             destroy::undo(site.entry, &site.state, site.init.as_ref());
             Err(e)
@@ -249,6 +268,7 @@ struct Site<'a> {
     init: Option<Process>,
     born_in_v2: bool,
     guardian: Option<Guardian>,
+    asks: Option<OwnedFd>,
 }
 
 impl Site<'_> {
@@ -426,6 +446,12 @@ impl Site<'_> {
                         .as_ref()
                         .ok_or(Error::InitEnded { during: "seccomp", how: "early".into() })?;
                     answer_listener(&self.bundle.spec, &self.state, init, number)?;
+                    channel.send(&Note::Continue)?;
+                }
+                Some(Note::Asks(number)) => {
+                    let early = Error::InitEnded { during: "seccomp", how: "early".into() };
+                    let init = self.init.as_ref().ok_or(early)?;
+                    self.asks = Some(seccomp::notify::fetch(init.as_fd(), number)?);
                     channel.send(&Note::Continue)?;
                 }
                 Some(Note::Ready) => return Ok(()),

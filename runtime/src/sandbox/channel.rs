@@ -28,6 +28,8 @@ pub enum Note {
     Ready,
     /// Init: the seccomp listener is open under this number; it is held until `Continue`.
     Listener(i32),
+    /// Init: the listener of the filter over the system calls that ckrun's supervisor answers, likewise.
+    Asks(i32),
     /// The namespace helper: the id of the process it made.
     Pid(Pid),
     /// Init: it went wrong and this is why; nothing follows.
@@ -43,6 +45,7 @@ impl Note {
             Note::Continue => (b'c', String::new()),
             Note::Ready => (b'r', String::new()),
             Note::Listener(fd) => (b'l', fd.to_string()),
+            Note::Asks(fd) => (b'a', fd.to_string()),
             Note::Pid(pid) => (b'p', pid.to_string()),
             Note::Failed(why) => (b'f', why.clone()),
         };
@@ -61,6 +64,7 @@ impl Note {
             b'c' => Note::Continue,
             b'r' => Note::Ready,
             b'l' => Note::Listener(text.parse().ok()?),
+            b'a' => Note::Asks(text.parse().ok()?),
             b'p' => Note::Pid(Pid::from_raw(text.parse().ok()?)),
             b'f' => Note::Failed(text.into_owned()),
             _ => return None,

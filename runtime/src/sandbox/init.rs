@@ -252,6 +252,7 @@ impl<'a> Init<'a> {
             self.wait_for_start()?;
             return Err(Error::config("process", "is missing: there is nothing to start"));
         };
+        self.ask()?;
         let more_env = self.options.inherited.env();
         let mut prepared = self.job(process, &more_env).prepare()?;
         log::debug!("init: is the job but for the exec");
@@ -273,10 +274,23 @@ impl<'a> Init<'a> {
             identity::own_streams(process.user())?;
             self.run_start_container(process)?;
         }
+        // After the hooks: nobody answers yet.
+        self.ask()?;
         // Who turns this process into the job decides by whose death that dies. Until then the channel tells of ckrun's.
         prctl::set_pdeathsig(None).doing(|| "outlive ckrun")?;
         log::debug!("init: waits to be made the job");
         park::park(&self.channel)
+    }
+
+    /// From now on some system calls of this process, and of all that come from it, are answered by the supervisor. It is the
+    /// first of the job's filters, and a restart loads it anew.
+    fn ask(&self) -> Result<()> {
+        let Some(filter) = &self.options.asks else { return Ok(()) };
+        if let Some(listener) = filter.load()? {
+            self.channel.send(&Note::Asks(listener.as_raw_fd()))?;
+            self.channel.expect(&Note::Continue)?;
+        }
+        Ok(())
     }
 
     /// The startContainer hooks of a restart. They have the rights of the job, of which this process must have more.

@@ -58,6 +58,8 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// What of the host was put where in the container, by somebody who answers for it.
     pub maps: ckrun_virt::table::rules::Rules,
+    /// System calls of the job that somebody outside is asked about.
+    pub asks: Option<seccomp::Filter>,
     /// Descriptors of the caller that the job keeps.
     pub inherited: job::Inherited,
     /// cgroups are made by systemd.

@@ -101,6 +101,7 @@ impl NewArgs {
     /// The sandbox's options. To be called first of all, see [`Inherited::find`].
     pub fn options(&self, context: &Context) -> Result<Options> {
         Ok(Options {
+            asks: None,
             maps: self.maps()?,
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,

@@ -82,6 +82,7 @@ impl Subject {
             frozen: status == Status::Paused,
             members: state.cgroups.pids()?,
             listener: !restored && notifies(),
+            asks: None,
             places: places::of(&spec),
             table: Some(table),
             stand: record.is_some(),
