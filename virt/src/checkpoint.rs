@@ -8,7 +8,7 @@ use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Manifest, Writer};
 use crate::mounts::Places;
-use crate::owned::Owned;
+use crate::owned::{Outgoing, Owned};
 use crate::resource::Blocker;
 use crate::seize::{Frozen, Process};
 use crate::snapshot::Snapshot;
@@ -48,12 +48,16 @@ pub struct Options {
     pub places: Option<Places>,
     /// It stands still until the image is complete, even if it goes on afterwards: others save what belongs to it.
     pub stand: bool,
+    /// What to do with connections to somebody outside for whom nobody answers.
+    pub outgoing: Outgoing,
 }
 
 impl Options {
     /// The paths for which somebody else answers.
     pub(crate) fn owned(&self) -> Owned {
-        self.table.as_ref().map(Owned::of).unwrap_or_default()
+        let mut owned = self.table.as_ref().map(Owned::of).unwrap_or_default();
+        owned.outgoing = self.outgoing;
+        owned
     }
 
     /// The job goes on while its image is still being written, from a copy. One that was frozen has no hurry; and a copy
@@ -115,7 +119,8 @@ pub fn checkpoint(
     let cpu = stay_on_this_cpu()?;
     let clocks = Clocks::of(init)?;
     let frozen = Frozen::stop(init, || events.seized())?;
-    let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new() };
+    let connections = fd::Connections::default();
+    let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new(), connections };
     let mut written = steps.write(frozen, &mut image, events);
     if let Err((frozen, _)) = &mut written
         && let Some(mut frozen) = frozen.take()
@@ -123,7 +128,7 @@ pub fn checkpoint(
         events.resume(&mut frozen)?;
         frozen.release();
     }
-    for copy in steps.copies {
+    for copy in std::mem::take(&mut steps.copies) {
         if let Err(e) = copy.discard(cpu) {
             log::warn!("{e}");
         }
@@ -159,6 +164,7 @@ pub fn checkpoint(
         } else {
             fault::point("checkpoint:kill")?;
             frozen.doom()?;
+            steps.connections.silence()?;
             events.doomed();
             frozen.kill()?;
             events.exit();
@@ -179,6 +185,8 @@ struct Steps<'a> {
     cpu: usize,
     /// Copies of the processes, to be read in their stead.
     copies: Vec<Snapshot>,
+    /// The job's TCP connections.
+    connections: fd::Connections,
 }
 
 impl Steps<'_> {
@@ -270,6 +278,7 @@ impl Steps<'_> {
         let mut table = self.options.table.clone().map_or_else(first_table, Ok)?;
         let mut seen = Seen::stopped(frozen);
         files.files.show(&mut seen);
+        self.connections = files.connections;
         table.observe(&seen, Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
         image.json("table.json", &table)?;
         image.json(Clocks::FILE, &self.clocks)?;

@@ -16,10 +16,12 @@ use crate::{Doing, Error, fault, memory, mounts, timers, tmpfs};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The number of the one descriptor, besides the standard streams, that a process has which is to become the first one
@@ -38,6 +40,34 @@ pub enum Changed {
     Ignore,
 }
 
+/// The other end of a connection, on this host.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// It is to be found at this address, from within the job's network namespace.
+    Tcp(SocketAddr),
+    /// It is to be found at this path in the container, or, after a NUL, by this abstract name.
+    Unix(Bytes),
+    /// Somebody has connected this socket to it already.
+    Given(Arc<OwnedFd>),
+}
+
+impl Peer {
+    /// Its address, as the table has it.
+    pub fn name(&self) -> Bytes {
+        match self {
+            Peer::Tcp(address) => address.to_string().into(),
+            Peer::Unix(name) => name.clone(),
+            Peer::Given(socket) => match rustix::net::getpeername(socket) {
+                Ok(Some(address)) => match SocketAddr::try_from(address) {
+                    Ok(address) => address.to_string().into(),
+                    Err(_) => "socket".into(),
+                },
+                _ => "socket".into(),
+            },
+        }
+    }
+}
+
 /// What is wanted.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -45,11 +75,15 @@ pub struct Options {
     pub changed: Changed,
     /// For single files, by their path in the container.
     pub changed_files: Vec<(PathBuf, Changed)>,
+    /// What the sockets are here for which somebody answers, by the job's names for them.
+    pub sockets: BTreeMap<Bytes, Peer>,
     /// What the devices are here for which somebody answers: by their paths in the container, those on this host.
     pub devices: Rules,
     /// Paths in the container for which somebody will say before the restart what is there.
     pub promised: Vec<PathBuf>,
-    /// What else the job's names stand for here, said by those who answer for it: sockets and handles.
+    /// Names of sockets for which the same holds.
+    pub promised_sockets: BTreeSet<Bytes>,
+    /// What else the job's names stand for here, said by those who answer for it: handles.
     pub bound: Vec<(Id, Id)>,
 }
 
@@ -127,9 +161,18 @@ pub fn check(image: &Image, options: &Options) -> Result<Vec<Problem>, Error> {
     Ok(all.map(|(what, why)| Problem { what, why }).collect())
 }
 
-/// The owned devices of a job that are nowhere here.
+/// The owned devices and sockets of a job that are nowhere here.
 fn homeless(table: &Table, options: &Options) -> Vec<(String, String)> {
-    let device = |row: Row<'_>| match (row.id, row.real) {
+    let missing = |row: Row<'_>| match (row.id, row.real) {
+        (Id::Socket(id), Id::Socket(real))
+            if !options.sockets.contains_key(&id) && !options.promised_sockets.contains(&id) =>
+        {
+            let kind = if id.starts_with(b"/") { "unix" } else { "tcp" };
+            let why = format!(
+                "it was {real} at the checkpoint, and is nothing here: say --map {kind}:{id}=ADDRESS"
+            );
+            Some((id.to_string(), why))
+        }
         (Id::Device(id), Id::Device(real))
             if options.devices.to_real(id.as_path()).is_none() && !options.promises(id.as_path()) =>
         {
@@ -138,10 +181,10 @@ fn homeless(table: &Table, options: &Options) -> Vec<(String, String)> {
         }
         _ => None,
     };
-    table.rows().into_iter().filter_map(device).collect()
+    table.rows().into_iter().filter_map(missing).collect()
 }
 
-/// Binds the devices that the job had, and those that it has from now on.
+/// Binds the devices and sockets that the job had, and those that it has from now on.
 fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
     let had = table.awaited().into_iter().filter_map(|id| match id {
         Id::Device(path) => Some((options.devices.to_real(path.as_path())?, path)),
@@ -151,6 +194,10 @@ fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
     let all: BTreeMap<Bytes, PathBuf> = had.chain(new).map(|(real, path)| (path, real)).collect();
     for (path, real) in all {
         let bound = table.bind(&Id::Device(path), &Id::Device(real.into()), now);
+        bound.map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
+    }
+    for (name, peer) in &options.sockets {
+        let bound = table.bind(&Id::Socket(name.clone()), &Id::Socket(peer.name()), now);
         bound.map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
     }
     for (id, real) in &options.bound {
@@ -293,6 +340,7 @@ pub fn restore(
     making.registers()?;
     events.running(&table, &mut making)?;
     fault::point("restore:release")?;
+    making.wake(init)?;
     let bytes = making.bytes;
     making.release()?;
     Ok(Report { total: began.elapsed(), processes: job.members.len(), threads: job.cpu.len(), bytes, table })

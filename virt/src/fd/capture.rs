@@ -4,6 +4,7 @@ use super::ghost::Ghosts;
 use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
 use super::queue;
+use super::socket::inet::{Connections, Links};
 use super::stream::Ends;
 use super::terminal::Terminals;
 use super::*;
@@ -25,6 +26,8 @@ pub struct Captured {
     /// The graph.
     pub files: Files,
     pub(super) contents: Vec<Content>,
+    /// The TCP connections, which have to be told how they end.
+    pub connections: Connections,
 }
 
 /// Bytes for a file of the image.
@@ -77,6 +80,10 @@ pub(crate) struct Job<'a> {
     pub(super) watched: HashMap<usize, Vec<usize>>,
     /// Ids of processes, threads and groups: ckrun's to the job's.
     ids: HashMap<i32, i32>,
+    /// Where its TCP connections lead.
+    pub(super) links: Links,
+    /// Those that it has.
+    pub(super) connections: Connections,
     /// The number of each node's description.
     numbers: Vec<u32>,
     running: bool,
@@ -233,6 +240,8 @@ fn look(
         terminals,
         known_terminals: HashMap::new(),
         ids,
+        links: Links::of(graph)?,
+        connections: Connections::default(),
         running,
     };
     let mut blockers = Vec::new();
@@ -285,7 +294,7 @@ fn look(
             Err(Trouble::Call(failure)) => return Err(failure),
         }
     }
-    Ok((Captured { files: job.files, contents: job.contents }, blockers))
+    Ok((Captured { files: job.files, contents: job.contents, connections: job.connections }, blockers))
 }
 
 fn blocker(member: &Member, refusal: Refusal) -> Blocker {

@@ -10,6 +10,7 @@ use crate::image::Image;
 use crate::restore::Options;
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
+use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::os::fd::RawFd;
@@ -26,6 +27,8 @@ pub struct Made {
     slaves: Vec<RawFd>,
     /// Of those who have a description, the one who does for it what only one has to do; best the one who has locked it.
     holders: HashMap<u32, (i32, RawFd)>,
+    /// What leads out of the job.
+    late: socket::inet::Late,
 }
 
 impl Made {
@@ -47,6 +50,15 @@ impl Made {
     /// A process that has the description, and its number there.
     pub(super) fn holder(&self, description: u32) -> Option<(i32, RawFd)> {
         self.holders.get(&description).copied()
+    }
+
+    /// Lets everything that leads out of the job come to life; `init` is the job's first process. Nothing may fail after
+    /// that.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wake(&self, init: Pid) -> Result<(), Failure> {
+        self.late.wake(init)
     }
 
     /// From this number on, no process of the job has anything of its own.
@@ -134,7 +146,7 @@ impl Files {
         }
         making.run()?;
         self.fill(&making, image)?;
-        socket::fill(self, &mut making, image)?;
+        let late = socket::fill(self, &mut making, image, options)?;
         self.settle_terminals(&making)?;
         self.settle(&mut making)?;
         let mut holders = HashMap::new();
@@ -150,7 +162,7 @@ impl Files {
         }
         let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();
         let slaves = making.terminals.iter().map(|numbers| numbers.slave).collect();
-        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, holders })
+        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, holders, late })
     }
 
     /// What is in pipes and files is put there from outside.

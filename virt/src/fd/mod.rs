@@ -49,6 +49,7 @@ pub use capture::{Captured, capture, survey};
 pub use lock::{Lock, Locks};
 pub use make::Made;
 pub use regular::Stamp;
+pub use socket::inet::Connections;
 
 pub(crate) use capture::Job;
 pub(crate) use container::{Container, Mount, find_followed, join, mount_id, mounts, unescape};

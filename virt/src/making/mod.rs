@@ -256,6 +256,14 @@ impl<'a> Making<'a> {
         }
     }
 
+    /// Lets what leads out of the job come to life.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wake(&self, init: Pid) -> Result<(), Error> {
+        Ok(self.made.wake(init)?)
+    }
+
     /// Lets all of them go. Up to here ckrun's death is theirs.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 mod class;
 #[allow(dead_code, reason = "families come one by one")]
 pub(crate) mod diag;
-#[allow(dead_code, reason = "families come one by one")]
+pub(crate) mod inet;
 pub(crate) mod options;
 
 use super::Files;
@@ -19,6 +19,7 @@ use super::capture::Job;
 use super::making::Making;
 use crate::Error;
 use crate::image::Image;
+use crate::restore;
 pub(crate) use class::Class;
 use options::Options;
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,10 @@ pub struct Socket {
 /// What only sockets of one family have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "family", rename_all = "kebab-case")]
-pub enum Family {}
+pub enum Family {
+    /// The internet's.
+    Inet(inet::Inet),
+}
 
 impl fmt::Display for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,7 +58,16 @@ impl Job<'_> {
     pub(super) fn socket(&mut self, node: usize) -> Result<Socket, Trouble> {
         let fd = self.graph.take(node)?;
         let class = Class::of(fd.as_fd())?;
-        Err(class.refuse(fd))
+        let options = |job: &Self| {
+            if job.running() { Ok(Options::default()) } else { Options::capture(fd.as_fd(), &class) }
+        };
+        Ok(match class.domain {
+            libc::AF_INET | libc::AF_INET6 => {
+                let inet = self.inet(node, &fd, &class)?;
+                Socket { class, options: options(self)?, of: Family::Inet(inet) }
+            }
+            _ => return Err(class.refuse(fd)),
+        })
     }
 }
 
@@ -62,19 +75,26 @@ impl Socket {
     /// Why an image can't be right.
     pub(super) fn wrong(&self, files: &Files) -> Option<String> {
         let _ = files;
-        self.options.wrong()
+        self.options.wrong().or_else(|| match &self.of {
+            Family::Inet(inet) => inet.wrong(),
+        })
     }
 }
 
 /// Makes all sockets in the first process, where all other descriptions are that do not have to wait for the other
 /// processes.
 pub(super) fn make(files: &Files, making: &mut Making<'_>) -> Result<(), Error> {
-    let _ = (files, making);
+    inet::make(files, making)?;
     Ok(())
 }
 
 /// Puts into all sockets what waits in them, and then sets what would have been in the way.
-pub(super) fn fill(files: &Files, making: &mut Making<'_>, image: &Image) -> Result<(), Error> {
-    let _ = (files, making, image);
-    Ok(())
+/// The answer is what has to wait until the job is let go.
+pub(super) fn fill(
+    files: &Files,
+    making: &mut Making<'_>,
+    image: &Image,
+    wanted: &restore::Options,
+) -> Result<inet::Late, Error> {
+    inet::fill(files, making, image, wanted)
 }

@@ -1,0 +1,56 @@
+//! Addresses of internet sockets.
+
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use rustix::net::SocketAddrAny;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+/// The address that a socket is bound to; None when it has no port.
+///
+/// # Errors
+/// The kernel's.
+pub fn local(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, Failure> {
+    let address = rustix::net::getsockname(fd).doing(|| "ask for a socket's address")?;
+    Ok(plain(&address))
+}
+
+/// The address that a socket is connected to.
+///
+/// # Errors
+/// The kernel's.
+pub fn peer(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, Failure> {
+    match rustix::net::getpeername(fd) {
+        Err(rustix::io::Errno::NOTCONN) => Ok(None),
+        Err(errno) => Err(Errno::from_raw(errno.raw_os_error())).doing(|| "ask for a socket's peer"),
+        Ok(address) => Ok(address.as_ref().and_then(plain)),
+    }
+}
+
+fn plain(address: &SocketAddrAny) -> Option<SocketAddr> {
+    SocketAddr::try_from(address.clone()).ok()
+}
+
+/// An IPv4 address in IPv6 clothes as what it is, and without what only routing needs.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Somewhere that a packet for a socket bound to this address can be sent to.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    match address {
+        SocketAddr::V6(mut six) => match ip {
+            IpAddr::V6(ip) => {
+                six.set_ip(ip);
+                six.into()
+            }
+            ip => SocketAddr::new(ip, six.port()),
+        },
+        SocketAddr::V4(four) => SocketAddr::new(ip, four.port()),
+    }
+}

@@ -1,0 +1,269 @@
+//! One internet socket of a restarted job on its way to what it was.
+
+use super::connection::{Connection, Negotiated, State, Window};
+use super::forge::{ACKNOWLEDGE, END, Forger, Segment};
+use super::links::Link;
+use super::options::{self, When};
+use super::repair::{self, Info, Queues};
+use super::{Inet, Phase, address, owned};
+use crate::fd::socket::Socket;
+use crate::namespace::{Kind, Namespace};
+use crate::sys::sockopt;
+use crate::{Doing, Failure};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use rustix::net::Shutdown;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// `linux/socket.h`; not in libc: which sizes of buffers were chosen by the program.
+const SO_BUF_LOCK: i32 = 72;
+/// The port of somebody who is not there: nothing listens at it, and nothing is sent to it.
+const NOBODY: u16 = 1;
+
+/// A socket that is being made.
+pub(super) struct Begun<'a> {
+    pub fd: OwnedFd,
+    pub socket: &'a Socket,
+    pub inet: &'a Inet,
+    /// The number of its description.
+    pub id: u32,
+}
+
+impl Begun<'_> {
+    pub fn what(&self, doing: &str) -> String {
+        let local = self.inet.local.map(|local| format!(" {local}")).unwrap_or_default();
+        format!("{doing} a {}{local}", self.socket)
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn set(&self, name: i32, value: i32) -> Result<(), Failure> {
+        sockopt::set_number(self.fd(), libc::SOL_SOCKET, name, value).doing(|| self.what("prepare"))
+    }
+
+    /// What a socket must have before it has an address.
+    pub fn first(&self) -> Result<(), Failure> {
+        self.socket.options.early(self.fd())?;
+        options::set(self.fd(), self.socket.class.protocol, &self.inet.numbers, When::First)?;
+        if let Some(name) = &self.inet.congestion {
+            sockopt::set(self.fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.as_bytes())
+                .doing(|| format!("choose the congestion control {name}"))?;
+        }
+        if self.inet.numbers.contains_key("ip-tos") {
+            // The kernel has derived one from the other.
+            self.set(libc::SO_PRIORITY, self.socket.options.numbers.get("priority").copied().unwrap_or(0))?;
+        }
+        super::datagram::filter(self.fd(), &self.socket.class, &self.inet.phase)
+    }
+
+    /// Binds and listens.
+    pub fn place(&self) -> Result<(), Failure> {
+        let Some(local) = self.inet.local else { return Ok(()) };
+        match &self.inet.phase {
+            Phase::Connected { link: Link::Owned, .. } => Ok(()),
+            Phase::Connected { link: Link::Waiting, .. } => self.bind_by_force(local),
+            Phase::Connected { .. } => Ok(()),
+            Phase::Closed { .. } | Phase::Connecting { .. } => self.bind_by_force(local),
+            Phase::Idle => self.bind(local),
+            Phase::Datagrams { peer, .. } => {
+                if self.socket.class.kind == libc::SOCK_RAW {
+                    if !local.ip().is_unspecified() {
+                        self.bind(SocketAddr::new(local.ip(), 0))?;
+                    }
+                } else if local.port() != 0 {
+                    self.bind(local)?;
+                }
+                match peer {
+                    Some(peer) => rustix::net::connect(self.fd(), peer).doing(|| self.what("connect")),
+                    None => Ok(()),
+                }
+            }
+            Phase::Listening { backlog } => {
+                self.bind(local)?;
+                rustix::net::listen(self.fd(), *backlog).doing(|| self.what("listen at"))
+            }
+        }
+    }
+
+    /// SO_REUSEADDR, as the job had it.
+    pub fn reuse(&self) -> i32 {
+        self.socket.options.numbers.get("reuseaddr").copied().unwrap_or(0)
+    }
+
+    /// Takes it out of the repair mode, which has its own idea of SO_REUSEADDR.
+    pub fn leave(&self) -> Result<(), Failure> {
+        repair::leave(self.fd()).doing(|| self.what("let go"))?;
+        self.set(libc::SO_REUSEADDR, self.reuse())
+    }
+
+    /// Binds as the job did. An address at which only old connections are that wait for their end is taken as if the job
+    /// had said SO_REUSEADDR.
+    fn bind(&self, local: SocketAddr) -> Result<(), Failure> {
+        match rustix::net::bind(self.fd(), &local) {
+            Err(rustix::io::Errno::ADDRINUSE) if self.reuse() == 0 => {
+                self.set(libc::SO_REUSEADDR, 1)?;
+                let bound = rustix::net::bind(self.fd(), &local).doing(|| self.what("bind"));
+                self.set(libc::SO_REUSEADDR, 0)?;
+                bound
+            }
+            bound => bound.doing(|| self.what("bind")),
+        }
+    }
+
+    /// Binds to an address that others may have, as the kernel has bound sockets that it made for connections.
+    fn bind_by_force(&self, local: SocketAddr) -> Result<(), Failure> {
+        let what = || self.what("bind");
+        repair::enter(self.fd()).doing(what)?;
+        rustix::net::bind(self.fd(), &local).doing(what)?;
+        self.leave()
+    }
+
+    /// Makes the connection, in the repair mode. It stays in that.
+    pub fn connect(&self, connection: &Connection, queues: &Queues) -> Result<(), Failure> {
+        let what = || self.what("connect");
+        repair::make_room(self.fd(), queues).doing(what)?;
+        repair::enter(self.fd()).doing(what)?;
+        rustix::net::bind(self.fd(), &connection.local).doing(what)?;
+        connection.establish(self.fd(), queues)
+    }
+
+    /// Makes the other end as well and closes it: what is left of it is the kernel's, as it was before.
+    pub fn part(&self, connection: &Connection, init: Pid) -> Result<(), Failure> {
+        if !connection.state.received_end() {
+            return Ok(());
+        }
+        let what = || self.what("make the other end of");
+        let net = Namespace::of(init, Kind::Net)?;
+        let abroad = net.as_ref().map(Namespace::enter).transpose()?;
+        let other = self.socket.class.socket()?;
+        drop(abroad);
+        repair::enter(other.as_fd()).doing(what)?;
+        rustix::net::bind(&other, &connection.peer).doing(what)?;
+        let mirrored = Connection {
+            state: State::Established,
+            local: connection.peer,
+            peer: connection.local,
+            send: connection.receive.wrapping_add(connection.unread),
+            unacknowledged: 0,
+            unsent: 0,
+            receive: connection.send.wrapping_add(connection.unacknowledged),
+            unread: 0,
+            negotiated: connection.negotiated,
+            window: Window {
+                updated_by: connection.send,
+                peer: connection.window.own,
+                peer_most: connection.window.own,
+                own: connection.window.peer,
+                advertised_at: connection.send,
+            },
+        };
+        mirrored.establish(other.as_fd(), &Queues::default())?;
+        repair::leave(other.as_fd()).doing(what)
+    }
+
+    /// Connects anew to a socket of the job that listens: it has not accepted the old connection yet.
+    pub fn connect_again(&self, connection: &Connection, queues: &Queues) -> Result<(), Failure> {
+        let what = || self.what("connect");
+        repair::make_room(self.fd(), queues).doing(what)?;
+        owned::dial(self.fd(), connection.peer).doing(what)?;
+        options::set(self.fd(), libc::IPPROTO_TCP, &self.inet.numbers, When::Last)?;
+        repair::fill(self.fd(), &queues.send).doing(what)?;
+        if connection.state.sent_end() {
+            rustix::net::shutdown(self.fd(), Shutdown::Write).doing(what)?;
+        }
+        Ok(())
+    }
+
+    pub fn begin_to_connect(&self, peer: SocketAddr) -> Result<(), Failure> {
+        match rustix::net::connect(self.fd(), &peer) {
+            Err(rustix::io::Errno::INPROGRESS) => Ok(()),
+            connected => connected.doing(|| format!("{} to {peer}", self.what("connect"))),
+        }
+    }
+
+    /// Makes it the end of a connection that was: what had come can be read, and then there is an end.
+    pub fn close(&self, unread: Vec<u8>, error: bool, forger: &Forger) -> Result<(), Failure> {
+        let what = || self.what("close");
+        let Some(bound) = self.inet.local else { return Ok(()) };
+        let local = address::reachable(bound);
+        let unread_len = u32::try_from(unread.len()).unwrap_or(u32::MAX);
+        let queues = Queues { receive: unread, send: Vec::new() };
+        repair::make_room(self.fd(), &queues).doing(what)?;
+        repair::enter(self.fd()).doing(what)?;
+        let mut peer = local;
+        peer.set_port(if local.port() == NOBODY { NOBODY + 1 } else { NOBODY });
+        let connection = Connection {
+            state: State::Established,
+            local,
+            peer,
+            send: 1,
+            unacknowledged: 0,
+            unsent: 0,
+            receive: 1,
+            unread: unread_len,
+            negotiated: Negotiated { mss: 536, scales: None, sack: false, clock: None },
+            window: Window {
+                updated_by: unread_len,
+                peer: 1 << 15,
+                peer_most: 1 << 15,
+                own: 1 << 15,
+                advertised_at: 1_u32.wrapping_add(unread_len),
+            },
+        };
+        connection.establish(self.fd(), &queues)?;
+        self.leave()?;
+        if !error {
+            // Its end was seen before the connection went.
+            forger.segment(&Segment {
+                from: peer,
+                to: local,
+                sequence: 1_u32.wrapping_add(unread_len),
+                acknowledges: 1,
+                flags: END | ACKNOWLEDGE,
+            })?;
+        }
+        connection.reset(forger, !error)?;
+        let state = Info::of(self.fd()).doing(what)?.state;
+        if state != State::Close {
+            return Err(Failure::new(format!("{}: it is {state:?}", what()), Errno::EISCONN));
+        }
+        if !error {
+            sockopt::number(self.fd(), libc::SOL_SOCKET, libc::SO_ERROR).doing(what)?;
+        }
+        Ok(())
+    }
+
+    /// What had to wait until all contents are there.
+    pub fn last(&self) -> Result<(), Failure> {
+        let connected = matches!(self.inet.phase, Phase::Connected { .. } | Phase::Closed { .. });
+        if !connected {
+            options::set(self.fd(), self.socket.class.protocol, &self.inet.numbers, When::Last)?;
+        }
+        let (send, receive) = self.inet.buffers;
+        let locks = [self.socket.options.sndbuf, self.socket.options.rcvbuf];
+        for (name, size, lock) in
+            [(libc::SO_SNDBUFFORCE, send, locks[0]), (libc::SO_RCVBUFFORCE, receive, locks[1])]
+        {
+            if connected && lock.is_none() && size > 0 {
+                self.set(name, size / 2)?;
+            }
+        }
+        if connected {
+            // The kernel goes on choosing the sizes that it chose.
+            let bits = i32::from(locks[0].is_some()) | i32::from(locks[1].is_some()) << 1;
+            self.set(SO_BUF_LOCK, bits)?;
+        }
+        if let (Phase::Datagrams { .. }, Some(how)) = (&self.inet.phase, self.inet.shutdown) {
+            let how = [Shutdown::Read, Shutdown::Write, Shutdown::Both][usize::from(how.min(2))];
+            match rustix::net::shutdown(self.fd(), how) {
+                // The kernel does it, and says that there is nobody.
+                Err(rustix::io::Errno::NOTCONN) => {}
+                done => done.doing(|| self.what("shut down"))?,
+            }
+        }
+        self.socket.options.late(self.fd())
+    }
+}

@@ -1,0 +1,175 @@
+//! Where a job's TCP connections lead: to another socket of the job, to somebody who answers for the other end, or out.
+
+use super::address::{self, canonical};
+use super::connection::State;
+use super::diag::{self, Entry};
+use crate::fd::Trouble;
+use crate::fd::graph::{Graph, is_gone};
+use crate::fd::socket::diag::namespace_of;
+use crate::owned::{Outgoing, Owned};
+use crate::sys::sockopt;
+use crate::{Doing, Failure};
+use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Where a connection leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Link {
+    /// To another socket of the job.
+    Inside,
+    /// To one that the job has closed.
+    Gone,
+    /// To a socket of the job that waits to be accepted.
+    Waiting,
+    /// To somebody who is made known again at a restart.
+    Owned,
+    /// Out of the job, and it is kept.
+    Outside,
+}
+
+/// The TCP sockets of a job, by their ends.
+#[derive(Debug, Default)]
+pub struct Links {
+    ends: HashSet<(SocketAddr, SocketAddr)>,
+    /// All of the namespace, also those that nobody has a descriptor of, by their ends.
+    others: HashMap<(SocketAddr, SocketAddr), Entry>,
+}
+
+impl Links {
+    /// Those of a job.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn of(graph: &Graph) -> Result<Links, Failure> {
+        let mut links = Links::default();
+        let mut net = None;
+        for node in graph.all(|seen| seen.type_() == FileType::Socket && !seen.has_path()) {
+            let fd = match graph.take(node) {
+                Err(failure) if is_gone(&failure) => continue,
+                fd => fd?,
+            };
+            if !is_tcp(fd.as_fd()) {
+                continue;
+            }
+            if let (Some(local), Some(peer)) = (address::local(fd.as_fd())?, address::peer(fd.as_fd())?) {
+                links.ends.insert((canonical(local), canonical(peer)));
+            }
+            if net.is_none() {
+                net = Some(namespace_of(&fd)?);
+            }
+        }
+        if let Some(net) = net {
+            let named = |entry: Entry| ((canonical(entry.local), canonical(entry.peer)), entry);
+            links.others = diag::list(net.as_fd())?.into_iter().map(named).collect();
+        }
+        Ok(links)
+    }
+
+    /// Whom the socket of this inode number is connected to, or connecting.
+    pub(crate) fn peer_of(&self, inode: u64) -> Option<SocketAddr> {
+        self.others.values().find(|entry| u64::from(entry.inode) == inode).map(|entry| entry.peer)
+    }
+
+    /// Where a connection leads; None when that is out, and the connection is to be closed. `name` is for people.
+    pub(crate) fn lead(
+        &self,
+        name: &str,
+        local: SocketAddr,
+        peer: SocketAddr,
+        owned: &Owned,
+    ) -> Result<Option<Link>, Trouble> {
+        if owned.answers_for(peer) {
+            return Ok(Some(Link::Owned));
+        }
+        let (local, peer) = (canonical(local), canonical(peer));
+        if self.ends.contains(&(peer, local)) {
+            return Ok(Some(Link::Inside));
+        }
+        let here = peer.ip() == local.ip() || peer.ip().is_loopback();
+        match self.others.get(&(peer, local)) {
+            Some(other) if other.inode == 0 && waits(other.state) => return Ok(Some(Link::Waiting)),
+            Some(other) if other.inode == 0 => {
+                if left(other) > 0 {
+                    let why = format!(
+                        "the job has closed its other end, whose last {} bytes are still on their way",
+                        left(other)
+                    );
+                    return Err(Trouble::refused(name, why));
+                }
+                return Ok(Some(Link::Gone));
+            }
+            None if here => return Ok(Some(Link::Gone)),
+            _ => {}
+        }
+        match owned.outgoing {
+            Outgoing::Keep => Ok(Some(Link::Outside)),
+            Outgoing::Close => Ok(None),
+            Outgoing::Refuse => {
+                let remedy = "--tcp-established keeps it, --tcp-close closes it, and `--map tcp:NAME:PORT=ADDRESS:PORT` \
+                    at the start of the job makes it one to somebody who can be elsewhere";
+                Err(Trouble::refused(name, "the other end is outside of the job").or(remedy.into()))
+            }
+        }
+    }
+
+    /// What waits to be accepted at a listening socket, and could not be carried.
+    pub(crate) fn at_listener(&self, name: &str, local: SocketAddr, owned: &Owned) -> Result<(), Trouble> {
+        let local = canonical(local);
+        let mine = |entry: &&Entry| {
+            let (own, bound) = (canonical(entry.local), local.ip());
+            let same = bound.is_unspecified() || bound == own.ip();
+            entry.inode == 0 && waits(entry.state) && own.port() == local.port() && same
+        };
+        for entry in self.others.values().filter(mine) {
+            let peer = canonical(entry.peer);
+            if !self.ends.contains(&(peer, canonical(entry.local))) {
+                if owned.outgoing == Outgoing::Close || entry.state == State::SynReceived {
+                    continue;
+                }
+                let why = format!("a connection from {peer}, outside of the job, waits to be accepted");
+                let remedy = "try again when the job has accepted it, or drop it with --tcp-close";
+                return Err(Trouble::refused(name, why).or(remedy.into()));
+            }
+            let unread = entry.unread.saturating_sub(u32::from(entry.state == State::CloseWait));
+            if unread > 0 && entry.state != State::SynReceived {
+                let why = format!(
+                    "a connection from {peer} waits to be accepted, with {unread} bytes that nobody can read before"
+                );
+                return Err(Trouble::refused(name, why).or("try again when the job has accepted it".into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// It is in the queue of a socket that listens, or about to be.
+fn waits(state: State) -> bool {
+    matches!(state, State::Established | State::CloseWait | State::SynReceived)
+}
+
+/// Bytes that a closed socket has still to deliver.
+fn left(entry: &Entry) -> u32 {
+    match entry.state {
+        State::FinWait1 | State::LastAck | State::Closing => entry.unacknowledged.saturating_sub(1),
+        _ => 0,
+    }
+}
+
+/// The socket is one of TCP.
+pub(crate) fn is_tcp(fd: BorrowedFd<'_>) -> bool {
+    let number = |name| sockopt::number(fd, libc::SOL_SOCKET, name).unwrap_or(-1);
+    matches!(number(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
+        && number(libc::SO_PROTOCOL) == libc::IPPROTO_TCP
+}
+
+/// A namespace by its identity.
+pub(crate) fn same_namespace(fd: BorrowedFd<'_>, init: nix::unistd::Pid) -> Result<bool, Failure> {
+    let path = format!("/proc/{init}/ns/net");
+    let theirs = rustix::fs::stat(&path).doing(|| format!("look at {path}"))?;
+    let own = rustix::fs::fstat(namespace_of(fd)?).doing(|| "look at a network namespace")?;
+    Ok(own.st_ino == theirs.st_ino)
+}

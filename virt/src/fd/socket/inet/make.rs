@@ -1,0 +1,202 @@
+//! Internet sockets of a restarted job.
+
+use super::begun::Begun;
+use super::connection::State;
+use super::forge::Forger;
+use super::links::Link;
+use super::options::{self, When};
+use super::repair::{self, Queues};
+use super::{Inet, Phase, owned};
+use crate::fd::Files;
+use crate::fd::making::Making;
+use crate::fd::socket::{Family, Socket};
+use crate::fd::{Description, Object};
+use crate::image::Image;
+use crate::namespace::{Kind, Namespace};
+use crate::restore::Options;
+use crate::sys::sockopt;
+use crate::{Doing, Error, Failure};
+use rustix::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+/// The most bytes of a queue by an image's word: a buffer has no more (`SO_RCVBUFFORCE`).
+const MOST: u64 = 1 << 31;
+
+/// Connections out of the job, which come to life with it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Late(Vec<Rc<Sleeper>>);
+
+#[derive(Debug)]
+struct Sleeper {
+    fd: OwnedFd,
+    inet: Inet,
+    queues: Queues,
+    /// SO_REUSEADDR.
+    reuse: i32,
+}
+
+impl Late {
+    /// Takes them out of the repair mode, asks their peers to go on, and sends what was unsent.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn wake(&self, init: nix::unistd::Pid) -> Result<(), Failure> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let forger = forger(init, self.0.iter().map(|late| &late.inet))?;
+        for late in &self.0 {
+            let what = || format!("let {:?} go on", late.inet.local);
+            repair::leave_and_probe(late.fd.as_fd()).doing(what)?;
+            sockopt::set_number(&late.fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, late.reuse).doing(what)?;
+            go_on(late.fd.as_fd(), &late.inet, &late.queues, &forger)?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks the first process for all internet sockets. They don't block.
+pub(crate) fn make(files: &Files, making: &mut Making<'_>) -> Result<(), Failure> {
+    for (id, socket, _) in sockets(&files.descriptions) {
+        let class = &socket.class;
+        let kind = class.kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let args = [class.domain.into(), kind.into(), class.protocol.into()];
+        let made = making.program.call(format!("make a {class}"), libc::SYS_socket, &args);
+        let to = making.at(id);
+        making.put_at(made.into(), to);
+        making.run_if_large()?;
+    }
+    Ok(())
+}
+
+/// Gives all of them their addresses, options, connections and contents; the answer is what is to come with the job's
+/// release.
+pub(crate) fn fill(
+    files: &Files,
+    making: &mut Making<'_>,
+    image: &Image,
+    wanted: &Options,
+) -> Result<Late, Error> {
+    let mut begun = Vec::new();
+    for (id, socket, inet) in sockets(&files.descriptions) {
+        let fd = making.worker.pidfd_getfd(making.at(id))?;
+        making.give_to(making.at(id), inet.owner);
+        begun.push(Begun { fd, socket, inet, id });
+    }
+    if begun.is_empty() {
+        return Ok(Late::default());
+    }
+    making.run()?;
+    for one in &begun {
+        one.first()?;
+    }
+    // Who listens or is only bound keeps the rules; who is connected has its address from a time when others did.
+    for one in &begun {
+        one.place()?;
+    }
+    let mut inside = Vec::new();
+    let mut late = Late::default();
+    for one in &begun {
+        let Phase::Connected { connection, link, received, to_send, .. } = &one.inet.phase else { continue };
+        let queues = Queues { receive: bytes(image, received)?, send: bytes(image, to_send)? };
+        match link {
+            Link::Inside | Link::Gone | Link::Outside => one.connect(connection, &queues)?,
+            Link::Waiting | Link::Owned => {}
+        }
+        if *link == Link::Outside {
+            let fd = one.fd.try_clone().doing(|| "copy a descriptor")?;
+            let inet = one.inet.clone();
+            late.0.push(Rc::new(Sleeper { fd, inet, queues, reuse: one.reuse() }));
+        } else {
+            inside.push((one, link, connection, queues));
+        }
+    }
+    let init = making.worker.host();
+    let forger = forger(init, begun.iter().map(|one| one.inet))?;
+    // The ends of a connection come to life together: alone, one would be told that there is no other.
+    let made = |link: &Link| matches!(link, Link::Inside | Link::Gone);
+    for (one, ..) in inside.iter().filter(|(_, link, ..)| made(link)) {
+        one.leave()?;
+    }
+    for (one, _, connection, _) in inside.iter().filter(|(_, link, ..)| **link == Link::Gone) {
+        one.part(connection, init)?;
+    }
+    for (one, _, _, queues) in inside.iter().filter(|(_, link, ..)| made(link)) {
+        go_on(one.fd(), one.inet, queues, &forger)?;
+    }
+    for (one, link, connection, queues) in &inside {
+        match link {
+            Link::Waiting => one.connect_again(connection, queues)?,
+            Link::Owned => {
+                owned::connect(one, connection, queues, making, wanted)?;
+            }
+            _ => {}
+        }
+    }
+    for one in &begun {
+        match &one.inet.phase {
+            Phase::Connecting { peer } => one.begin_to_connect(*peer)?,
+            Phase::Closed { received, error } => one.close(bytes(image, received)?, *error, &forger)?,
+            Phase::Datagrams { content, received, .. } => {
+                let content = bytes(image, content)?;
+                super::datagram::refill(one.inet, &content, received, &forger)?;
+            }
+            _ => {}
+        }
+        one.last()?;
+    }
+    Ok(late)
+}
+
+fn sockets(descriptions: &[Description]) -> impl Iterator<Item = (u32, &Socket, &Inet)> {
+    (0..).zip(descriptions).filter_map(|(id, description)| match &description.object {
+        Object::Socket(socket) => match &socket.of {
+            Family::Inet(inet) => Some((id, &**socket, inet)),
+            #[allow(unreachable_patterns, reason = "families come one by one")]
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn bytes(image: &Image, name: &Option<String>) -> Result<Vec<u8>, Error> {
+    Ok(match name {
+        Some(name) => image.bytes(name, MOST)?,
+        None => Vec::new(),
+    })
+}
+
+/// For those who need something to be said in another's name.
+fn forger<'a>(init: nix::unistd::Pid, sockets: impl Iterator<Item = &'a Inet>) -> Result<Forger, Failure> {
+    let (mut four, mut six) = (false, false);
+    for inet in sockets {
+        let needed = match &inet.phase {
+            Phase::Connected { connection, .. } => connection.state != State::Established,
+            Phase::Closed { .. } => true,
+            Phase::Datagrams { received, .. } => !received.is_empty(),
+            _ => false,
+        };
+        // One that is bound to all addresses takes packets of either kind.
+        let ip = inet.local.map(|local| local.ip().to_canonical());
+        four |= needed && ip.is_none_or(|ip| ip.is_ipv4() || ip.is_unspecified());
+        six |= needed && ip.is_some_and(|ip| ip.is_ipv6());
+    }
+    let net = Namespace::of(init, Kind::Net)?;
+    let _abroad = net.as_ref().map(Namespace::enter).transpose()?;
+    Forger::open(four, six)
+}
+
+/// A connection comes to life: what it has to be told in this mode is told, what was unsent is sent, and what had ended
+/// ends.
+fn go_on(fd: BorrowedFd<'_>, inet: &Inet, queues: &Queues, forger: &Forger) -> Result<(), Failure> {
+    let Phase::Connected { connection, .. } = &inet.phase else { return Ok(()) };
+    let what = || format!("let the {} go on", connection.name());
+    options::set(fd, libc::IPPROTO_TCP, &inet.numbers, When::Last)?;
+    repair::fill(fd, connection.unsent(queues)).doing(what)?;
+    connection.end(fd, forger)?;
+    if inet.shutdown.is_some() {
+        rustix::net::shutdown(fd, Shutdown::Read).doing(what)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! TCP sockets of a job that stands still, as they are.
+
+use super::connection::State;
+use super::links::Link;
+use super::options::Numbers;
+use super::repair::{self, Info, Queues};
+use super::{Phase, address};
+use crate::fd::Trouble;
+use crate::fd::capture::{Content, Job, Source};
+use crate::sys::sockopt;
+use crate::{Doing, Failure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::RecvFlags;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Of `struct tcp_info`: where the length of the queue of a socket that listens stands (`tcpi_sacked`).
+const BACKLOG: usize = 28;
+
+impl Job<'_> {
+    pub(super) fn tcp(&mut self, node: usize, fd: &OwnedFd, name: &str) -> Result<Phase, Trouble> {
+        let what = || format!("look at a {name}");
+        let info = Info::of(fd.as_fd()).doing(what)?;
+        let local = address::local(fd.as_fd())?;
+        let ready = ready(fd.as_fd())?;
+        if ready.contains(PollFlags::PRI) && info.state.is_connected() {
+            return Err(Trouble::refused(name, "there are urgent data in it"));
+        }
+        if let Some(protocol) = upper(fd.as_fd()) {
+            let why = format!("the kernel does not tell the state of what is above it ({protocol})");
+            return Err(Trouble::refused(name, why));
+        }
+        match (info.state, local) {
+            (State::Listen, Some(local)) => {
+                self.links.at_listener(name, local, self.owned)?;
+                let mut bytes = [0; BACKLOG + 4];
+                sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes).doing(what)?;
+                let backlog = bytes.last_chunk().map_or(0, |last| i32::from_ne_bytes(*last));
+                Ok(Phase::Listening { backlog })
+            }
+            (State::SynSent, _) => {
+                // getpeername(2) does not tell it.
+                let inode = self.graph.nodes[node].seen.stat.st_ino;
+                let peer = self.links.peer_of(inode);
+                let peer =
+                    peer.ok_or_else(|| Trouble::refused(name, "nobody tells whom it is connecting to"))?;
+                Ok(Phase::Connecting { peer })
+            }
+            (state, Some(local)) if state.is_connected() => {
+                let peer = address::peer(fd.as_fd())?;
+                let peer = peer.ok_or_else(|| Trouble::refused(name, "its peer is not to be found"))?;
+                self.connected(node, fd, (local, peer), name)
+            }
+            // Who reads from one that never had a connection is not told of an end.
+            (State::Close, _) if ready.contains(PollFlags::RDHUP) => {
+                let received = self.keep(node, "received", unread(fd.as_fd()).doing(what)?);
+                Ok(Phase::Closed { received, error: ready.contains(PollFlags::ERR) })
+            }
+            _ => Ok(Phase::Idle),
+        }
+    }
+
+    fn connected(
+        &mut self,
+        node: usize,
+        fd: &OwnedFd,
+        (local, peer): (SocketAddr, SocketAddr),
+        name: &str,
+    ) -> Result<Phase, Trouble> {
+        let name = format!("{name} connected to {peer}");
+        let Some(link) = self.links.lead(&name, local, peer, self.owned)? else {
+            let received = if self.running() { Vec::new() } else { unread(fd.as_fd()).doing(|| "read")? };
+            let received = self.keep(node, "received", received);
+            return Ok(Phase::Closed { received, error: false });
+        };
+        if self.running() {
+            // To read more would be in the job's way.
+            return Ok(Phase::Idle);
+        }
+        let Some((connection, queues)) = repair::read(fd.as_fd(), local, peer)? else {
+            return Err(Trouble::refused(name, "it changes its state all the time"));
+        };
+        if link == Link::Waiting && !queues.receive.is_empty() {
+            return Err(Trouble::refused(name, "its other end waits to be accepted, and has sent something"));
+        }
+        let Queues { receive, send } = queues;
+        let received = self.keep(node, "received", receive);
+        let to_send = self.keep(node, "sent", send);
+        self.connections.push(fd.try_clone().doing(|| "copy a descriptor")?, &connection, link);
+        let name = self.owned.virtual_name(peer).filter(|_| link == Link::Owned).cloned();
+        Ok(Phase::Connected { connection, link, name, received, to_send })
+    }
+
+    /// Puts bytes into a file of the image; the answer is its name.
+    pub(super) fn keep(&mut self, node: usize, what: &str, bytes: Vec<u8>) -> Option<String> {
+        if bytes.is_empty() || self.running() {
+            return None;
+        }
+        let name = format!("files/socket-{}-{what}", self.description(node, -1));
+        self.contents.push(Content { name: name.clone(), source: Source::Bytes(bytes) });
+        Some(name)
+    }
+}
+
+/// What can be read; it stays.
+fn unread(fd: BorrowedFd<'_>) -> Result<Vec<u8>, nix::errno::Errno> {
+    let bytes = repair::unread(fd)?;
+    let mut buffer = vec![0; bytes as usize];
+    if bytes > 0 {
+        let got = rustix::net::recv(fd, &mut buffer[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let (got, _) = got.map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()))?;
+        buffer.truncate(got);
+    }
+    Ok(buffer)
+}
+
+pub(super) fn ready(fd: BorrowedFd<'_>) -> Result<PollFlags, Failure> {
+    let all = PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP;
+    let mut fds = [PollFd::from_borrowed_fd(fd, all)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).doing(|| "ask whether a socket is ready")?;
+    Ok(fds[0].revents())
+}
+
+/// The directions that were shut down without being told to the peer: that the job does not want to receive.
+pub(super) fn half(fd: BorrowedFd<'_>, state: State) -> Option<u8> {
+    let shut = ready(fd).is_ok_and(|ready| ready.contains(PollFlags::RDHUP));
+    (shut && !state.received_end()).then_some(0)
+}
+
+/// A protocol that uses the connection for its own (TCP_ULP): TLS.
+fn upper(fd: BorrowedFd<'_>) -> Option<String> {
+    let mut name = [0; 16];
+    let len = sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_ULP, &mut name).ok()?;
+    let name = name.get(..len)?.split(|&byte| byte == 0).next()?;
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
+}
+
+/// What a connection has no use for any more, and would be in the way of one that is made anew.
+pub(super) fn forget_what_only_new_sockets_take(numbers: &mut Numbers) {
+    for name in ["tcp-fastopen-connect", "tcp-maxseg"] {
+        numbers.remove(name);
+    }
+}
