@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::sandbox::intel_rdt::Group;
 use crate::status::Status;
 use crate::user::is_host_root;
+use ckrun_virt::image::Bytes;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::{Doing, Process};
 use nix::fcntl::{Flock, FlockArg};
@@ -68,6 +69,9 @@ pub struct State {
     /// on the host. Of one that was restored the table knows more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<(PathBuf, PathBuf)>,
+    /// In the same way the addresses of sockets: the job's name, the address on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<(Bytes, Bytes)>,
     /// The job has plugins, and a supervisor for them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub supervised: bool,

@@ -56,8 +56,8 @@ pub struct Options {
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
-    /// What of the host was put where in the container, by somebody who answers for it.
-    pub maps: ckrun_virt::table::rules::Rules,
+    /// What of the host was put where in the container, by somebody who answers for it, and whose sockets are whose.
+    pub maps: crate::remap::Maps,
     /// System calls of the job that somebody outside is asked about.
     pub asks: Option<seccomp::Filter>,
     /// Descriptors of the caller that the job keeps.

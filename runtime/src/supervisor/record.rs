@@ -7,9 +7,9 @@ use crate::plugin::Asked;
 use crate::plugin::area::Area;
 use crate::plugin::manifest::{Manifest, proper};
 use crate::state::InitProcess;
-use ckrun_plugin::binding::Ioctl;
+use ckrun_plugin::binding::{Address, Ioctl};
 use ckrun_plugin::{Binding, Event, Job, Reason};
-use ckrun_virt::image;
+use ckrun_virt::image::{self, Bytes};
 use ckrun_virt::table::{Id, Row, Table, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -213,13 +213,23 @@ pub fn in_table(binding: &Binding) -> Option<(Id, Id)> {
             (Id::Device(virtual_path.as_bytes().into()), Id::Device(name(real)?))
         }
         Binding::Socket { virtual_address, real } => {
-            (Id::Socket(virtual_address.to_string().as_bytes().into()), Id::Socket(name(real)?))
+            let Real::Name(real) = real else { return None };
+            (Id::Socket(socket_name(virtual_address)), Id::Socket(socket_name(&real.parse().ok()?)))
         }
         Binding::Handle { space, virtual_number, real_number } => (
             Id::Handle { space: space.clone(), number: *virtual_number },
             Id::Handle { space: space.clone(), number: *real_number },
         ),
     })
+}
+
+/// An address as tables have it: without the word for its family.
+pub fn socket_name(address: &Address) -> Bytes {
+    match address {
+        Address::Tcp(host, port) => format!("{host}:{port}").into(),
+        Address::Unix(path) => path.as_str().into(),
+        Address::Abstract(name) => format!("@{name}").into(),
+    }
 }
 
 /// The plugins of an image, in their order; none if its job had none.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Journal, Place};
 use crate::user::is_host_root;
 use ckrun_virt::Doing;
+use ckrun_virt::owned::Outgoing;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use std::path::{Path, PathBuf};
 
@@ -21,11 +22,12 @@ pub struct CarryArgs {
     /// Not supported: memory that is fetched later
     #[arg(long, hide = true)]
     lazy_pages: bool,
-    /// Taken for compatibility
-    #[arg(long, hide = true)]
+    /// Keep TCP connections to somebody outside, for a restart at the same address. Without it, and without --tcp-close, a
+    /// job that has one is refused
+    #[arg(long)]
     tcp_established: bool,
-    /// Taken for compatibility
-    #[arg(long, hide = true)]
+    /// Let the job find TCP connections to somebody outside closed
+    #[arg(long)]
     tcp_close: bool,
     /// Taken for compatibility
     #[arg(long, hide = true)]
@@ -77,6 +79,15 @@ impl CarryArgs {
         let made = std::fs::create_dir_all(dir).doing(|| format!("make {}", dir.display()));
         if let Err(e) = made.map_err(Error::from).and_then(|()| leave(dir)) {
             log::warn!("{e}");
+        }
+    }
+
+    /// What is to be done with TCP connections to somebody outside.
+    pub fn outgoing(&self) -> Outgoing {
+        match (self.tcp_close, self.tcp_established) {
+            (true, _) => Outgoing::Close,
+            (false, true) => Outgoing::Keep,
+            (false, false) => Outgoing::Refuse,
         }
     }
 

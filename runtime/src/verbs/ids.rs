@@ -116,6 +116,9 @@ pub(super) fn first(state: &State) -> Result<Table> {
     for (path, real) in &state.maps {
         table.bind(&Id::Device(path.clone().into()), &Id::Device(real.clone().into()), since)?;
     }
+    for (name, real) in &state.sockets {
+        table.bind(&Id::Socket(name.clone()), &Id::Socket(real.clone()), since)?;
+    }
     Ok(table)
 }
 

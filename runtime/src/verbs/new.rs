@@ -5,10 +5,9 @@ use crate::cdi;
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
 use crate::plugin::asked::{ANNOTATION, Asked, grant, merge};
-use crate::remap;
+use crate::remap::{self, Maps};
 use crate::sandbox::Options;
 use crate::sandbox::job::Inherited;
-use ckrun_virt::table::rules::Rules;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -38,7 +37,8 @@ pub struct NewArgs {
     #[arg(long, value_name = "CDI-NAME")]
     pub device: Vec<String>,
     /// Put a device or a directory of the host at a path in the container, and answer for its state: a restart may put
-    /// another one there (repeatable)
+    /// another one there. With tcp:NAME:PORT=ADDRESS:PORT answer for what the job is connected to at an address: a restart
+    /// connects it anew (repeatable)
     #[arg(long, value_name = "PATH=HOST-PATH")]
     pub map: Vec<OsString>,
     /// Give the job a plugin, by the name of its manifest or by its program's path; with options (repeatable)
@@ -64,8 +64,8 @@ impl NewArgs {
             cdi::apply(&mut bundle.spec, &self.device, &cdi::DIRS.map(PathBuf::from))?;
         }
         let maps = self.maps()?;
-        remap::apply(&mut bundle.spec, &maps, "--map")?;
-        if vendors || maps.iter().next().is_some() {
+        remap::apply(&mut bundle.spec, &maps.paths, "--map")?;
+        if vendors || maps.paths.iter().next().is_some() {
             bundle.refresh()?;
         }
         Ok(bundle)
@@ -93,9 +93,8 @@ impl NewArgs {
     }
 
     /// The rules of `--map`.
-    pub fn maps(&self) -> Result<Rules> {
-        Rules::parse(self.map.iter().map(OsString::as_os_str))
-            .map_err(|e| Error::Usage(format!("--map: {e}")))
+    pub fn maps(&self) -> Result<Maps> {
+        Maps::parse(&self.map)
     }
 
     /// The sandbox's options. To be called first of all, see [`Inherited::find`].

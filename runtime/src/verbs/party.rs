@@ -17,14 +17,17 @@ use crate::supervisor::{Client, Record, launch, names};
 use ckrun_plugin::{Binding, Job, Real};
 use ckrun_virt::Doing;
 use ckrun_virt::image::PLUGINS;
-use ckrun_virt::image::{Image, Writer};
-use ckrun_virt::restore::{Options, Problem};
+use ckrun_virt::image::{Bytes, Image, Writer};
+use ckrun_virt::restore::{Options, Peer, Problem};
+use ckrun_virt::table::Id;
 use ckrun_virt::table::rules::Rules;
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, Mode, OFlags};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The plugins of a container that is being made. When this is dropped before the job needs no verb any more, they hear that
 /// there is no job.
@@ -58,7 +61,9 @@ pub fn begin(
     let plugins = plugins.collect::<Result<Vec<Plugin>>>()?;
     let mut party = Party::start(context, id, bundle, 0, &plugins, false)?;
     let ties = party.client.init()?;
-    options.maps = tie(&ties, bundle, &options.maps, true)?;
+    options.maps.paths = tie(&ties, bundle, &options.maps.paths, true)?;
+    // Nobody connects yet, so that descriptors are of no use here.
+    options.maps.sockets.extend(sockets(&ties, |_| Ok(None))?);
     Ok(Some(party))
 }
 
@@ -320,14 +325,46 @@ pub fn promise(wishes: &mut Options, saved: &[Saved]) {
         _ => None,
     });
     wishes.promised = paths.collect();
+    let sockets = saved.iter().flat_map(|saved| &saved.bindings).filter_map(|binding| match binding {
+        Binding::Socket { virtual_address, .. } => Some(record::socket_name(virtual_address)),
+        _ => None,
+    });
+    wishes.promised_sockets = sockets.collect();
 }
 
 /// What they have bound.
-pub fn bound(wishes: &mut Options, ties: &[Tie], maps: &Rules) {
+///
+/// # Errors
+/// Those of [`Client::socket`]; a socket that is nowhere.
+pub fn bound(wishes: &mut Options, ties: &[Tie], maps: &Rules, client: &mut Client) -> Result<()> {
     wishes.promised.clear();
+    wishes.promised_sockets.clear();
     wishes.devices.clone_from(maps);
+    wishes.sockets.extend(sockets(ties, |name| client.socket(name))?);
     let ids = ties.iter().flat_map(|tie| &tie.bindings).filter_map(record::in_table);
-    wishes.bound = ids.filter(|(id, _)| !matches!(id, ckrun_virt::table::Id::Device(_))).collect();
+    wishes.bound = ids.filter(|(id, _)| matches!(id, Id::Handle { .. })).collect();
+    Ok(())
+}
+
+/// The sockets that plugins have bound, by the job's names. `given` asks for a connected socket by its virtual name.
+fn sockets(
+    ties: &[Tie],
+    mut given: impl FnMut(&str) -> Result<Option<OwnedFd>>,
+) -> Result<BTreeMap<Bytes, Peer>> {
+    let mut sockets = BTreeMap::new();
+    for tie in ties {
+        for binding in &tie.bindings {
+            let Binding::Socket { virtual_address, real: Real::Name(real) } = binding else { continue };
+            let peer = match given(&binding.virtual_name())? {
+                Some(socket) => Peer::Given(Arc::new(socket)),
+                None => remap::peer(real).map_err(|why| {
+                    Error::Usage(format!("plugin {}: {virtual_address}: {why}", tie.plugin))
+                })?,
+            };
+            sockets.insert(record::socket_name(virtual_address), peer);
+        }
+    }
+    Ok(sockets)
 }
 
 /// The supervisor of a job that runs; another one if that was killed.

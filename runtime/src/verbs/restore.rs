@@ -80,7 +80,8 @@ impl Args {
     }
 
     fn options(&self) -> Result<Options> {
-        let mut options = Options { devices: self.new.maps()?, ..Options::default() };
+        let maps = self.new.maps()?;
+        let mut options = Options { devices: maps.paths, sockets: maps.sockets, ..Options::default() };
         for (path, policy) in &self.changed_files {
             match path {
                 Some(path) => options.changed_files.push((path.clone(), *policy)),
@@ -134,7 +135,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     if !problems.is_empty() {
         return Err(Error::Unrestorable { image: path, problems });
     }
-    options.maps = guests.restart(&image, &mut bundle, &mut wishes)?;
+    options.maps.paths = guests.restart(&image, &mut bundle, &mut wishes)?;
+    options.maps.sockets.clone_from(&wishes.sockets);
     let mut party = guests.party;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;
     let mut foreground = if args.detach { None } else { Some(Foreground::prepare()?) };
@@ -364,7 +366,7 @@ impl Guests {
         let folders = party.folders(image, &self.plugins)?;
         let ties = party.client.restart(folders)?;
         let rules = party::tie(&ties, bundle, &wishes.devices, false)?;
-        party::bound(wishes, &ties, &rules);
+        party::bound(wishes, &ties, &rules, &mut party.client)?;
         Ok(rules)
     }
 }

@@ -17,6 +17,7 @@ use ckrun_plugin::After;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Writer;
+use ckrun_virt::owned::Outgoing;
 use ckrun_virt::resource::Blocker;
 use ckrun_virt::still::Still;
 use ckrun_virt::survey::survey;
@@ -60,6 +61,7 @@ impl Subject {
         id: &str,
         image: &Path,
         leave_running: bool,
+        outgoing: Outgoing,
     ) -> Result<Subject> {
         let (entry, state, status) = lock(context, id)?;
         require(verb, id, status, &[Status::Running, Status::Paused])?;
@@ -84,6 +86,7 @@ impl Subject {
             listener: !restored && notifies(),
             asks: None,
             places: places::of(&spec),
+            outgoing,
             table: Some(table),
             stand: record.is_some(),
         };
