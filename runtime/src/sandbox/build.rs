@@ -1,7 +1,8 @@
 //! ckrun's half of the building of a sandbox: the story of `create` and `run` (and of a restart).
 
 use super::channel::{self, Channel, Note};
-use super::guardian::{Charge, Guardian};
+use super::claim::{At, Claimed};
+use super::guardian::Guardian;
 use super::init::Init;
 use super::intel_rdt::Group;
 use super::namespaces::Namespaces;
@@ -12,18 +13,16 @@ use super::{Options, destroy, hooks, idmap, knock, mounts, netdev, validate, wan
 use crate::cgroup::{Cgroups, Request, default_device_rules};
 use crate::config::{Ask, Bundle};
 use crate::error::{Error, Result};
-use crate::state::{Entry, InitProcess, OCI_VERSION, State, Store};
+use crate::state::{Entry, InitProcess, OCI_VERSION, State};
 use crate::status::Status;
-use crate::supervisor::launch;
+use ckrun_virt::Process;
 use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::restore::Baggage;
-use ckrun_virt::{Process, fault};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{ContainerProcessState, LinuxDeviceCgroup, LinuxNamespaceType as Kind, Mount, Spec};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::SystemTime;
 
 /// When the job starts.
@@ -70,58 +69,6 @@ pub struct Parked {
     pub guardian: Guardian,
 }
 
-/// Under which name a sandbox is built.
-#[derive(Debug)]
-pub enum At<'a> {
-    /// One that is still to be taken.
-    New(&'a Store, &'a str),
-    /// One that has been taken, for a job with plugins.
-    Claimed(Claim),
-}
-
-/// A name that has been taken. When this is dropped, nobody has it.
-#[derive(Debug)]
-pub struct Claim {
-    entry: Option<Entry>,
-    guardian: Option<Guardian>,
-    supervised: bool,
-}
-
-impl Claim {
-    /// Takes a name for a job with plugins. For a restart somebody clears up if ckrun is killed.
-    ///
-    /// # Errors
-    /// [`Error::IdTaken`]; the store can't be written.
-    pub fn new(store: &Store, id: &str, restart: bool) -> Result<Claim> {
-        let mut claim = Claim::take(store, id, restart)?;
-        claim.supervised = true;
-        Ok(claim)
-    }
-
-    fn take(store: &Store, id: &str, restart: bool) -> Result<Claim> {
-        let mut claim = Claim { entry: Some(store.claim(id)?), guardian: None, supervised: false };
-        if restart && let Some(entry) = &claim.entry {
-            claim.guardian = Some(guard(store, entry)?);
-        }
-        Ok(claim)
-    }
-
-    /// The container's directory.
-    pub fn dir(&self) -> &Path {
-        self.entry.as_ref().map_or(Path::new("/"), Entry::dir)
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let Some(entry) = self.entry.take() else { return };
-        let parted = if self.supervised { launch::part(entry.dir()) } else { Ok(()) };
-        if let Err(e) = parted.and_then(|()| entry.remove()) {
-            log::warn!("{e}");
-        }
-    }
-}
-
 /// Builds the sandbox for `bundle`.
 ///
 /// On success the init runs the job ([`Start::AtOnce`]), waits for `ckrun start`, or is [`Parked`]; in the last case the
@@ -152,14 +99,7 @@ pub fn build(
     }
     log::debug!("checked the bundle {}", bundle.dir.display());
 
-    let mut claim = match at {
-        At::New(store, id) => Claim::take(store, id, !start.runs_a_command())?,
-        At::Claimed(claim) => claim,
-    };
-    let (guardian, supervised) = (claim.guardian.take(), claim.supervised);
-    let Some(entry) = claim.entry.take() else {
-        return Err(Error::InitEnded { during: "its making", how: "without a name".into() });
-    };
+    let Claimed { entry, guardian, supervised, keeps } = at.claim(!start.runs_a_command())?;
     let state = State {
         id: entry.id.clone(),
         bundle: bundle.dir.clone(),
@@ -187,6 +127,7 @@ pub fn build(
         asks: None,
         born_in_v2: false,
         guardian,
+        keeps,
     };
     match site.raise(&wanted, console, start) {
         Ok((init, parked)) => {
@@ -204,13 +145,6 @@ impl Start<'_> {
     fn runs_a_command(&self) -> bool {
         !matches!(self, Start::Restart(_))
     }
-}
-
-/// Nothing may be left of a restart that ckrun did not survive.
-fn guard(store: &Store, entry: &Entry) -> Result<Guardian> {
-    let charge = Charge::Container(store.dir().as_os_str(), &entry.id);
-    fault::point("restore:claim")?;
-    Guardian::post(entry.held(), charge)
 }
 
 impl Built {
@@ -270,6 +204,7 @@ struct Site<'a> {
     born_in_v2: bool,
     guardian: Option<Guardian>,
     asks: Option<OwnedFd>,
+    keeps: Option<RawFd>,
 }
 
 impl Site<'_> {
@@ -355,7 +290,8 @@ impl Site<'_> {
         };
         let cgroup = self.state.cgroups.clone_target();
         let born_in_v2 = cgroup.is_some();
-        let not_its_own = [Some(ours.as_fd()), self.entry.held()].map(|fd| fd.map(|fd| fd.as_raw_fd()));
+        let [ours, lock] = [Some(ours.as_fd()), self.entry.held()].map(|fd| fd.map(|fd| fd.as_raw_fd()));
+        let not_its_own = [ours, lock, self.keeps];
         let process = self.namespaces.spawn(cgroup.as_ref().map(AsFd::as_fd), move || {
             // The copies that the clone made of ckrun's end, because of which we would not see ckrun's death, and of the
             // container's lock, which an init that waits for `ckrun start` would hold after it.

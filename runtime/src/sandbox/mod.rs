@@ -9,6 +9,7 @@ pub mod build;
 pub mod caps;
 mod cgroup_mount;
 pub mod channel;
+pub mod claim;
 pub mod command;
 pub mod console;
 mod copy_up;

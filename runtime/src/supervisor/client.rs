@@ -14,7 +14,7 @@ use ckrun_plugin::{After, Fault, Job};
 use ckrun_virt::still::Still;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// A verb's hold on the supervisor of a job. When it is dropped in the middle of a story, the supervisor ends that.
@@ -188,4 +188,10 @@ fn split(folders: Vec<Folder>) -> (Vec<std::path::PathBuf>, Vec<OwnedFd>) {
 
 fn lost(broken: &Broken) -> Error {
     Error::Supervisor { why: format!("it {broken}") }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wire.as_fd()
+    }
 }

@@ -71,7 +71,8 @@ impl Desk {
 
     /// Writes the record if it has changed.
     pub fn save(&mut self) {
-        if self.written.as_ref() == Some(&self.record) {
+        // Before it is told anything it has nothing to say, and what another one has left must stay.
+        if self.record.plugins.is_empty() || self.written.as_ref() == Some(&self.record) {
             return;
         }
         match self.record.write(&self.home) {

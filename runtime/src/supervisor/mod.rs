@@ -15,7 +15,8 @@
 //! - [`request`]: what verbs and the supervisor say to each other;
 //! - [`client`]: the verb's end, [`launch`]: how a supervisor is started and found, [`still`]: what a verb that holds the job
 //!   tells of it;
-//! - [`serve`]: the supervisor's loop, [`story`]: what it does for a verb, [`desk`]: what it answers to plugins;
+//! - [`serve`]: the supervisor's loop, [`story`]: what it does for a verb, [`ties`]: what plugins bind and save, [`desk`]: what they
+//!   are answered;
 //! - [`record`]: what it leaves in the container's directory, [`logs`]: what plugins write.
 
 pub mod client;
@@ -27,6 +28,7 @@ pub mod request;
 pub mod serve;
 pub mod still;
 pub mod story;
+mod ties;
 
 pub use client::Client;
 pub use record::Record;

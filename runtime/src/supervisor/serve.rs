@@ -27,7 +27,6 @@ pub fn serve(home: &Path, socket: OwnedFd) -> Result<()> {
     let record = Record { job, init: None, plugins: Vec::new(), event: None, over: None };
     let mut desk = Desk::new(home, record);
     desk.owner = Guest::new(socket);
-    // Before it is told anything there is nothing to be written.
     let mut service = Service { listener, story: Story::new(desk), visitors: Vec::new() };
     if service.story.desk.owner.is_none() {
         return Ok(());
@@ -57,9 +56,7 @@ impl Service {
         if self.story.awaits_end() && matches!(gone, Some(Ok(true))) {
             self.story.ended();
         }
-        if !self.story.desk.record.plugins.is_empty() {
-            self.story.desk.save();
-        }
+        self.story.desk.save();
         Ok(())
     }
 

@@ -2,11 +2,10 @@
 
 use super::desk::Desk;
 use super::record::{Plugin, Record};
-use super::request::{self, Failures, Plugins, Request, Tie, Tied};
+use super::request::{self, Failures, Plugins, Request};
 use super::{PLUGINS, names};
 use crate::error::{Error, Result};
-use crate::plugin::attach::{Attached, Bound};
-use crate::plugin::company::{Folder, Kept, Rebound};
+use crate::plugin::attach::Bound;
 use crate::plugin::{Company, Failed, Manifest, Why};
 use crate::state::InitProcess;
 use ckrun_plugin::binding::Kind;
@@ -17,7 +16,6 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long the end of a killed process may take.
@@ -25,7 +23,7 @@ const DYING: Duration = Duration::from_secs(10);
 
 /// Where the job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// A verb makes it.
     Making,
     /// It needs no verb.
@@ -53,7 +51,7 @@ pub struct Story {
 }
 
 /// What a request is answered with: an object and descriptors.
-type Answered = Result<(Value, Vec<OwnedFd>)>;
+pub(super) type Answered = Result<(Value, Vec<OwnedFd>)>;
 
 impl Story {
     /// Nothing has been told yet.
@@ -150,7 +148,13 @@ impl Story {
         }
     }
 
-    fn company(&mut self) -> Result<(&mut Company, &mut Desk)> {
+    /// The plugins have been told that there is no job.
+    pub(super) fn over(&mut self, reason: Reason) {
+        self.stage = Stage::Over;
+        self.desk.record.over = Some(reason);
+    }
+
+    pub(super) fn company(&mut self) -> Result<(&mut Company, &mut Desk)> {
         match &mut self.company {
             Some(company) => Ok((company, &mut self.desk)),
             None => Err(out_of_turn("plugins that were not started")),
@@ -186,8 +190,7 @@ impl Story {
                 Ok(())
             }
             Err(e) => {
-                self.stage = Stage::Over;
-                self.desk.record.over = Some(Reason::Failed);
+                self.over(Reason::Failed);
                 Err(e)
             }
         }
@@ -229,70 +232,6 @@ impl Story {
         Ok(())
     }
 
-    /// Takes over what the plugins have tied to a job.
-    fn attach(&mut self, attached: Result<Vec<Attached>>) -> Answered {
-        let attached = attached.inspect_err(|_| {
-            // They have been told.
-            self.stage = Stage::Over;
-            self.desk.record.over = Some(Reason::Failed);
-        })?;
-        let mut ties = Vec::new();
-        for Attached { plugin, bindings, more } in attached {
-            self.desk.bind(&plugin, &bindings, true)?;
-            let tied = self.desk.record.plugin(&plugin).map(|kept| {
-                kept.ioctls.clone_from(&more.ioctls);
-                kept.bindings.clone()
-            });
-            let (env, mounts, ioctls) = (more.env, more.mounts, more.ioctls);
-            ties.push(Tie { plugin, bindings: tied.unwrap_or_default(), env, mounts, ioctls });
-        }
-        Ok((json!(Tied { ties }), Vec::new()))
-    }
-
-    /// What is in the image of each plugin.
-    fn kept(
-        &self,
-        folders: Vec<PathBuf>,
-        fds: Vec<OwnedFd>,
-    ) -> Result<impl FnMut(&str) -> Result<Kept> + use<>> {
-        let mut folders = self.folders(folders, fds)?;
-        let known: BTreeMap<String, _> = self
-            .desk
-            .record
-            .plugins
-            .iter()
-            .map(|p| (p.name().to_owned(), (p.requirements.clone(), p.bindings.clone())))
-            .collect();
-        Ok(move |name: &str| {
-            let folder = folders.remove(name).ok_or_else(|| out_of_turn("a plugin without a folder"))?;
-            let (requirements, bindings) = known.get(name).cloned().unwrap_or_default();
-            Ok(Kept { folder, requirements, bindings })
-        })
-    }
-
-    /// Descriptors and paths of folders by the names of their plugins.
-    fn folders(&self, paths: Vec<PathBuf>, fds: Vec<OwnedFd>) -> Result<BTreeMap<String, Folder>> {
-        let plugins = &self.desk.record.plugins;
-        if paths.len() != plugins.len() || fds.len() != plugins.len() {
-            return Err(out_of_turn("another number of folders than of plugins"));
-        }
-        let folders = paths.into_iter().zip(fds).map(|(path, fd)| Folder { path, fd });
-        Ok(plugins.iter().map(|plugin| plugin.name().to_owned()).zip(folders).collect())
-    }
-
-    fn precheckpoint(&mut self, folders: Vec<PathBuf>, fds: Vec<OwnedFd>) -> Answered {
-        let mut folders = self.folders(folders, fds)?;
-        let folder =
-            |name: &str| folders.remove(name).ok_or_else(|| out_of_turn("a plugin without a folder"));
-        let (company, desk) = self.company()?;
-        let requirements = company.precheckpoint(folder, desk)?;
-        for (plugin, requirements) in desk.record.plugins.iter_mut().zip(requirements) {
-            plugin.requirements = requirements;
-        }
-        let image: request::Image = desk.record.plugins.iter().map(Plugin::saved).collect();
-        Ok((json!({}), vec![request::sheet(&image)?]))
-    }
-
     /// The job goes on after a checkpoint, or after one that has failed.
     fn resume(&mut self, after: After) -> Vec<Failed> {
         let Stage::Checkpoint { committed } = self.stage else { return Vec::new() };
@@ -307,36 +246,8 @@ impl Story {
         if let Ok((company, desk)) = self.company() {
             failed.extend(company.running(after, desk));
         }
-        failed
-    }
-
-    /// Takes over bindings that replace others.
-    fn rebind(&mut self, bound: Vec<Rebound>, mut failed: Vec<Failed>) -> Vec<Failed> {
-        for Rebound { plugin, new } in bound {
-            let wrong = |why: String| Failed {
-                plugin: plugin.clone(),
-                event: Some(Event::Resume),
-                after: Duration::ZERO,
-                why: Why::Answer(why),
-            };
-            let name = new.binding.virtual_name();
-            let old = self.desk.record.bindings().find(|(_, old)| old.virtual_name() == name);
-            let old = old.and_then(|(_, old)| old.real().cloned());
-            let fixed = matches!(new.binding.kind(), Kind::Device | Kind::Memory);
-            match new.recorded() {
-                Ok(now) if fixed && old.is_some() && now.real() != old.as_ref() => {
-                    failed.push(wrong(format!(
-                        "{name}: the job has it open; only a restart can put another there"
-                    )));
-                }
-                Ok(_) => {
-                    if let Err(e) = self.desk.bind(&plugin, &[new], false) {
-                        failed.push(wrong(e.to_string()));
-                    }
-                }
-                Err(e) => failed.push(wrong(e.to_string())),
-            }
-        }
+        // Why one can't be told any more has been said.
+        failed.retain(|failed| !matches!(failed.why, Why::Gone(_)));
         failed
     }
 
@@ -352,8 +263,10 @@ impl Story {
 
     /// The verb whose story was under way has gone.
     pub fn orphaned(&mut self, process: &Process) {
-        // The kernel closes the files of a process, and only then lets go of those that it traced.
-        let _ = process.wait(DYING);
+        if let Stage::Checkpoint { .. } = self.stage {
+            // The kernel closes the files of a process, and only then lets go of those that it traced.
+            let _ = process.wait(DYING);
+        }
         let failed = match self.stage {
             Stage::Making => self.exit(Reason::Failed),
             Stage::Checkpoint { committed } => {
@@ -363,7 +276,14 @@ impl Story {
                 let _ = self.desk.job.as_ref().map(|job| job.wait(DYING));
                 self.exit(Reason::Checkpointed)
             }
-            Stage::Lives | Stage::Over => Vec::new(),
+            Stage::Lives => {
+                // Killed before it could say so; the job does not know.
+                let lives =
+                    self.desk.job.as_ref().is_some_and(|job| matches!(job.wait(Duration::ZERO), Ok(false)));
+                self.done |= lives;
+                Vec::new()
+            }
+            Stage::Over => Vec::new(),
         };
         tell(failed);
         self.sync();
@@ -442,7 +362,7 @@ fn tell(failed: Vec<Failed>) {
 }
 
 /// Only a ckrun of another version asks like that.
-fn out_of_turn(what: &str) -> Error {
+pub(super) fn out_of_turn(what: &str) -> Error {
     Error::Usage(format!("supervisor: {what}: out of turn"))
 }
 

@@ -1,9 +1,12 @@
 //! `ckrun ids`: what a job's names stand for on this host.
 
-use super::{Context, columns, look, print_json, print_line};
+use super::{Context, columns, look, party, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::state::{Entry, State};
 use crate::status::Status;
+use crate::supervisor::Record;
+use crate::supervisor::record::{in_table, of_image};
+use ckrun_plugin::Binding;
 use ckrun_virt::image::Image;
 use ckrun_virt::table::file::NAME;
 use ckrun_virt::table::id::Printable;
@@ -56,6 +59,9 @@ pub(super) struct Shown<'a> {
     generations: &'a [Generation],
     forgotten_generations: u64,
     bound: Vec<Row<'a>>,
+    /// Which plugin answers for which of them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    owners: BTreeMap<String, String>,
     former: Vec<Row<'a>>,
     forgotten: u64,
 }
@@ -68,6 +74,7 @@ impl<'a> Shown<'a> {
             generations: table.generations(),
             forgotten_generations: table.forgotten_generations(),
             bound: table.rows(),
+            owners: BTreeMap::new(),
             former: table.former(),
             forgotten: table.forgotten(),
         }
@@ -76,25 +83,41 @@ impl<'a> Shown<'a> {
 
 /// Carries it out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let (table, whose) = match (&args.image, &args.id) {
-        (Some(dir), _) => (Image::open(dir)?.json(NAME)?, dir.display().to_string()),
+    let (table, owners, whose) = match (&args.image, &args.id) {
+        (Some(dir), _) => {
+            let image = Image::open(dir)?;
+            let saved = of_image(&image)?;
+            let plugins = saved.iter().map(|saved| (saved.plugin.name.as_str(), &saved.bindings[..]));
+            (image.json(NAME)?, owners(plugins), dir.display().to_string())
+        }
         (None, id) => {
             let id = id.as_deref().unwrap_or_default();
             let (entry, state, status) = look(context, id)?;
-            (current(&entry, &state, status)?, format!("container {id:?}"))
+            let record = party::record(&entry, &state)?;
+            let plugins = record.iter().flat_map(|record| &record.plugins);
+            let owners = owners(plugins.map(|plugin| (plugin.name(), &plugin.bindings[..])));
+            (current(&entry, &state, status, record.as_ref())?, owners, format!("container {id:?}"))
         }
     };
     let question = args.to_real.as_ref().map(|name| (name, true));
     let question = question.or_else(|| args.to_virtual.as_ref().map(|name| (name, false)));
     match question {
         Some((name, to_real)) => answer(args, &table, name, to_real, &whose),
-        None if args.json => print_json(&Shown::of(&table)),
-        None => lines(&table, args.image.is_none()).iter().try_for_each(|line| print_line(line)),
+        None if args.json => print_json(&Shown { owners, ..Shown::of(&table) }),
+        None => lines(&table, &owners, args.image.is_none()).iter().try_for_each(|line| print_line(line)),
     }
 }
 
+/// Which plugin answers for what.
+fn owners<'a>(plugins: impl Iterator<Item = (&'a str, &'a [Binding])>) -> BTreeMap<String, String> {
+    let of = |(name, bindings): (&'a str, &'a [Binding])| {
+        bindings.iter().filter_map(in_table).map(move |(id, _)| (id.to_string(), name.to_owned()))
+    };
+    plugins.flat_map(of).collect()
+}
+
 /// The table of a container as it is now.
-fn current(entry: &Entry, state: &State, status: Status) -> Result<Table> {
+fn current(entry: &Entry, state: &State, status: Status, record: Option<&Record>) -> Result<Table> {
     let kept = Table::read(entry.dir())?;
     let Some(process) = state.process() else {
         // What it was when it was last looked at.
@@ -103,6 +126,7 @@ fn current(entry: &Entry, state: &State, status: Status) -> Result<Table> {
     };
     let init = process.pid();
     let mut table = kept.map_or_else(|| first(state), Ok)?;
+    record.map_or(Ok(()), |record| record.show(&mut table))?;
     let processes = if state.cgroups.is_empty() { live::processes(init)? } else { state.cgroups.pids()? };
     let seen = live::look(&processes, live::depth(init)?)?;
     table.observe(&seen, Time::now())?;
@@ -141,7 +165,7 @@ fn answer(args: &Args, table: &Table, name: &str, to_real: bool, whose: &str) ->
 }
 
 /// The table for people.
-fn lines(table: &Table, live: bool) -> Vec<String> {
+fn lines(table: &Table, owners: &BTreeMap<String, String>, live: bool) -> Vec<String> {
     let mut lines = generations(table);
     let mut rows = vec![["VIRTUAL", "REAL", "SINCE", "WHAT"].map(str::to_owned)];
     // Descriptors that share a description say so: an offset moved through one of them moves for all.
@@ -157,7 +181,7 @@ fn lines(table: &Table, live: bool) -> Vec<String> {
             }
             (_, Some((_, what))) => Printable(what).to_string(),
             (Id::Process(task) | Id::Thread(task), None) if live => comm(*task),
-            _ => String::new(),
+            _ => owners.get(&row.id.to_string()).map_or_else(String::new, |name| format!("plugin {name}")),
         };
         rows.push([row.id.to_string(), row.real.to_string(), row.since.to_string(), what]);
     }

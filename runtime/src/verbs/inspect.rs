@@ -3,6 +3,7 @@
 use super::{columns, ids, print_json, print_line};
 use crate::error::Result;
 use crate::progress::size;
+use crate::supervisor::record::{Saved, of_image};
 use ckrun_virt::image::{Image, Index, Owner};
 use ckrun_virt::memory::{Kind, Layout, Object};
 use ckrun_virt::table::file::NAME as TABLE;
@@ -73,11 +74,13 @@ pub fn run(args: &Args) -> Result<()> {
             "tasks": contents.members,
             "objects": contents.objects,
             "table": contents.table.as_ref().map(ids::Shown::of),
+            "plugins": of_image(&image)?,
         }));
     }
     let mut lines = origin(&image, &sizes);
     lines.extend(contents.processes(&sizes));
     lines.extend(contents.objects(&sizes));
+    lines.extend(plugins(&of_image(&image)?));
     if let Some(table) = &contents.table {
         lines.extend(files(table));
         lines.extend(outside(table));
@@ -115,6 +118,26 @@ impl Sizes {
             }
         }
     }
+}
+
+/// The plugins that a restart needs, and what they need.
+fn plugins(all: &[Saved]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for Saved { plugin, requirements, .. } in all {
+        let plain = |text: &str| Printable(text.as_bytes()).to_string();
+        let program = plugin.program.as_ref().map(|path| format!(" ({})", plain(&path.to_string_lossy())));
+        let options: Vec<String> =
+            plugin.options.iter().map(|(key, value)| format!(" {}={}", plain(key), plain(value))).collect();
+        lines.push(format!("plugin    {}{}{}", plugin.name, program.unwrap_or_default(), options.concat()));
+        let needs = requirements
+            .iter()
+            .map(|(name, value)| format!("          needs {} {}", plain(name), plain(&value.to_string())));
+        lines.extend(needs);
+    }
+    if !lines.is_empty() {
+        lines.insert(0, String::new());
+    }
+    lines
 }
 
 /// Where the image is from, and how large.

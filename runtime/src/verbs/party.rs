@@ -9,7 +9,8 @@ use crate::plugin::company::Folder;
 use crate::plugin::{Failed, start::owner};
 use crate::remap;
 use crate::sandbox;
-use crate::sandbox::build::{At, Built, Claim};
+use crate::sandbox::build::Built;
+use crate::sandbox::claim::{At, Claim};
 use crate::state::{Entry, State};
 use crate::supervisor::record::{self, Plugin, Saved};
 use crate::supervisor::request::Tie;
@@ -25,7 +26,7 @@ use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,8 +81,9 @@ impl Party {
         plugins: &[Plugin],
         restart: bool,
     ) -> Result<Party> {
-        let claim = Claim::new(&context.store, id, restart)?;
+        let mut claim = Claim::new(&context.store, id, restart)?;
         let mut client = launch::start(claim.dir())?;
+        claim.keep(client.as_fd());
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let job = Job { id: id.into(), generation, host, bundle: absolute(&bundle.dir)? };
         client.begin(job, plugins)?;

@@ -1,11 +1,16 @@
-//! `ckrun plugin check`: does a plugin keep to the protocol?
+//! `ckrun plugin check`: does a plugin keep to the protocol? `ckrun plugin list`: how are those of a job?
 
-use super::{Context, columns, print_json, print_line};
+use super::{Context, columns, look, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::plugin::Manifest;
+use crate::plugin::asked::{GRANTS, named};
 use crate::plugin::check::{Step, Verdict, check};
+use crate::supervisor::record::{Plugin, in_table};
+use crate::supervisor::{Record, launch};
 use ckrun_plugin::event::LONGEST;
-use ckrun_plugin::{Event, Grant};
+use ckrun_plugin::{Event, Reason};
+use ckrun_virt::table::id::Printable;
+use serde::Serialize;
 
 /// Plugins, which speak for what a job is tied to outside its container
 #[derive(Debug, clap::Args)]
@@ -18,6 +23,22 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Check(Check),
+    List(List),
+}
+
+/// Show the plugins of a job
+///
+/// Their state, what they answer for, the event that they heard of last and how long it took.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  ckrun plugin list tb1\n  \
+        ckrun plugin list --json tb1 | jq '.plugins[] | select(.state != \"attached\")'")]
+struct List {
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+    /// The container's name
+    #[arg(value_name = "ID")]
+    id: String,
 }
 
 /// Play a whole life with a plugin and say what it does wrong
@@ -46,7 +67,77 @@ struct Check {
 
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<i32> {
-    let Verb::Check(args) = args.verb;
+    match args.verb {
+        Verb::Check(args) => try_out(&args, context),
+        Verb::List(args) => list(&args, context).map(|()| 0),
+    }
+}
+
+fn list(args: &List, context: &Context) -> Result<()> {
+    let (entry, state, _) = look(context, &args.id)?;
+    let record = super::party::record(&entry, &state)?;
+    let lives = record.is_some() && launch::lives(entry.dir());
+    let plugins = record.map_or_else(Vec::new, |record| rows(&record, lives));
+    if args.json {
+        let supervisor = if lives { "running" } else { "gone" };
+        return print_json(&serde_json::json!({ "supervisor": supervisor, "plugins": plugins }));
+    }
+    let head = ["NAME", "VERSION", "PID", "STATE", "LAST", "TOOK", "OWNS"].map(str::to_owned);
+    let row = |row: &Row| {
+        let took = row.seconds.map_or_else(String::new, |seconds| format!("{seconds:.3} s"));
+        let pid = row.pid.map_or_else(String::new, |pid| pid.to_string());
+        let names = [row.name.clone(), row.version.clone(), pid, row.state.clone()];
+        let [name, version, pid, state] = names;
+        [name, version, pid, state, row.last.map_or("", Event::name).into(), took, row.owns.join(" ")]
+    };
+    let all: Vec<_> = std::iter::once(head).chain(plugins.iter().map(row)).collect();
+    columns(&all).iter().try_for_each(|line| print_line(&Printable(line.as_bytes()).to_string()))
+}
+
+/// A plugin, as it is shown.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    state: String,
+    owns: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<Event>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+}
+
+fn rows(record: &Record, lives: bool) -> Vec<Row> {
+    let row = |plugin: &Plugin| {
+        let state = match (&plugin.gone, &record.over, record.event) {
+            (_, Some(Reason::Ended), _) => "released: the job has ended".into(),
+            (_, Some(Reason::Checkpointed), _) => "released: the job is in an image".into(),
+            (_, Some(Reason::Failed), _) => "released: the job was not made".into(),
+            (Some(why), ..) => format!("failed: {why}"),
+            _ if !lives => {
+                "gone: the supervisor was killed; the next verb that needs it starts another".into()
+            }
+            (None, None, Some(event)) => format!("at {event}"),
+            (None, None, None) => "attached".into(),
+        };
+        let here = lives && plugin.gone.is_none();
+        let owns = plugin.bindings.iter().filter_map(in_table).map(|(id, _)| id.to_string());
+        Row {
+            name: plugin.name().into(),
+            version: plugin.version.clone(),
+            pid: plugin.process.map(|process| process.pid).filter(|_| here),
+            state,
+            owns: owns.collect(),
+            last: plugin.last.map(|(event, _)| event),
+            seconds: plugin.last.map(|(_, seconds)| seconds),
+        }
+    };
+    record.plugins.iter().map(row).collect()
+}
+
+fn try_out(args: &Check, context: &Context) -> Result<i32> {
     let mut manifest = Manifest::of(&args.plugin, &context.global.plugin_dir)?;
     if let Some(seconds) = args.deadline {
         if !(seconds > 0.0 && seconds <= LONGEST) {
@@ -57,9 +148,8 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
         manifest.deadlines = Event::ALL.into_iter().map(|event| (event, seconds)).collect();
     }
     for name in &args.grant {
-        let grant = Grant::ALL.into_iter().find(|grant| grant.name() == name);
-        let unknown = || Error::Usage(format!("--grant {name}: there are memory, registers and signals"));
-        manifest.grants.push(grant.ok_or_else(unknown)?);
+        let unknown = || Error::Usage(format!("--grant {name}: {GRANTS}"));
+        manifest.grants.push(named(name).ok_or_else(unknown)?);
     }
     let steps = check(&manifest)?;
     let wrong = steps.iter().filter(|step| step.verdict == Verdict::Wrong).count();
