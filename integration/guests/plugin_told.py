@@ -89,6 +89,8 @@ def misbehave(how, id):
         signal.pause()
     elif how == "pause":
         gate = options["gate"]
+        if not os.path.exists(f"{gate}/here"):
+            return False
         with open(f"{gate}/here", "w") as here:
             here.write("here\n")
         with open(f"{gate}/go") as go:
@@ -155,7 +157,10 @@ for line in lines:
     if event == "hello":
         result = {"protocol": "1.0", "version": "told 7"}
         if "seconds" in options:
-            result["deadlines"] = {options["on"]: float(options["seconds"])}
+            # One that hangs has nothing to say later either.
+            hangs = options["how"] in ("hang", "flood")
+            events = {options["on"], *(["resume", "running", "exit"] if hangs else [])}
+            result["deadlines"] = {event: float(options["seconds"]) for event in events}
         answer(id, result)
     elif event == "init":
         answer(id, attached())
@@ -174,6 +179,4 @@ for line in lines:
             answer(id, attached() if event == "restart" else {})
     else:
         answer(id, {})
-    if event == "exit":
-        sys.exit(0)
 note("end")

@@ -9,6 +9,7 @@
 //! - [`bystander`]: processes and cgroups of somebody else;
 //! - [`snapshot`]: the processes of a job as the host sees them;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
+//! - [`told`]: plugins that write down what they hear;
 //! - [`trace`]: ckrun killed at any of its system calls;
 //! - [`images`]: images that no job was needed for;
 //! - [`leftovers`]: what must not be there afterwards.
@@ -31,4 +32,5 @@ pub mod run;
 pub mod snapshot;
 pub mod status;
 pub mod terminal;
+pub mod told;
 pub mod trace;
