@@ -45,10 +45,10 @@ pub struct CarryArgs {
     #[arg(long, hide = true)]
     auto_dedup: bool,
     /// Taken for compatibility: the bundle's configuration says where the cgroups are
-    #[arg(long, value_name = "MODE", hide = true)]
+    #[arg(long, value_name = "MODE", hide = true, value_parser = ["soft", "full", "strict", "ignore"])]
     manage_cgroups_mode: Option<String>,
     /// Taken for compatibility: the bundle's configuration says which namespaces there are
-    #[arg(long, value_name = "NAMESPACE", hide = true)]
+    #[arg(long, value_name = "NAMESPACE", hide = true, value_parser = ["network"])]
     empty_ns: Vec<String>,
     /// Taken for compatibility: nothing is written to it unless memory is fetched later
     #[arg(long, value_name = "FD", hide = true, allow_hyphen_values = true)]

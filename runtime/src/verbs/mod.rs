@@ -2,6 +2,7 @@
 //! do the work; its answer is ckrun's exit status.
 
 mod carry;
+mod changed;
 pub mod checkpoint;
 pub mod clear_away;
 pub mod completions;

@@ -1,6 +1,7 @@
 //! `ckrun restore`: bring a job back from an image.
 
 use super::carry::{CarryArgs, absolute, own_pids, refuse};
+use super::changed;
 use super::new::NewArgs;
 use super::party::{self, Party};
 use super::{Context, print_json, print_line, write_pid_file};
@@ -21,15 +22,16 @@ use ckrun_plugin::After;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Image;
-use ckrun_virt::restore::{Baggage, Changed, Options, Problem, Report, check, look_around, restore};
+use ckrun_virt::restore::{Baggage, Options, Problem, Report, check, look_around, restore};
 use ckrun_virt::still::Still;
 use ckrun_virt::table::Table;
 use ckrun_virt::table::rules::Rules;
 use ckrun_virt::{Doing, fault};
+use oci_spec::runtime::Spec;
 use serde_json::json;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bring the job of an image back, in a new container
 ///
@@ -66,9 +68,9 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// What to do with files that changed since the checkpoint: strict (refuse), truncate (cut off what was appended),
-    /// ignore; with PATH= for one file (repeatable)
-    #[arg(long, value_name = "[PATH=]POLICY", value_parser = changed_files)]
-    changed_files: Vec<(Option<PathBuf>, Changed)>,
+    /// ignore; with PATH= for one file (repeatable). So may the annotation dev.ckrun.changed-files say
+    #[arg(long, value_name = "[PATH=]POLICY", value_parser = changed::parse)]
+    changed_files: Vec<changed::Word>,
     /// The container's name
     #[arg(value_name = "ID")]
     id: String,
@@ -80,36 +82,11 @@ impl Args {
         if self.dry_run { None } else { self.carry.journal("restore.log") }
     }
 
-    fn options(&self) -> Result<Options> {
+    fn options(&self, spec: &Spec) -> Result<Options> {
         let maps = self.new.maps()?;
         let mut options = Options { devices: maps.paths, sockets: maps.sockets, ..Options::default() };
-        for (path, policy) in &self.changed_files {
-            match path {
-                Some(path) => options.changed_files.push((path.clone(), *policy)),
-                None => options.changed = *policy,
-            }
-        }
+        (options.changed, options.changed_files) = changed::policies(&self.changed_files, spec)?;
         Ok(options)
-    }
-}
-
-/// One word of `--changed-files`. The path may have a `=` in it, a policy has none.
-fn changed_files(word: &str) -> Result<(Option<PathBuf>, Changed), String> {
-    let (path, policy) = match word.rsplit_once('=') {
-        Some((path, policy)) => (Some(path), policy),
-        None => (None, word),
-    };
-    let policy = match policy {
-        "strict" => Changed::Strict,
-        "truncate" => Changed::Truncate,
-        "ignore" => Changed::Ignore,
-        other => return Err(format!("{other:?} is none of strict, truncate, ignore")),
-    };
-    match path {
-        Some(path) if !path.starts_with('/') => {
-            Err(format!("{path:?} is not an absolute path in the container"))
-        }
-        path => Ok((path.map(PathBuf::from), policy)),
     }
 }
 
@@ -124,7 +101,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let mut arrival = if args.handover { Some(Arrival::receive(&path)?) } else { None };
     let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
     let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
-    let mut wishes = args.options()?;
+    let mut wishes = args.options(&bundle.spec)?;
     let mut guests = Guests::of(args, context, &image, &bundle, &mut wishes)?;
     let problems = [problems(&image, &bundle, &wishes)?, std::mem::take(&mut guests.problems)].concat();
     if args.dry_run {
@@ -369,20 +346,5 @@ impl Guests {
         let rules = party::tie(&ties, bundle, &wishes.devices, false)?;
         party::bound(wishes, &ties, &rules, &mut party.client)?;
         Ok(rules)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn policies_for_all_files_and_for_one() {
-        assert_eq!(changed_files("ignore").unwrap(), (None, Changed::Ignore));
-        let (path, policy) = changed_files("/var/log/a=b=truncate").unwrap();
-        assert_eq!((path.unwrap(), policy), (PathBuf::from("/var/log/a=b"), Changed::Truncate));
-        for bad in ["", "sometimes", "/a=", "/a", "a=strict"] {
-            assert!(changed_files(bad).is_err(), "{bad:?}");
-        }
     }
 }
