@@ -22,6 +22,7 @@ impl Docker {
             "cgroup-parent": enclosure.cgroup(),
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "storage-driver": "overlay2",
+            "experimental": true,
             "iptables": false, "ip6tables": false, "bridge": "none",
             "data-root": enclosure.path("data"),
             "exec-root": enclosure.path("exec"),
@@ -193,5 +194,34 @@ fn a_container_obeys() {
         .call(&["run", "--detach", "--name=host", "--pid=host", "bb", "sh", "-c", "sleep 1001 & sleep 1000"])
         .ok();
     docker.call(&["rm", "--force", "host"]).ok();
+    docker.finish();
+}
+
+/// Checkpoints are an experimental feature of Docker.
+#[test]
+fn a_container_goes_on_from_a_checkpoint() {
+    let docker = Docker::new();
+    let job = "n=0; mkfifo /said; trap 'n=$((n+1)); echo count $n >/said' USR1; trap 'exit $((40+n))' TERM; \
+               sleep 100000 & echo ready >/said; while :; do wait; done";
+    docker.call(&["run", "-d", "--name=web", "bb", "sh", "-c", job]).ok();
+    let said = |job: &str| docker.call(&["exec", "web", "sh", "-c", job]).ok();
+    assert_eq!(said("until test -p /said; do :; done; cat /said"), "ready");
+    let count = |n: u32| {
+        docker.call(&["kill", "--signal=USR1", "web"]).ok();
+        assert_eq!(said("cat /said"), format!("count {n}"));
+    };
+    count(1);
+    docker.call(&["checkpoint", "create", "--leave-running", "web", "first"]).ok();
+    count(2);
+    docker.call(&["checkpoint", "create", "web", "second"]).ok();
+    assert_eq!(docker.call(&["wait", "web"]).ok(), "137");
+    let list = docker.call(&["checkpoint", "ls", "web"]).ok();
+    assert!(list.contains("first") && list.contains("second"), "{list}");
+    docker.call(&["start", "--checkpoint=second", "web"]).ok();
+    assert_eq!(docker.inspect("web", "{{.State.Status}}"), "running");
+    count(3);
+    docker.call(&["stop", "web"]).ok();
+    assert_eq!(docker.inspect("web", "{{.State.ExitCode}}"), "43");
+    docker.call(&["rm", "web"]).ok();
     docker.finish();
 }

@@ -189,6 +189,51 @@ fn files_go_with_the_container() {
     podman.finish();
 }
 
+/// A file that the job had open has grown since: that is refused, unless the container's annotation says what to do.
+#[test]
+fn one_image_is_restored_again() {
+    let podman = podman();
+    let job = format!("exec 4>>/file; trap 'echo grown >&4' HUP; {COUNTER}");
+    for (name, annotation) in [("plain", ""), ("annotated", "/file=ignore")] {
+        let annotation = format!("--annotation=dev.ckrun.changed-files={annotation}");
+        let name_option = format!("--name={name}");
+        podman.call(&["run", "-d", &name_option, &annotation, "bb", "sh", "-c", &job]).ok();
+        podman.await_log(name, "ready");
+        checkpoint(&podman, &["--keep", name]).ok();
+        restore(&podman, &["--keep", name]).ok();
+        podman.call(&["kill", "--signal=HUP", name]).ok();
+        count(&podman, name, 1);
+        podman.call(&["kill", name]).ok();
+        podman.call(&["wait", name]).ok();
+    }
+    restore(&podman, &["--keep", "plain"]).fails().complains("/file");
+    restore(&podman, &["--keep", "annotated"]).ok();
+    podman.call(&["kill", "--signal=USR1", "annotated"]).ok();
+    podman.call(&["stop", "annotated"]).ok();
+    assert_eq!(podman.call(&["wait", "annotated"]).ok(), "41");
+    podman.finish();
+}
+
+#[test]
+fn a_shell_goes_on_at_another_terminal() {
+    let podman = podman();
+    let mut shell = podman.terminal(&["run", "-it", "--name=web", "bb", "sh"]);
+    shell.awaits("# ");
+    shell.types("kept=7; echo set $((kept*2))\n");
+    shell.awaits("set 14\r\n");
+    checkpoint(&podman, &["web"]).ok();
+    shell.ends();
+    restore(&podman, &["web"]).ok();
+    let mut shell = podman.terminal(&["attach", "web"]);
+    shell.types("echo is $((kept*3)); stty size; tty\n");
+    shell.awaits("is 21\r\n");
+    shell.awaits("/dev/");
+    shell.types("exit 9\n");
+    shell.ends();
+    assert_eq!(podman.call(&["wait", "web"]).ok(), "9");
+    podman.finish();
+}
+
 /// podman's archive, made a directory that ckrun can look into and restore, and an archive for podman again.
 #[test]
 fn an_archive_can_be_taken_apart_and_put_together() {
