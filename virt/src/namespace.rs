@@ -20,6 +20,8 @@ pub enum Kind {
     Uts,
     /// Network devices, addresses, and names of sockets that are no files.
     Net,
+    /// Processes. Who enters it stays where it is; its children are there.
+    Pid,
 }
 
 impl Kind {
@@ -28,6 +30,7 @@ impl Kind {
             Kind::Ipc => "ipc",
             Kind::Uts => "uts",
             Kind::Net => "net",
+            Kind::Pid => "pid",
         }
     }
 
@@ -36,6 +39,7 @@ impl Kind {
             Kind::Ipc => CloneFlags::CLONE_NEWIPC,
             Kind::Uts => CloneFlags::CLONE_NEWUTS,
             Kind::Net => CloneFlags::CLONE_NEWNET,
+            Kind::Pid => CloneFlags::CLONE_NEWPID,
         }
     }
 }
@@ -46,6 +50,7 @@ impl std::fmt::Display for Kind {
             Kind::Ipc => "IPC namespace",
             Kind::Uts => "UTS namespace",
             Kind::Net => "network namespace",
+            Kind::Pid => "pid namespace",
         })
     }
 }

@@ -108,6 +108,19 @@ pub fn beget(maker: &mut Worker, births: &[Birth]) -> Result<Vec<Worker>, Failur
         .collect()
 }
 
+/// Makes a process that shares the descriptors and the directories of `maker`, and has a copy of its memory. Nobody is told
+/// of its end.
+///
+/// # Errors
+/// As [`beget`].
+pub fn beget_agent(maker: &mut Worker, pid: i32) -> Result<Worker, Failure> {
+    let shared = (libc::CLONE_FILES | libc::CLONE_FS) as u64;
+    let mut made = make(maker, &[(pid, shared, 0)])?;
+    let tracee = made.pop().ok_or_else(|| Failure::new("make an agent", Errno::ECHILD))?;
+    let memory = Rc::new(open_memory(tracee.pid())?);
+    Ok(Worker { code: maker.code, area: maker.area.clone(), hatch: maker.hatch.clone(), memory, tracee })
+}
+
 /// Makes the other threads of the process that `leader` is.
 ///
 /// # Errors

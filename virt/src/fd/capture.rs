@@ -4,6 +4,7 @@ use super::ghost::Ghosts;
 use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
 use super::queue;
+use super::socket::World;
 use super::socket::inet::{Connections, Links};
 use super::stream::Ends;
 use super::terminal::Terminals;
@@ -76,6 +77,7 @@ pub(crate) struct Job<'a> {
     pub(super) terminals: Terminals,
     /// Which one of the list has this index.
     pub(super) known_terminals: HashMap<u32, u32>,
+    pub(super) unix: World,
     /// What each epoll watches.
     pub(super) watched: HashMap<usize, Vec<usize>>,
     /// Ids of processes, threads and groups: ckrun's to the job's.
@@ -150,7 +152,7 @@ fn read(
     carried: &dyn Fn(u64, u64) -> Option<u32>,
 ) -> Result<Captured, Error> {
     let graph = Graph::of(members, false)?;
-    let (captured, blockers) = look(&graph, ids, owned, carried, false)?;
+    let (captured, blockers) = look(graph, ids, owned, carried, false)?;
     if blockers.is_empty() { Ok(captured) } else { Err(Error::Blocked(blockers)) }
 }
 
@@ -163,7 +165,7 @@ pub fn survey(pids: &[Pid], owned: &Owned) -> Result<Vec<Blocker>, Failure> {
     let look = |pids: &[Pid]| {
         let (members, ids) = list(pids);
         let graph = Graph::of(members, true)?;
-        look(&graph, ids, owned, &|_, _| None, true).map(|(_, blockers)| blockers)
+        look(graph, ids, owned, &|_, _| None, true).map(|(_, blockers)| blockers)
     };
     let mut blockers = look(pids)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
@@ -216,15 +218,20 @@ fn collect_ids(status: &Status, ids: &mut HashMap<i32, i32>) {
 }
 
 fn look(
-    graph: &Graph,
-    ids: HashMap<i32, i32>,
+    mut graph: Graph,
+    mut ids: HashMap<i32, i32>,
     owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
     running: bool,
 ) -> Result<(Captured, Vec<Blocker>), Failure> {
+    let unix = World::of(&mut graph, running)?;
+    if !running {
+        unix.reveal(&graph, &mut ids)?;
+    }
+    let graph = &graph;
     let ends = Ends::of(graph)?;
     let terminals = Terminals::of(graph, &ids, running)?;
-    let standard = Standard::of(graph, &ends, &terminals);
+    let standard = Standard::of(graph, &ends, &terminals, &unix);
     let mut job = Job {
         graph,
         owned,
@@ -239,6 +246,7 @@ fn look(
         ends,
         terminals,
         known_terminals: HashMap::new(),
+        unix,
         ids,
         links: Links::of(graph)?,
         connections: Connections::default(),
@@ -261,7 +269,10 @@ fn look(
         match job.node(at) {
             Ok(description) => job.files.descriptions.push(description),
             Err(Trouble::Refused(refusal)) => {
-                let what = format!("fd {}: {}", node.fd, refusal.what);
+                let what = match &node.sent {
+                    None => format!("fd {}: {}", node.fd, refusal.what),
+                    Some((to, _)) => format!("fd {to}: a message with {}", refusal.what),
+                };
                 blockers.push(blocker(&graph.members[node.member], Refusal { what, ..refusal }));
             }
             Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}

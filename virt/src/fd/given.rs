@@ -9,6 +9,7 @@ use super::container::same;
 use super::graph::Graph;
 use super::making::Making;
 use super::seen::Seen;
+use super::socket::World;
 use super::stream::Ends;
 use super::terminal::Terminals;
 use super::{Description, Locks, Object};
@@ -39,8 +40,8 @@ pub(super) struct Standard {
 }
 
 impl Standard {
-    pub fn of(graph: &Graph, ends: &Ends, terminals: &Terminals) -> Standard {
-        let leads_out = |node: usize| !terminals.has(node) && leads_out(graph, ends, node);
+    pub fn of(graph: &Graph, ends: &Ends, terminals: &Terminals, unix: &World) -> Standard {
+        let leads_out = |node: usize| !terminals.has(node) && leads_out(graph, ends, unix, node);
         let outside = |node: &usize| leads_out(*node);
         let streams = [0, 1, 2].map(|fd| graph.find(0, fd).filter(outside));
         let number = |node: usize| {
@@ -93,12 +94,11 @@ fn serves(given: &Seen, wanted: &Seen) -> bool {
     (given.reads() || !wanted.reads()) && (given.writes() || !wanted.writes())
 }
 
-fn leads_out(graph: &Graph, ends: &Ends, node: usize) -> bool {
+fn leads_out(graph: &Graph, ends: &Ends, unix: &World, node: usize) -> bool {
     let seen = &graph.nodes[node].seen;
     match seen.type_() {
-        FileType::Fifo | FileType::Socket if !seen.has_path() => {
-            seen.type_() == FileType::Socket || ends.lead_out(seen)
-        }
+        FileType::Fifo if !seen.has_path() => ends.lead_out(seen),
+        FileType::Socket if !seen.has_path() => unix.socket(node).is_none() || unix.leads_out(graph, node),
         FileType::CharacterDevice if is_terminal(seen.stat.st_rdev) => true,
         _ => seen.has_path() && graph.container.mount(seen.info.mount).is_none() && !is_internal(seen),
     }

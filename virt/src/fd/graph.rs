@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// A process that is looked at.
 #[derive(Debug, Clone)]
@@ -44,8 +44,12 @@ pub(super) struct Edge {
 #[derive(Debug)]
 pub(super) struct Node {
     pub seen: Seen,
+    /// Who has it; if it is only in a message, who has the socket in which the message waits.
     pub member: usize,
+    /// Its number there; of one in a message, ckrun's own.
     pub fd: RawFd,
+    /// ckrun's own descriptor to one that is only in a message to a socket of this number.
+    pub sent: Option<(RawFd, OwnedFd)>,
 }
 
 /// The descriptors of a job.
@@ -59,10 +63,12 @@ pub(super) struct Graph {
     pub nodes: Vec<Node>,
     pub container: Container,
     handle: RefCell<Option<(usize, OwnedFd)>>,
+    /// The descriptions, by what `/proc` shows of them.
+    known: HashMap<Key, Vec<usize>>,
 }
 
 /// What all descriptors to one description have in common.
-type Key = (u64, u64, i64, u32);
+pub(super) type Key = (u64, u64, i64, u32);
 
 impl Graph {
     /// Looks at all descriptors of `members`, the first of which is the job's first process. In a job that runs,
@@ -76,8 +82,8 @@ impl Graph {
             members,
             nodes: Vec::new(),
             handle: RefCell::new(None),
+            known: HashMap::new(),
         };
-        let mut known = HashMap::new();
         for member in 0..graph.members.len() {
             let numbers = match descriptors(graph.members[member].host) {
                 Err(failure) if running && is_gone(&failure) => Vec::new(),
@@ -86,7 +92,7 @@ impl Graph {
             graph.edges.push(Vec::with_capacity(numbers.len()));
             graph.locks.push(Vec::new());
             for fd in numbers {
-                match graph.enter(member, fd, &mut known) {
+                match graph.enter(member, fd) {
                     Err(failure) if running && is_gone(&failure) => {}
                     entered => entered?,
                 }
@@ -95,12 +101,7 @@ impl Graph {
         Ok(graph)
     }
 
-    fn enter(
-        &mut self,
-        member: usize,
-        fd: RawFd,
-        known: &mut HashMap<Key, Vec<usize>>,
-    ) -> Result<(), Failure> {
+    fn enter(&mut self, member: usize, fd: RawFd) -> Result<(), Failure> {
         let host = self.members[member].host;
         let info = Info::read(host, fd)?;
         for lock in info.lines("lock").filter_map(Lock::parse_posix) {
@@ -108,30 +109,55 @@ impl Graph {
             self.locks[member].push(Lock { fd, ..lock });
         }
         let cloexec = info.cloexec;
-        let group = known.entry((info.inode, info.mount, info.position, info.flags)).or_default();
-        let node = match self.search(group, (host, fd))? {
-            Ok(at) => group[at],
-            Err(at) => {
-                let mut seen = Seen::look(host, fd, info)?;
-                if seen.has_path() {
-                    seen.link = self.container.relative(std::mem::take(&mut seen.link));
-                }
-                self.nodes.push(Node { seen, member, fd });
-                group.insert(at, self.nodes.len() - 1);
-                self.nodes.len() - 1
-            }
+        let node = match self.search(info.key(), (host, fd))? {
+            Ok(node) => node,
+            Err(at) => self.insert(info, at, (member, fd), None)?,
         };
         self.edges[member].push(Edge { fd, node, cloexec });
         Ok(())
     }
 
-    /// The place of a descriptor in a group: where it is, or where it is to be put.
-    fn search(&self, group: &[usize], wanted: (Pid, RawFd)) -> Result<Result<usize, usize>, Failure> {
+    /// Takes in a description that was in a message to the socket `carrier`.
+    pub fn adopt(&mut self, fd: OwnedFd, carrier: usize) -> Result<usize, Failure> {
+        let (host, number) = (Pid::this(), fd.as_raw_fd());
+        let info = Info::read(host, number)?;
+        match self.search(info.key(), (host, number))? {
+            Ok(node) => Ok(node),
+            Err(at) => {
+                let carrier = &self.nodes[carrier];
+                let to = carrier.sent.as_ref().map_or(carrier.fd, |(to, _)| *to);
+                self.insert(info, at, (carrier.member, number), Some((to, fd)))
+            }
+        }
+    }
+
+    fn insert(
+        &mut self,
+        info: Info,
+        at: usize,
+        (member, fd): (usize, RawFd),
+        sent: Option<(RawFd, OwnedFd)>,
+    ) -> Result<usize, Failure> {
+        let host = if sent.is_some() { Pid::this() } else { self.members[member].host };
+        let key = info.key();
+        let mut seen = Seen::look(host, fd, info)?;
+        if seen.has_path() {
+            seen.link = self.container.relative(std::mem::take(&mut seen.link));
+        }
+        let node = self.nodes.len();
+        self.nodes.push(Node { seen, member, fd, sent });
+        self.known.entry(key).or_default().insert(at, node);
+        Ok(node)
+    }
+
+    /// The node that a descriptor leads to, or its place among those that look alike.
+    fn search(&self, key: Key, wanted: (Pid, RawFd)) -> Result<Result<usize, usize>, Failure> {
+        let group = self.known.get(&key).map_or(&[][..], Vec::as_slice);
         let (mut low, mut high) = (0, group.len());
         while low < high {
             let middle = low.midpoint(high);
             match self.compare(group[middle], wanted)? {
-                Ordering::Equal => return Ok(Ok(middle)),
+                Ordering::Equal => return Ok(Ok(group[middle])),
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
             }
@@ -148,7 +174,7 @@ impl Graph {
     /// A process and a number that lead to a description.
     pub fn place(&self, node: usize) -> (Pid, RawFd) {
         let node = &self.nodes[node];
-        (self.members[node.member].host, node.fd)
+        (if node.sent.is_some() { Pid::this() } else { self.members[node.member].host }, node.fd)
     }
 
     /// ckrun's own descriptor to a description.
@@ -156,6 +182,9 @@ impl Graph {
         let member = self.nodes[node].member;
         let (host, fd) = self.place(node);
         let what = || format!("take descriptor {fd} of process {host}");
+        if let Some((_, own)) = &self.nodes[node].sent {
+            return own.try_clone().doing(what);
+        }
         let mut handle = self.handle.borrow_mut();
         let process = match handle.take() {
             Some((of, process)) if of == member => process,

@@ -138,7 +138,7 @@ impl Files {
         }
         making.run()?;
         making.open_again()?;
-        socket::make(self, &mut making)?;
+        let sockets = socket::make(self, &mut making)?;
         for (id, description) in (0..).zip(&self.descriptions) {
             if let Object::Epoll(epoll) = &description.object {
                 epoll.add_disabled(making.at(id), &mut making);
@@ -146,7 +146,7 @@ impl Files {
         }
         making.run()?;
         self.fill(&making, image)?;
-        let late = socket::fill(self, &mut making, image, options)?;
+        let late = sockets.fill(self, &mut making, image, options)?;
         self.settle_terminals(&making)?;
         self.settle(&mut making)?;
         let mut holders = HashMap::new();

@@ -73,9 +73,12 @@ impl<'a> Making<'a> {
             _ => &[],
         });
         let highest = used.chain(lent.map(|entry| entry.fd)).chain(taken.keys().copied()).max().unwrap_or(0);
-        // Two numbers for each pipe, one for everything else, one for ckrun, and some for the moment.
-        let lists = 2 * files.pipes.len() + files.fifos.len() + files.ghosts.len() + files.memfds.len();
-        let need = files.descriptions.len() + lists + files.terminal_numbers() + 8;
+        // Two numbers for each pipe, one more for each socket, one for everything else, one for ckrun, and some for the
+        // moment.
+        let sockets = files.descriptions.iter().filter(|d| matches!(d.object, Object::Socket(_))).count();
+        let lists =
+            2 * files.pipes.len() + files.fifos.len() + files.ghosts.len() + files.memfds.len() + sockets;
+        let need = files.descriptions.len() + lists + files.terminal_numbers() + 16;
         let base = highest + 1;
         let end = RawFd::try_from(need).ok().and_then(|need| base.checked_add(need));
         allow(host, end.ok_or_else(|| Failure::new("number the job's files", Errno::EMFILE))?)?;

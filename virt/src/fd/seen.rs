@@ -1,5 +1,6 @@
 //! One descriptor of a process, as `/proc` shows it.
 
+use super::graph::Key;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{FileType, Stat};
@@ -42,6 +43,11 @@ impl Info {
         info.mount = info.number("mnt_id");
         info.inode = info.number("ino");
         info
+    }
+
+    /// What tells most descriptions apart.
+    pub fn key(&self) -> Key {
+        (self.inode, self.mount, self.position, self.flags)
     }
 
     /// What stands behind `name:` in the first line that begins so.

@@ -94,7 +94,7 @@ fn take(graph: &Graph, node: usize) -> Result<Option<OwnedFd>, Failure> {
     }
 }
 
-fn ready(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
+pub(super) fn ready(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
     let mut fds = [PollFd::from_borrowed_fd(fd, wanted)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&now)).map_or(PollFlags::empty(), |_| fds[0].revents())

@@ -8,12 +8,13 @@
 //! would have been in the way.
 
 mod class;
-#[allow(dead_code, reason = "families come one by one")]
 pub(crate) mod diag;
 pub(crate) mod inet;
 pub(crate) mod options;
+mod unix;
 
 use super::Files;
+use super::Object;
 use super::Trouble;
 use super::capture::Job;
 use super::making::Making;
@@ -25,6 +26,7 @@ use options::Options;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::os::fd::AsFd;
+pub(super) use unix::world::World;
 
 /// A socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,8 @@ pub struct Socket {
 pub enum Family {
     /// The internet's.
     Inet(inet::Inet),
+    /// AF_UNIX.
+    Unix(unix::Unix),
 }
 
 impl fmt::Display for Socket {
@@ -61,40 +65,71 @@ impl Job<'_> {
         let options = |job: &Self| {
             if job.running() { Ok(Options::default()) } else { Options::capture(fd.as_fd(), &class) }
         };
-        Ok(match class.domain {
-            libc::AF_INET | libc::AF_INET6 => {
-                let inet = self.inet(node, &fd, &class)?;
-                Socket { class, options: options(self)?, of: Family::Inet(inet) }
-            }
+        let of = match class.domain {
+            libc::AF_UNIX => Family::Unix(self.unix(node, &fd, &class)?),
+            libc::AF_INET | libc::AF_INET6 => Family::Inet(self.inet(node, &fd, &class)?),
             _ => return Err(class.refuse(fd)),
-        })
+        };
+        Ok(Socket { options: options(self)?, class, of })
+    }
+}
+
+#[cfg(test)]
+impl Socket {
+    /// Leaves out ids that are others each time.
+    pub(super) fn forget_numbers(&mut self) {
+        if let Family::Unix(unix) = &mut self.of
+            && let unix::State::Listening { waiting, .. } = &mut unix.state
+        {
+            waiting.iter_mut().for_each(|(_, by)| by.pid = 0);
+        }
     }
 }
 
 impl Socket {
     /// Why an image can't be right.
     pub(super) fn wrong(&self, files: &Files) -> Option<String> {
-        let _ = files;
         self.options.wrong().or_else(|| match &self.of {
             Family::Inet(inet) => inet.wrong(),
+            Family::Unix(unix) => unix.wrong(&self.class, files),
         })
     }
 }
 
-/// Makes all sockets in the first process, where all other descriptions are that do not have to wait for the other
-/// processes.
-pub(super) fn make(files: &Files, making: &mut Making<'_>) -> Result<(), Error> {
-    inet::make(files, making)?;
-    Ok(())
+/// What is to be done when all descriptions are there.
+#[derive(Debug)]
+pub(super) struct Unmade {
+    unix: Option<unix::Unmade>,
 }
 
-/// Puts into all sockets what waits in them, and then sets what would have been in the way.
-/// The answer is what has to wait until the job is let go.
-pub(super) fn fill(
-    files: &Files,
-    making: &mut Making<'_>,
-    image: &Image,
-    wanted: &restore::Options,
-) -> Result<inet::Late, Error> {
-    inet::fill(files, making, image, wanted)
+/// Makes all sockets in the first process, where all other descriptions are that do not have to wait for the other
+/// processes.
+pub(super) fn make(files: &Files, making: &mut Making<'_>) -> Result<Unmade, Error> {
+    inet::make(files, making)?;
+    Ok(Unmade { unix: unix::Unmade::make(files, making)? })
+}
+
+impl Unmade {
+    /// Puts into all sockets what waits in them, and then sets what would have been in the way.
+    /// The answer is what has to wait until the job is let go.
+    pub(super) fn fill(
+        self,
+        files: &Files,
+        making: &mut Making<'_>,
+        image: &Image,
+        wanted: &restore::Options,
+    ) -> Result<inet::Late, Error> {
+        if let Some(unix) = self.unix {
+            unix.fill(files, making, image)?;
+        }
+        for (id, description) in (0..).zip(&files.descriptions) {
+            let Object::Socket(socket) = &description.object else { continue };
+            if matches!(socket.of, Family::Unix(_)) && !socket.options.is_default() {
+                let own = making.worker.pidfd_getfd(making.at(id))?;
+                socket.options.early(own.as_fd())?;
+                socket.options.late(own.as_fd())?;
+            }
+        }
+        inet::fill(files, making, image, wanted)
+    }
 }

@@ -317,13 +317,12 @@ pub fn family() -> Vec<OwnedFd> {
 }
 
 pub fn refused() -> Vec<OwnedFd> {
-    let (a, b) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).unwrap();
     // SAFETY: numbers.
     let watches = owned(unsafe { libc::inotify_init1(0) });
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     // SAFETY: numbers.
     let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) } as i32);
-    vec![a, b, watches, listener.into(), process, open_only("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY)]
+    vec![watches, listener.into(), process, open_only("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY)]
 }
 
 pub fn log() -> Vec<OwnedFd> {
