@@ -10,7 +10,7 @@ use ckrun_plugin::{After, Code, Fault, Reason};
 use ckrun_softemu::Control;
 use ckrun_softemu::client::Client;
 use ckrun_softemu::control::Claim;
-use ckrun_softemu::design::{Parameters, interrupt, registers};
+use ckrun_softemu::design::{Design, Parameters, interrupt, registers};
 use ckrun_softemu::link::Kind;
 use ckrun_softemu::server::{self, Server};
 use ckrun_softemu::transaction::Request;
@@ -110,7 +110,7 @@ impl Campaign {
         };
         let (ready, started) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let mut server = Server::start(options).unwrap();
+            let mut server = Server::<Design>::start(options).unwrap();
             ready.send(()).unwrap();
             server.run()
         });

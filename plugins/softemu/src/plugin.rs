@@ -149,8 +149,8 @@ impl Plugin for Softemu {
 
     fn presuspend(&mut self, ckrun: &mut Ckrun) -> Result<(), Fault> {
         let hold = self.held(ckrun)?;
+        hold.freeze(left(ckrun))?;
         let patience = left(ckrun).min(self.options()?.patience);
-        hold.clone().within(patience).freeze(patience)?;
         let until = Instant::now() + patience;
         loop {
             let Some(why) = hold.on_the_way(ckrun)?.unread else { return Ok(()) };

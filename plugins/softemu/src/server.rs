@@ -12,8 +12,9 @@ mod slot;
 mod socket;
 mod verbs;
 
-use crate::design::Parameters;
+use crate::design::{Design, Parameters};
 use crate::error::{Doing, Error, Result};
+use crate::hardware::Hardware;
 use conversation::Conversation;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -47,9 +48,9 @@ pub struct Options {
 
 /// A running server.
 #[derive(Debug)]
-pub struct Server {
+pub struct Server<H = Design> {
     options: Options,
-    slots: Vec<Slot>,
+    slots: Vec<Slot<H>>,
     listener: UnixListener,
     signals: SignalFd,
     conversations: Vec<Conversation>,
@@ -66,9 +67,9 @@ enum Who {
     Link(usize, usize),
 }
 
-impl Server {
+impl<H: Hardware> Server<H> {
     /// Opens the control socket. Links are made with the claims.
-    pub fn start(mut options: Options) -> Result<Server> {
+    pub fn start(mut options: Options) -> Result<Server<H>> {
         options.parameters = options.parameters.checked()?;
         let directory = std::path::absolute(&options.directory).doing(|| "resolve the directory")?;
         options.directory = directory.clone();
@@ -85,7 +86,8 @@ impl Server {
         let path = directory.join("control");
         let listener = UnixListener::bind(&path).doing(|| format!("listen on {}", path.display()))?;
         listener.set_nonblocking(true).doing(|| format!("listen on {}", path.display()))?;
-        let slots = (0..options.slots).map(|number| Slot::new(number, options.parameters)).collect();
+        let slots = (0..options.slots).map(|number| Slot::new(number, options.parameters));
+        let slots = slots.collect::<Result<_>>()?;
         Ok(Server { options, slots, listener, signals, conversations: Vec::new(), _lock: lock })
     }
 

@@ -4,13 +4,13 @@
 //!
 //! ```text
 //!   0  magic          8   "CKSOFTEM"
-//!   8  version        4   1
+//!   8  version        4   2
 //!  12  RAM words      4   ┐
 //!  16  FIFO words     4   ├ the design's parameters, for the message when they differ
 //!  20  boot cycles    8   ┘
 //!  28  design digest 16   XXH3-128 of parameters and layout
 //!  44  length         8   of the two parts that follow
-//!  52  the design         cycle 8, boot 8, random 8; stage, word, accumulator, shadow, key, timer, period,
+//!  52  the design         its length 8; of softemu's: cycle 8, boot 8, random 8; stage, word, accumulator, shadow, key, timer, period,
 //!                         enable, pending 4 each; scratch 16×4; in FIFO, out FIFO: first 4, count 4, words; RAM
 //!      the links          count 4, then each: kind 4, next sequence number 8 (2³² = any),
 //!                         requests that were not served, replies that were not delivered, image of the ring:
@@ -20,6 +20,7 @@
 
 use crate::design::{Design, Fifo, Parameters};
 use crate::error::{Doing, Error, Result};
+use crate::hardware::Hardware;
 use crate::link::Kind;
 use std::fs::{self, File};
 use std::io::Write;
@@ -29,7 +30,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 const MAGIC: &[u8; 8] = b"CKSOFTEM";
 /// The version of the format that is written; older ones would be read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const HEADER: usize = 52;
 const CHECKSUM: usize = 16;
 
@@ -66,20 +67,28 @@ pub struct LinkState {
 
 /// The state of a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct Snapshot<H = Design> {
     /// Its design.
-    pub design: Design,
+    pub design: H,
     /// Its links.
     pub links: Vec<LinkState>,
 }
 
-impl Snapshot {
+impl<H: Hardware> Snapshot<H> {
     /// The file's contents.
     pub fn save(&self) -> Vec<u8> {
-        let parameters = self.design.parameters();
-        let mut body = design_bytes(&self.design);
-        put_u32(&mut body, self.links.len() as u32);
-        for link in &self.links {
+        Snapshot::encode(&self.design, &self.links)
+    }
+
+    /// Those of a design and its links.
+    pub fn encode(design: &H, links: &[LinkState]) -> Vec<u8> {
+        let parameters = design.parameters();
+        let state = design.state();
+        let mut body = Vec::with_capacity(state.len() + 64);
+        put_u64(&mut body, state.len() as u64);
+        body.extend(state);
+        put_u32(&mut body, links.len() as u32);
+        for link in links {
             put_u32(&mut body, link.kind as u32);
             put_u64(&mut body, link.next.map_or(1 << 32, u64::from));
             for bytes in [&link.requests, &link.replies, &link.ring] {
@@ -93,7 +102,7 @@ impl Snapshot {
         put_u32(&mut file, parameters.ram);
         put_u32(&mut file, parameters.fifo);
         put_u64(&mut file, parameters.boot);
-        file.extend(parameters.digest().to_le_bytes());
+        file.extend(H::identity(parameters).to_le_bytes());
         put_u64(&mut file, body.len() as u64);
         file.extend(body);
         let checksum = xxh3_128(&file);
@@ -102,10 +111,11 @@ impl Snapshot {
     }
 
     /// The snapshot in a file's contents, for a design of these parameters.
-    pub fn load(file: &[u8], parameters: Parameters) -> std::result::Result<Snapshot, Unfit> {
-        let theirs = check(file, parameters)?;
+    pub fn load(file: &[u8], parameters: Parameters) -> std::result::Result<Snapshot<H>, Unfit> {
+        let theirs = check(file, parameters, H::identity(parameters))?;
         let mut input = Input { rest: &file[HEADER..file.len() - CHECKSUM] };
-        let design = read_design(&mut input, theirs)?;
+        let length = input.u64()?;
+        let design = H::resume(theirs, input.take(length)?)?;
         let mut links = Vec::new();
         for _ in 0..input.u32()? {
             let kind = Kind::from_number(input.u32()?).ok_or(Unfit::Altered("unknown kind of link"))?;
@@ -123,14 +133,13 @@ impl Snapshot {
         Ok(Snapshot { design, links })
     }
 
-    /// Writes the file: under a temporary name first, so that `path` is complete or absent. Returns its size in bytes.
-    pub fn write(&self, path: &Path) -> Result<u64> {
-        let bytes = self.save();
+    /// Writes the file: under a temporary name first, so that `path` is complete or absent.
+    pub fn write(bytes: &[u8], path: &Path) -> Result<()> {
         let temporary = path.with_added_extension("partial");
         let written = (|| {
             let _ = fs::remove_file(&temporary);
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(&bytes)?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&temporary, path)?;
             File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
@@ -138,19 +147,18 @@ impl Snapshot {
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
         }
-        written.doing(|| format!("write {}", path.display()))?;
-        Ok(bytes.len() as u64)
+        written.doing(|| format!("write {}", path.display()))
     }
 
     /// Reads the file.
-    pub fn read(path: &Path, parameters: Parameters) -> Result<Snapshot> {
+    pub fn read(path: &Path, parameters: Parameters) -> Result<Snapshot<H>> {
         let bytes = fs::read(path).doing(|| format!("read {}", path.display()))?;
         Snapshot::load(&bytes, parameters).map_err(|why| Error::State { file: path.to_owned(), why })
     }
 }
 
 /// Checks header and checksum, from what is most likely wrong to what is least, and returns the file's parameters.
-fn check(file: &[u8], ours: Parameters) -> std::result::Result<Parameters, Unfit> {
+fn check(file: &[u8], ours: Parameters, identity: u128) -> std::result::Result<Parameters, Unfit> {
     let found = file.len() as u64;
     if !file.starts_with(&MAGIC[..file.len().min(MAGIC.len())]) {
         return Err(Unfit::Foreign);
@@ -174,14 +182,14 @@ fn check(file: &[u8], ours: Parameters) -> std::result::Result<Parameters, Unfit
     if found > expected || xxh3_128(content).to_le_bytes() != checksum {
         return Err(Unfit::Altered("the checksum does not match"));
     }
-    if version != VERSION || digest != ours.digest() || theirs != ours {
+    if version != VERSION || digest != identity || theirs != ours {
         let words = |p: Parameters, digest: u128| {
             format!(
                 "{} words of RAM, FIFOs of {}, {} cycles of boot, digest {digest:032x}",
                 p.ram, p.fifo, p.boot
             )
         };
-        return Err(Unfit::OtherDesign { theirs: words(theirs, digest), ours: words(ours, ours.digest()) });
+        return Err(Unfit::OtherDesign { theirs: words(theirs, digest), ours: words(ours, identity) });
     }
     Ok(theirs)
 }
@@ -215,7 +223,9 @@ pub(crate) fn design_bytes(design: &Design) -> Vec<u8> {
     out
 }
 
-fn read_design(input: &mut Input<'_>, parameters: Parameters) -> std::result::Result<Design, Unfit> {
+/// The other way round.
+pub(crate) fn read_design(state: &[u8], parameters: Parameters) -> std::result::Result<Design, Unfit> {
+    let input = &mut Input { rest: state };
     let mut design = Design::new(parameters);
     for n in [&mut design.cycle, &mut design.boot, &mut design.random] {
         *n = input.u64()?;
@@ -238,6 +248,9 @@ fn read_design(input: &mut Input<'_>, parameters: Parameters) -> std::result::Re
         read_fifo(input, fifo)?;
     }
     input.words(&mut design.ram)?;
+    if !input.rest.is_empty() {
+        return Err(Unfit::Altered("bytes after the design"));
+    }
     Ok(design)
 }
 

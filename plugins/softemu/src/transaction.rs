@@ -16,7 +16,8 @@
 //! The clock of the design stands still between transactions. That, and nothing else, makes a testbench's results
 //! independent of the speed of hosts and links.
 
-use crate::design::{Design, registers};
+use crate::design::registers;
+use crate::hardware::Hardware;
 use std::fmt;
 
 /// The most words of data in a transaction.
@@ -97,7 +98,7 @@ enum Task {
 
 impl Work {
     /// Begins a transaction: all of its effect but what takes time.
-    pub fn begin(design: &mut Design, request: &Request) -> Work {
+    pub fn begin(design: &mut impl Hardware, request: &Request) -> Work {
         let done = |words| Some((Task::Pass(0), words));
         let pass = |cycles: usize, words| (Task::Pass(cycles as u64), words);
         let outcome = match request {
@@ -106,9 +107,7 @@ impl Work {
                 design.write_register(*number, *value).then(|| pass(1, Vec::new()))
             }
             Request::ReadRam(_, count) if *count as usize > MAX_WORDS => None,
-            Request::ReadRam(at, count) => {
-                design.read_ram(*at, *count).map(|words| pass(words.len(), words.to_vec()))
-            }
+            Request::ReadRam(at, count) => design.read_ram(*at, *count).map(|words| pass(words.len(), words)),
             Request::WriteRam(at, words) => {
                 design.write_ram(*at, words).then(|| pass(words.len(), Vec::new()))
             }
@@ -128,7 +127,7 @@ impl Work {
     }
 
     /// Lets at most `cycles` of its cycles pass, 1 or more. True when the transaction is done.
-    pub fn advance(&mut self, design: &mut Design, cycles: u64) -> bool {
+    pub fn advance(&mut self, design: &mut impl Hardware, cycles: u64) -> bool {
         match &mut self.task {
             Task::Pass(left) => {
                 let now = cycles.min(*left);
@@ -163,7 +162,7 @@ impl Work {
     }
 
     /// The reply, when it is done.
-    pub fn reply(mut self, design: &Design, sequence: u32) -> Reply {
+    pub fn reply(mut self, design: &impl Hardware, sequence: u32) -> Reply {
         match self.task {
             Task::UntilInterrupt(_) => self.words.extend(design.read_register(registers::PENDING)),
             Task::Push(_, pushed) => self.words.push(pushed as u32),
@@ -180,7 +179,7 @@ impl Work {
 }
 
 /// Serves a whole transaction at once. The reply has the sequence number 0.
-pub fn execute(design: &mut Design, request: &Request) -> Reply {
+pub fn execute(design: &mut impl Hardware, request: &Request) -> Reply {
     let mut work = Work::begin(design, request);
     while !work.advance(design, u64::MAX) {}
     work.reply(design, 0)
@@ -227,7 +226,7 @@ impl fmt::Display for Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::design::Parameters;
+    use crate::design::{Design, Parameters};
 
     #[test]
     fn slices_make_no_difference() {

@@ -93,7 +93,7 @@ impl Tied {
     fn migrate(&mut self, client: &mut Client) {
         let requirements = freeze_and_save(self, client);
         let next = Server::start(1);
-        let mut there = plugin(&next, &[]);
+        let mut there = plugin(&next, &[("patience", "0")]);
         let saved = saved(&self.folder(), &requirements, &self.bindings);
         there.ask(Occasion::Check(saved.clone())).unwrap();
         let bindings = there.restart(&saved).unwrap().bindings;
@@ -148,8 +148,6 @@ fn at_points(kind: Kind) {
         .collect();
     let outcome = tied.run(|tied, client, done| {
         if points.contains(&done) {
-            // At the next servers the plugin has the usual patience, and the option is not the image's.
-            tied.plugin.deadline = Some(0.2);
             tied.migrate(client);
         }
     });
@@ -263,6 +261,7 @@ fn a_long_transaction_is_a_veto() {
     client.transact(&Request::Step(1)).unwrap();
     client.issue(&Request::Step(u64::MAX / 2)).unwrap();
     while tied.server.control("x").cycle(0).unwrap() < 10 {}
+    tied.plugin.deadline = Some(0.5);
     let fault = tied.plugin.ask(Occasion::Presuspend).unwrap_err();
     assert_eq!(fault.kind(), Some(Code::Veto), "{fault}");
     assert!(fault.message.starts_with("slot 0 is in a transaction that has not ended within"), "{fault}");

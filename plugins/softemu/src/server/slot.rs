@@ -2,8 +2,9 @@
 
 use super::link::Link;
 use crate::control::{Drain, Fault, Listed, Summary, When};
-use crate::design::{Design, Parameters};
+use crate::design::Parameters;
 use crate::error::{Error, Refusal, Result};
+use crate::hardware::Hardware;
 use crate::state::{LinkState, Snapshot};
 use crate::transaction::Work;
 use std::path::Path;
@@ -15,11 +16,11 @@ const BATCH: usize = 256;
 
 /// A slot.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Slot<H> {
     number: usize,
     pub owner: Option<String>,
     pub frozen: bool,
-    pub design: Design,
+    pub design: H,
     pub links: Vec<Link>,
     served: u64,
     underway: Option<Underway>,
@@ -34,19 +35,19 @@ struct Underway {
     work: Work,
 }
 
-impl Slot {
+impl<H: Hardware> Slot<H> {
     /// A free slot.
-    pub fn new(number: usize, parameters: Parameters) -> Slot {
-        Slot {
+    pub fn new(number: usize, parameters: Parameters) -> Result<Slot<H>> {
+        Ok(Slot {
             number,
             owner: None,
             frozen: false,
-            design: Design::new(parameters),
+            design: H::power_on(parameters)?,
             links: Vec::new(),
             served: 0,
             underway: None,
             faults: Vec::new(),
-        }
+        })
     }
 
     /// Whether a transaction is under way.
@@ -163,10 +164,10 @@ impl Slot {
     /// Its state, which must stand still, to a file.
     pub fn save(&mut self, file: &Path) -> Result<Summary> {
         self.still()?;
-        let links: std::result::Result<_, String> = self.links.iter_mut().map(Link::save).collect();
+        let links: std::result::Result<Vec<_>, String> = self.links.iter_mut().map(Link::save).collect();
         let links = links.map_err(|message| Error::Refused { kind: Refusal::System, message })?;
-        let snapshot = Snapshot { design: self.design.clone(), links };
-        snapshot.write(file)?;
+        let bytes = Snapshot::encode(&self.design, &links);
+        Snapshot::<H>::write(&bytes, file)?;
         Ok(summary(&self.design))
     }
 
@@ -230,8 +231,12 @@ impl Slot {
 }
 
 /// What a person and a plugin want to know of a state.
-pub fn summary(design: &Design) -> Summary {
-    Summary { design: hex(design.parameters().digest()), cycle: design.cycle(), digest: hex(design.digest()) }
+pub fn summary<H: Hardware>(design: &H) -> Summary {
+    Summary {
+        design: hex(H::identity(design.parameters())),
+        cycle: design.cycle(),
+        digest: hex(design.digest()),
+    }
 }
 
 /// A digest in hexadecimal digits.

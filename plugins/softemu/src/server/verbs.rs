@@ -9,6 +9,7 @@ use super::slot::{Slot, hex, summary};
 use super::socket::Socket;
 use crate::control::{Claim, Claimed, Listing, Request};
 use crate::error::{Error, Refusal, Result};
+use crate::hardware::Hardware;
 use crate::link::Kind;
 use crate::state::Snapshot;
 use serde::Serialize;
@@ -23,14 +24,14 @@ pub enum Outcome {
     WhenStill(usize),
 }
 
-impl Server {
+impl<H: Hardware> Server<H> {
     /// Does what was asked.
     pub fn serve(&mut self, request: Request) -> Result<Outcome> {
         now(match request {
             Request::Claim { owner, claim } => value(self.claim(owner, &claim)?),
             Request::Release(of) => {
                 let parameters = self.options.parameters;
-                *self.owned(of.slot, &of.owner)? = Slot::new(of.slot, parameters);
+                *self.owned(of.slot, &of.owner)? = Slot::new(of.slot, parameters)?;
                 Value::Null
             }
             Request::Freeze(of) => {
@@ -44,7 +45,7 @@ impl Server {
             Request::Save(of) => value(self.owned(of.slot, &of.owner)?.save(&of.file)?),
             Request::Load(of) => value(self.owned(of.slot, &of.owner)?.load(&of.file)?),
             Request::Check { file } => {
-                value(summary(&Snapshot::read(&file, self.options.parameters)?.design))
+                value(summary(&Snapshot::<H>::read(&file, self.options.parameters)?.design))
             }
             Request::Fault { slot: of, fault } => {
                 self.owned(of.slot, &of.owner)?.arm(fault)?;
@@ -74,7 +75,7 @@ impl Server {
                 }
             },
         };
-        let mut slot = Slot::new(number, self.options.parameters);
+        let mut slot = Slot::new(number, self.options.parameters)?;
         for kind in &claim.links {
             if slot.links.iter().any(|link| link.kind == *kind) {
                 return refuse(Refusal::Request, format!("a slot has one link of kind {kind}, not two"));
@@ -106,7 +107,7 @@ impl Server {
     fn list(&self) -> Listing {
         Listing {
             parameters: self.options.parameters,
-            design: hex(self.options.parameters.digest()),
+            design: hex(H::identity(self.options.parameters)),
             slots: self.slots.iter().map(Slot::listed).collect(),
         }
     }
@@ -117,13 +118,13 @@ impl Server {
         (!slot.is_busy()).then(|| value(slot.drain()))
     }
 
-    fn slot(&self, number: usize) -> Result<&Slot> {
+    fn slot(&self, number: usize) -> Result<&Slot<H>> {
         let why = || format!("there is no slot {number}, there are {} from 0", self.slots.len());
         self.slots.get(number).ok_or_else(|| Error::Refused { kind: Refusal::Unknown, message: why() })
     }
 
     /// The slot, if it is this owner's.
-    fn owned(&mut self, number: usize, owner: &str) -> Result<&mut Slot> {
+    fn owned(&mut self, number: usize, owner: &str) -> Result<&mut Slot<H>> {
         match &self.slot(number)?.owner {
             Some(holder) if holder == owner => Ok(&mut self.slots[number]),
             Some(holder) => refuse(Refusal::Owner, format!("slot {number} is {holder}'s, not {owner}'s")),

@@ -4,6 +4,8 @@ use super::*;
 use crate::transaction::{Request, execute};
 use proptest::prelude::*;
 
+type Snapshot = super::Snapshot<Design>;
+
 const SMALL: Parameters = Parameters { ram: 1024, fifo: 8, boot: 500 };
 
 fn snapshot() -> Snapshot {
@@ -31,8 +33,9 @@ fn sealed(mut file: Vec<u8>) -> Vec<u8> {
 fn a_file_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("slot.state");
-    let size = snapshot().write(&path).unwrap();
-    assert_eq!(size, std::fs::metadata(&path).unwrap().len());
+    let file = snapshot().save();
+    Snapshot::write(&file, &path).unwrap();
+    assert_eq!(file, std::fs::read(&path).unwrap());
     assert_eq!(Snapshot::read(&path, SMALL).unwrap(), snapshot());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
 }
@@ -73,7 +76,7 @@ fn other_designs_and_newer_files_are_named() {
 #[test]
 fn a_lie_with_a_checksum_that_fits_is_refused() {
     let file = snapshot().save();
-    let fifo = HEADER + 24 + 9 * 4 + 16 * 4;
+    let fifo = HEADER + 8 + 24 + 9 * 4 + 16 * 4;
     for (at, what) in [(fifo, "FIFO"), (fifo + 4, "FIFO"), (file.len() - CHECKSUM - 8, "parts")] {
         let mut lie = file.clone();
         lie[at] = 0xff;
