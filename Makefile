@@ -19,6 +19,7 @@ test: deps deps-test ## the tests, on the real kernel and with the real clients;
 	cargo test --locked --workspace --no-fail-fast
 
 test-all: deps deps-test deps-all ## those and the heavy ones (real programs, a thousand checkpoints), with a summary
+	$(MAKE) -C plugins/verilated test
 	cargo build --locked -p ckrun
 	integration/test-all
 
