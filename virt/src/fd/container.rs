@@ -225,7 +225,8 @@ fn parse_mount(line: &[u8]) -> Option<(u64, Mount)> {
     let root = unescape(words.next()?);
     let point = unescape(words.next()?);
     let read_only = words.next()?.split(|&b| b == b',').any(|option| option == b"ro");
-    let shared = words.by_ref().take_while(|&word| word != b"-").any(|tag| tag.starts_with(b"shared:"));
+    let tags = words.by_ref().take_while(|&word| word != b"-");
+    let shared = tags.fold(false, |shared, tag| shared | tag.starts_with(b"shared:"));
     let kind = words.next()?.to_owned();
     Some((id, Mount { device, root, point, kind, read_only, shared }))
 }
