@@ -9,15 +9,12 @@ use super::socket::inet::{Connections, Links};
 use super::stream::Ends;
 use super::terminal::Terminals;
 use super::*;
-use crate::Doing;
 use crate::image::Writer;
 use crate::owned::Owned;
 use crate::resource::{Blocker, Stopped};
 use crate::seize::{self, Frozen};
 use crate::status::Status;
-use crate::sys::kcmp;
 use nix::unistd::Pid;
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -286,7 +283,7 @@ fn look(
             Trouble::Call(failure) => return Err(failure),
         }
     }
-    tables(graph, &mut blockers)?;
+    tables::survey(graph, &mut blockers)?;
     if let Some(first) = graph.members.first() {
         let named = |what, why: &str| blocker(first, Refusal { what, why: why.into(), remedy: None });
         blockers.extend(queue::blockers(&graph.container, first.host, named)?);
@@ -308,7 +305,7 @@ fn look(
     Ok((Captured { files: job.files, contents: job.contents, connections: job.connections }, blockers))
 }
 
-fn blocker(member: &Member, refusal: Refusal) -> Blocker {
+pub(super) fn blocker(member: &Member, refusal: Refusal) -> Blocker {
     let Refusal { what, why, remedy } = refusal;
     Blocker { pid: member.pid, comm: member.comm.clone(), what, why, remedy }
 }
@@ -396,45 +393,4 @@ impl Object {
                 | Object::Memfd(_)
         )
     }
-}
-
-/// Tables and directories that are shared in ways that fork does not make.
-fn tables(graph: &Graph, blockers: &mut Vec<Blocker>) -> Result<(), Failure> {
-    type Compare = fn(Pid, Pid) -> Result<Ordering, nix::errno::Errno>;
-    let kinds: [(Compare, &str, &str); 2] = [
-        (kcmp::compare_tables, "table of descriptors", "CLONE_FILES"),
-        (kcmp::compare_fs, "working directory and umask", "CLONE_FS"),
-    ];
-    for (compare, what, flag) in kinds {
-        let compare = |a: Pid, b: Pid| match compare(a, b) {
-            Err(nix::errno::Errno::ESRCH) => Ok(None),
-            order => order.map(Some).doing(|| format!("compare the {what} of processes {a} and {b}")),
-        };
-        let mut sorted: Vec<usize> = Vec::new();
-        for (at, member) in graph.members.iter().enumerate() {
-            for &thread in member.threads.iter().filter(|&&thread| thread != member.host) {
-                if compare(member.host, thread)?.is_some_and(|order| order != Ordering::Equal) {
-                    let why = format!("a thread has one of its own (it has called unshare({flag}))");
-                    blockers.push(blocker(member, Refusal { what: what.into(), why, remedy: None }));
-                    break;
-                }
-            }
-            let (mut low, mut high) = (0, sorted.len());
-            while low < high {
-                let middle = low.midpoint(high);
-                let other = &graph.members[sorted[middle]];
-                match compare(other.host, member.host)? {
-                    Some(Ordering::Equal) => {
-                        let why = format!("shared with process {} ({}), by {flag}", other.pid, other.comm);
-                        blockers.push(blocker(member, Refusal { what: what.into(), why, remedy: None }));
-                        break;
-                    }
-                    Some(Ordering::Greater) => high = middle,
-                    Some(Ordering::Less) | None => low = middle + 1,
-                }
-            }
-            sorted.insert(low, at);
-        }
-    }
-    Ok(())
 }

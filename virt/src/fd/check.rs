@@ -141,6 +141,15 @@ impl Files {
                     let number = (!device.owned).then_some(device.device);
                     expect(&device.path, libc::S_IFCHR, number).map(drop)?;
                 }
+                Object::Socket(socket) => {
+                    if let Some(path) = socket.file() {
+                        expect(container::parent(path), libc::S_IFDIR, None)?;
+                        // A socket makes its file itself, and takes the place of its own old one, but of no other file.
+                        if container::find(root, path)?.is_some() {
+                            expect(path, libc::S_IFSOCK, None)?;
+                        }
+                    }
+                }
                 _ => {}
             }
         }

@@ -40,6 +40,7 @@ mod show;
 mod signalfd;
 mod socket;
 mod stream;
+mod tables;
 mod terminal;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use super::Trouble;
 use super::capture::Job;
 use super::making::Making;
 use crate::Error;
-use crate::image::Image;
+use crate::image::{Bytes, Image};
 use crate::restore;
 pub(crate) use class::Class;
 use options::Options;
@@ -71,6 +71,14 @@ impl Job<'_> {
             _ => return Err(class.refuse(fd)),
         };
         Ok(Socket { options: options(self)?, class, of })
+    }
+}
+
+impl Socket {
+    /// Where the file of its name is to be, if it has one.
+    pub(super) fn file(&self) -> Option<&Bytes> {
+        let Family::Unix(unix) = &self.of else { return None };
+        unix.file.as_ref().map(|file| &file.path)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::worker::Worker;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// `linux/securebits.h`: a change of user ids does not touch capabilities.
 const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
@@ -54,10 +55,10 @@ impl Agents {
     }
 
     fn find(&mut self, making: &mut Making<'_>, pid: i32) -> Result<&mut Worker, Failure> {
-        if let std::collections::btree_map::Entry::Vacant(e) = self.0.entry(pid) {
-            e.insert(nursery::beget_agent(making.worker, pid)?);
+        match self.0.entry(pid) {
+            Entry::Occupied(there) => Ok(there.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(nursery::beget_agent(making.worker, pid)?)),
         }
-        self.0.get_mut(&pid).ok_or_else(|| Failure::new("find an agent", nix::errno::Errno::ESRCH))
     }
 
     /// Ends them.

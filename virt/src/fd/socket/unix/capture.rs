@@ -110,7 +110,7 @@ impl Job<'_> {
         match listed.peer {
             None => Ok(State::Alone),
             Some(0) if self.unix.waits(inode) == Some(true) => Ok(State::Waiting),
-            Some(0) if self.unix.waits(inode) == Some(false) => Err(self.outside(socket, called, 0)),
+            Some(0) if self.unix.waits_outside(inode) => Err(self.outside(socket, called, 0)),
             Some(0) => Ok(State::Orphaned {
                 from: self.peer_name(socket),
                 with: self.peer_credentials(socket)?,

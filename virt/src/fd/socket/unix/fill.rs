@@ -12,6 +12,7 @@ use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// `linux/socket.h`; not in libc.
@@ -164,9 +165,9 @@ impl Unmade {
             let State::Connected { to, .. } = unix.state else { continue };
             let Some((_, other)) = unix_of(files, to) else { continue };
             let mutual = to != id && matches!(other.state, State::Connected { to, .. } if to == id);
-            if class.kind == libc::SOCK_DGRAM
+            if let Some(address) = self.addresses.get(&to)
+                && class.kind == libc::SOCK_DGRAM
                 && !mutual
-                && let Some(address) = self.addresses.get(&to)
             {
                 let fd = making.at(id);
                 self.yard.connect(&mut making.program, fd, address);
@@ -223,15 +224,17 @@ impl Senders {
     /// ckrun's duplicate of a socket, with a buffer for all that is to be sent.
     fn take(&mut self, making: &Making<'_>, fd: RawFd) -> Result<BorrowedFd<'_>, Failure> {
         let what = || "enlarge the buffer of a unix socket";
-        if let std::collections::btree_map::Entry::Vacant(e) = self.taken.entry(fd) {
-            let own = making.worker.pidfd_getfd(fd)?;
-            let number = |name| sockopt::number(&own, libc::SOL_SOCKET, name).doing(what);
-            let (size, lock) = (number(libc::SO_SNDBUF)?, number(SO_BUF_LOCK)?);
-            sockopt::set_number(&own, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, HUGE).doing(what)?;
-            e.insert((own, size, lock));
-        }
-        let (own, ..) = self.taken.get(&fd).ok_or_else(|| Failure::new(what(), Errno::EBADF))?;
-        Ok(own.as_fd())
+        let (own, ..) = match self.taken.entry(fd) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let own = making.worker.pidfd_getfd(fd)?;
+                let number = |name| sockopt::number(&own, libc::SOL_SOCKET, name).doing(what);
+                let (size, lock) = (number(libc::SO_SNDBUF)?, number(SO_BUF_LOCK)?);
+                sockopt::set_number(&own, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, HUGE).doing(what)?;
+                place.insert((own, size, lock))
+            }
+        };
+        Ok(OwnedFd::as_fd(own))
     }
 
     /// Gives the buffers their sizes again, and closes what is not the job's.

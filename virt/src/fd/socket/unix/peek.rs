@@ -93,7 +93,7 @@ pub(super) fn peek(socket: &OwnedFd, kind: i32) -> Result<Vec<Peeked>, Failure> 
         if failed && offset as u64 >= bytes {
             break;
         }
-        let (message, truncated) = match receive(socket.as_fd(), room) {
+        let (mut message, truncated) = match receive(socket.as_fd(), room) {
             Err(Errno::EAGAIN) => break,
             Err(Errno::ECONNRESET) if failed => continue,
             answer => match answer.doing(what)? {
@@ -110,7 +110,17 @@ pub(super) fn peek(socket: &OwnedFd, kind: i32) -> Result<Vec<Peeked>, Failure> 
             changed.seek(offset).doing(what)?;
             continue;
         }
+        let start = offset;
         offset += message.bytes.len();
+        if kind == libc::SOCK_STREAM && !message.rights.is_empty() {
+            let at = rights_at(&changed, start, message.bytes.len()).doing(what)?;
+            changed.seek(offset).doing(what)?;
+            let rest = message.bytes.split_off(at);
+            let before = Peeked { bytes: message.bytes, by: message.by, ..Peeked::default() };
+            found.extend((at > 0).then_some(before));
+            found.push(Peeked { bytes: rest, rights: message.rights, by: message.by, ..Peeked::default() });
+            continue;
+        }
         found.push(message);
     }
     drop(changed);
@@ -118,6 +128,27 @@ pub(super) fn peek(socket: &OwnedFd, kind: i32) -> Result<Vec<Peeked>, Failure> 
         mark(&mut found, socket, byte);
     }
     Ok(found)
+}
+
+/// Where among the `size` bytes of a stream from `start` on those begin that were sent with descriptors. A look ends with
+/// them, but it may have begun before.
+fn rights_at(changed: &Changed<'_>, start: usize, size: usize) -> Result<usize, Errno> {
+    let with = |length: usize| {
+        changed.seek(start)?;
+        Ok::<_, Errno>(receive(changed.socket, length)?.is_some_and(|(seen, _)| !seen.rights.is_empty()))
+    };
+    // The least length with which they are seen; most often it is one byte.
+    let (mut low, mut high) = (1, size);
+    let mut middle = 1;
+    while low < high {
+        if with(middle)? {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+        middle = low.midpoint(high);
+    }
+    Ok(low - 1)
 }
 
 /// The next call that reads is to fail.

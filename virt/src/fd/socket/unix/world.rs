@@ -175,6 +175,15 @@ impl World {
         self.waiting.get(&inode).map(|listener| self.nodes.contains_key(listener))
     }
 
+    /// Socket `inode` is connected to one that is not accepted yet, and not at a socket of the job: perhaps in another
+    /// network namespace, of which nothing is known here. An end that has gone has shut down both directions of a stream.
+    pub(super) fn waits_outside(&self, inode: u64) -> bool {
+        let Some(listed) = self.listed(inode) else { return false };
+        let stream = self.node(inode).and_then(|node| self.socket(node));
+        let stream = stream.is_some_and(|(class, _)| class.kind != libc::SOCK_DGRAM);
+        stream && listed.peer == Some(0) && listed.shutdown & 3 != 3 && self.waits(inode) != Some(true)
+    }
+
     /// What waits in a socket: messages, and the nodes that travel with each. It can be had once.
     pub(super) fn queue(&mut self, node: usize) -> Vec<(Peeked, Vec<usize>)> {
         self.queues.remove(&node).unwrap_or_default()
@@ -190,7 +199,7 @@ impl World {
         let inode = graph.nodes[node].seen.stat.st_ino;
         let Some(listed) = self.listed(inode) else { return false };
         match listed.peer {
-            Some(0) => self.waits(inode) == Some(false),
+            Some(0) => self.waits_outside(inode),
             Some(peer) => self.node(peer).is_none(),
             None => false,
         }
