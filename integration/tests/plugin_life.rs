@@ -247,3 +247,58 @@ fn a_move_takes_the_plugins_along() {
     assert!(first.end() > 0);
     assert!(second.end() > 0);
 }
+
+#[test]
+fn a_plugin_asks_for_names_and_keeps_handles() {
+    let (job, told) = linked();
+    let emulator = Emulator::at_work();
+    let device = emulator.device.display().to_string();
+    // Asked when the job stands still, and its image is being written.
+    let questions = json!([
+        {"method": "translate", "kind": "device", "virtual": "/dev/emu0"},
+        {"method": "translate", "kind": "device", "real": device},
+        {"method": "translate", "kind": "device", "virtual": "/dev/other"},
+        {"method": "translate", "kind": "pid", "virtual": 1},
+        {"method": "bind", "kind": "handle", "space": "session", "virtual": 1, "real": 48211},
+        {"method": "translate", "kind": "handle", "space": "session", "real": 48211},
+        {"method": "unbind", "kind": "handle", "space": "session", "virtual": 2},
+        {"method": "write", "pid": 1, "address": "0x1000", "data": ""},
+        {"method": "signal", "pid": 1, "signal": 0},
+        {"method": "signal", "pid": 4711, "signal": 0},
+    ]);
+    let ask = base64(&questions.to_string());
+    let grant = ["--plugin-grant", "a=signals,memory"];
+    let plugin = format!("{},how=ask,on=precheckpoint,ask={ask}", gives(&emulator));
+    job.start_with(&[&told.words(&[&plugin])[..], &grant].concat());
+    let init = job.container.pid();
+    told.heard();
+    let image = job.image("image");
+    job.leave_running(&image);
+    let heard = told.heard();
+    let said: Vec<&str> = heard.iter().filter_map(|line| line.strip_prefix("a said ")).collect();
+    let names = format!("{{\"real\": \"{device}\", \"virtual\": \"/dev/emu0\"}}");
+    assert_eq!(said[..2], [&names, &names]);
+    assert!(said[2].contains("nothing is bound"), "{said:?}");
+    assert_eq!(said[3], format!("{{\"real\": {init}, \"virtual\": 1}}"));
+    assert_eq!((said[4], said[5]), ("{}", "{\"real\": 48211, \"virtual\": 1}"));
+    assert!(said[6].contains("there is no handle session 2"), "{said:?}");
+    assert!(said[7].contains("not in its image"), "{said:?}");
+    assert_eq!(said[8], "{}");
+    assert!(said[9].contains("there is no process 4711"), "{said:?}");
+    // A person sees the same, and the image has it.
+    let real = job.container.ckrun(&["ids", "ID", "--to-real", "handle:session:1"]).ok();
+    assert_eq!(real.trim_end(), "handle:session:48211");
+    let said: Value =
+        serde_json::from_str(&job.container.ckrun(&["inspect", "--json", path(&image)]).ok()).unwrap();
+    assert_eq!(said["plugins"][0]["bindings"][1]["real"], 48211, "{:#}", said["plugins"]);
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    assert!(emulator.end() > 0);
+}
+
+fn base64(text: &str) -> String {
+    let mut command = std::process::Command::new("base64");
+    command.arg("-w0").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+}
