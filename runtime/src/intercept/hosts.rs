@@ -4,6 +4,7 @@
 //! (RFC 2544), which is on no network. It follows from the name alone, since a job may keep the address over a restart.
 
 use crate::error::{Error, Result};
+use crate::supervisor::names;
 use oci_spec::runtime::{Mount, Spec};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -84,7 +85,7 @@ impl Hosts {
         if self.new.is_empty() {
             return Ok(false);
         }
-        let path = home.join("hosts");
+        let path = home.join(names::HOSTS);
         let mut text = self.text.clone();
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');

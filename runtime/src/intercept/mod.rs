@@ -22,13 +22,16 @@ use crate::sandbox::seccomp::{Asked, Filter};
 use ckrun_plugin::binding::Ioctl;
 use handles::Handles;
 use names::Name;
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 /// An address that the job knows, and where it is on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
+    /// What tables and people call it: `emu:4000`.
+    pub name: String,
     /// As the job says it.
     pub to: Name,
     /// Here.
@@ -58,19 +61,24 @@ pub struct Command {
 }
 
 impl Claims {
-    /// The filter that asks about the calls of these claims; None if there are none.
-    pub fn filter(&self) -> Option<Filter> {
-        let mut asked = Vec::new();
-        if !listen::lock(&self.routes).is_empty() {
-            asked.extend([libc::SYS_connect, libc::SYS_getpeername].map(Asked::always));
-        }
-        if !self.ioctls.is_empty() {
-            // The kernel, too, takes the lower half only (`unsigned int cmd`).
-            let commands = self.ioctls.iter().map(|command| command.claim.command.0 as u32).collect();
-            asked.push(Asked { number: libc::SYS_ioctl, among: Some((1, commands)) });
-        }
-        (!asked.is_empty()).then(|| Filter::asking(asked))
+    /// Answers for these.
+    pub fn new(routes: Vec<Route>, ioctls: Vec<Command>, handles: Handles) -> Claims {
+        Claims { routes: routes.into(), ioctls, handles: handles.into(), used: Mutex::default() }
     }
+}
+
+/// The filter that asks about sockets, if there are any, and about these ioctl commands; None if about nothing.
+pub fn filter<'a>(sockets: bool, ioctls: impl IntoIterator<Item = &'a Ioctl>) -> Option<Filter> {
+    let mut asked = Vec::new();
+    if sockets {
+        asked.extend([libc::SYS_connect, libc::SYS_getpeername].map(Asked::always));
+    }
+    // The kernel, too, takes the lower half only (`unsigned int cmd`).
+    let commands: BTreeSet<u32> = ioctls.into_iter().map(|ioctl| ioctl.command.0 as u32).collect();
+    if !commands.is_empty() {
+        asked.push(Asked { number: libc::SYS_ioctl, among: Some((1, commands.into_iter().collect())) });
+    }
+    (!asked.is_empty()).then(|| Filter::asking(asked))
 }
 
 #[cfg(test)]

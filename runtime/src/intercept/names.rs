@@ -1,6 +1,7 @@
 //! The addresses of sockets, as a plugin writes them and as the kernel does (ip(7), ipv6(7), unix(7)).
 
 use ckrun_plugin::binding::Address;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 const UNIX_MAX: usize = 108;
 
 /// The address of a socket. An IPv4 address inside an IPv6 one is the former.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Name {
     /// Of TCP.
     Inet(SocketAddr),
@@ -76,6 +78,15 @@ impl Name {
         Some(bytes)
     }
 
+    /// An address as tables have it, without the word for its family: `10.0.0.7:5011`, `/run/emu.sock`, `@emu`.
+    pub fn bare(text: &[u8]) -> Option<Name> {
+        match text {
+            [b'/', ..] => Some(Name::Path(text.to_vec())),
+            [b'@', name @ ..] => Some(Name::Abstract(name.to_vec())),
+            text => Some(Name::Inet(std::str::from_utf8(text).ok()?.parse().ok()?)),
+        }
+    }
+
     /// The address that a plugin or a person has written, whose host is `ip` if that is a name.
     ///
     /// # Errors
@@ -90,6 +101,20 @@ impl Name {
             Address::Unix(path) => Name::Path(std::ffi::OsStr::new(path).as_bytes().to_vec()),
             Address::Abstract(name) => Name::Abstract(name.as_bytes().to_vec()),
         })
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Name, String> {
+        Name::of(&text.parse()?, |host| Err(format!("{host:?} is no address")))
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> String {
+        name.to_string()
     }
 }
 

@@ -1,6 +1,6 @@
 use super::listen::{lock, serve};
 use super::names::Name;
-use super::{Claims, Command, Route};
+use super::{Claims, Command, Route, filter};
 use ckrun_plugin::binding::{Direction, Handle, Ioctl};
 use ckrun_plugin::number::Hex;
 use nix::errno::Errno;
@@ -15,7 +15,8 @@ use std::sync::Arc;
 /// Runs `job` in a thread whose claimed calls are answered. A filter is a thread's own.
 fn under<T: Send>(claims: Claims, job: impl FnOnce() -> T + Send) -> (T, Arc<Claims>) {
     let claims = Arc::new(claims);
-    let filter = claims.filter().expect("something is claimed");
+    let sockets = !lock(&claims.routes).is_empty();
+    let filter = filter(sockets, claims.ioctls.iter().map(|command| &command.claim)).expect("claims");
     let (listeners, listener) = std::sync::mpsc::channel::<OwnedFd>();
     let done = std::thread::scope(|scope| {
         let job = scope.spawn(move || {
@@ -41,7 +42,7 @@ fn a_connection_goes_to_the_real_address_and_its_peer_has_the_virtual_one() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let real = server.local_addr().unwrap();
-    let claims = routed([Route { to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
+    let claims = routed([Route { name: String::new(), to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
     let there = other.local_addr().unwrap();
     let (names, _) = under(claims, move || {
         let mut socket = TcpStream::connect("198.18.0.1:4000").unwrap();
@@ -59,8 +60,11 @@ fn a_connection_goes_to_the_real_address_and_its_peer_has_the_virtual_one() {
 #[test]
 fn an_ipv6_socket_reaches_an_ipv4_address() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let claims =
-        routed([Route { to: inet("[fd00::7]:4000"), real: Name::Inet(server.local_addr().unwrap()) }]);
+    let claims = routed([Route {
+        name: String::new(),
+        to: inet("[fd00::7]:4000"),
+        real: Name::Inet(server.local_addr().unwrap()),
+    }]);
     let (peer, _) = under(claims, || TcpStream::connect("[fd00::7]:4000").unwrap().peer_addr().unwrap());
     assert_eq!(peer, "[fd00::7]:4000".parse::<SocketAddr>().unwrap());
 }
@@ -70,7 +74,7 @@ fn two_names_for_one_place_are_told_apart() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let real = Name::Inet(server.local_addr().unwrap());
     let names = ["198.18.0.1:4000", "198.18.0.1:4001"];
-    let claims = routed(names.map(|to| Route { to: inet(to), real: real.clone() }));
+    let claims = routed(names.map(|to| Route { name: String::new(), to: inet(to), real: real.clone() }));
     let (peers, _) =
         under(claims, move || names.map(|name| TcpStream::connect(name).unwrap().peer_addr().unwrap()));
     assert_eq!(peers.map(|peer| peer.to_string()), names);
@@ -83,7 +87,7 @@ fn errors_are_those_of_the_real_address() {
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&port, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let real: SocketAddr = rustix::net::getsockname(&port).unwrap().try_into().unwrap();
-    let claims = routed([Route { to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
+    let claims = routed([Route { name: String::new(), to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
     let (error, _) = under(claims, || {
         let error = TcpStream::connect("198.18.0.1:4000").unwrap_err().kind();
         let bad = nix::sys::socket::getpeername::<()>(std::io::stdin().as_fd().as_raw_fd());
@@ -99,8 +103,8 @@ fn unix_paths_and_abstract_names_are_routed_too() {
     let server = UnixListener::bind(&path).unwrap();
     let real = Name::Path(path.as_os_str().as_encoded_bytes().to_vec());
     let claims = routed([
-        Route { to: Name::Path(b"/run/emu.sock".to_vec()), real: real.clone() },
-        Route { to: Name::Abstract(b"emu".to_vec()), real },
+        Route { name: String::new(), to: Name::Path(b"/run/emu.sock".to_vec()), real: real.clone() },
+        Route { name: String::new(), to: Name::Abstract(b"emu".to_vec()), real },
     ]);
     let (peers, _) = under(claims, || {
         let path = UnixStream::connect("/run/emu.sock").unwrap().peer_addr().unwrap();
@@ -126,10 +130,15 @@ fn a_slow_connection_keeps_no_other_waiting() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let claims = routed([
         Route {
+            name: String::new(),
             to: Name::Path(b"/slow".to_vec()),
             real: Name::Path(path.as_os_str().as_encoded_bytes().to_vec()),
         },
-        Route { to: inet("198.18.0.1:4000"), real: Name::Inet(server.local_addr().unwrap()) },
+        Route {
+            name: String::new(),
+            to: inet("198.18.0.1:4000"),
+            real: Name::Inet(server.local_addr().unwrap()),
+        },
     ]);
     under(claims, move || {
         std::thread::scope(|scope| {

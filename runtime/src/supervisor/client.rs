@@ -4,6 +4,7 @@ use super::record::{Plugin, Saved};
 use super::request::{self, Failures, Request, Tie, Tied};
 use super::still;
 use crate::error::{Error, Result};
+use crate::intercept::Route;
 use crate::plugin::Failed;
 use crate::plugin::company::Folder;
 use crate::state::InitProcess;
@@ -61,9 +62,14 @@ impl Client {
         self.answer::<Tied>(&Request::Restart { folders }, fds, None).map(|tied| tied.ties)
     }
 
-    /// The sandbox stands.
-    pub fn made(&mut self, init: InitProcess) -> Result<()> {
-        self.ask(&Request::Made { init }, Vec::new(), None).map(drop)
+    /// Where what the job connects to is.
+    pub fn routes(&mut self, routes: Vec<Route>) -> Result<()> {
+        self.ask(&Request::Routes { routes }, Vec::new(), None).map(drop)
+    }
+
+    /// The sandbox stands. `listener` is that of the filter over what the supervisor answers.
+    pub fn made(&mut self, init: InitProcess, listener: Option<OwnedFd>) -> Result<()> {
+        self.ask(&Request::Made { init }, listener.into_iter().collect(), None).map(drop)
     }
 
     /// `running`, for a job that is about to run for the first time on this host.

@@ -3,7 +3,11 @@
 
 use super::launch;
 use super::logs::Logs;
-use super::record::Record;
+use super::record::{Record, in_table};
+use crate::error::Result;
+use crate::intercept::listen::lock;
+use crate::intercept::names::Name as Address;
+use crate::intercept::{self, Claims, Route};
 use crate::plugin::Calls;
 use crate::plugin::attach::Bound;
 use ckrun_plugin::binding::{Kind, Name};
@@ -18,6 +22,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A verb that is connected.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ pub struct Desk {
     pub job: Option<Process>,
     /// The verb whose story is under way.
     pub owner: Option<Guest>,
+    /// What is answered for the job.
+    claims: Option<Arc<Claims>>,
     /// Connected sockets, by the virtual names that they are bound to.
     pub sockets: BTreeMap<String, Rc<OwnedFd>>,
     /// The record as it was last written.
@@ -64,15 +71,49 @@ impl Desk {
             logs: Logs::new(home.into()),
             job: None,
             owner: None,
+            claims: None,
             sockets: BTreeMap::new(),
             written: None,
         }
     }
 
+    /// Answers the system calls that come to `listener`, from now on.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn listen(&mut self, listener: OwnedFd) -> Result<()> {
+        let claims = Arc::new(self.record.claims());
+        intercept::listen::serve(listener, Arc::clone(&claims))?;
+        self.claims = Some(claims);
+        Ok(())
+    }
+
+    /// Takes over the handles that the job has got from drivers meanwhile, and gives those that answer what has been
+    /// bound.
+    fn agree(&mut self) {
+        let Some(claims) = &self.claims else { return };
+        let handles = lock(&claims.handles).clone();
+        self.record.learn(&handles);
+        let real = |route: &Route| {
+            let is = |(id, real): (Id, Id)| (id == Id::Socket(route.name.as_str().into())).then_some(real);
+            let bound = self.record.bindings().filter_map(|(_, binding)| in_table(binding)).find_map(is)?;
+            let Id::Socket(real) = bound else { return None };
+            Address::bare(&real)
+        };
+        let mut routes = lock(&claims.routes);
+        for route in routes.iter_mut() {
+            if let Some(real) = real(route) {
+                route.real = real;
+            }
+        }
+        self.record.routes.clone_from(&routes);
+    }
+
     /// Writes the record if it has changed.
     pub fn save(&mut self) {
+        self.agree();
         // Before it is told anything it has nothing to say, and what another one has left must stay.
-        if self.record.plugins.is_empty() || self.written.as_ref() == Some(&self.record) {
+        if self.record.job.id.is_empty() || self.written.as_ref() == Some(&self.record) {
             return;
         }
         match self.record.write(&self.home) {
@@ -116,6 +157,14 @@ impl Desk {
                 format!("bind: {name}: plugin {owner} has bound it"),
             ));
         }
+        if let (Some(claims), Binding::Handle { space, virtual_number, real_number }) =
+            (&self.claims, &binding)
+        {
+            lock(&claims.handles).bind(space, *virtual_number, *real_number).map_err(|other| {
+                let why = format!("bind: {space} {other} is bound to {real_number} already");
+                Fault::new(Code::InvalidParams, why)
+            })?;
+        }
         if let Some(plugin) = self.record.plugin(plugin) {
             plugin.bindings.retain(|old| old.virtual_name() != name);
             plugin.bindings.push(binding);
@@ -139,6 +188,9 @@ impl Desk {
         let bindings = &mut self.record.plugin(plugin).ok_or_else(unknown)?.bindings;
         let at = bindings.iter().position(is_it).ok_or_else(unknown)?;
         bindings.remove(at);
+        if let Some(claims) = &self.claims {
+            lock(&claims.handles).unbind(&name.space, name.virtual_number);
+        }
         Ok(Answer::Nothing {})
     }
 
@@ -308,7 +360,10 @@ impl Calls for Desk {
     fn call(&mut self, plugin: &str, _: Option<Event>, call: Call) -> Result<Answer, Fault> {
         let nobody = || Fault::new(Code::Internal, format!("there is no plugin {plugin}"));
         match call {
-            Call::Translate(what) => self.translate(&what),
+            Call::Translate(what) => {
+                self.agree();
+                self.translate(&what)
+            }
             Call::Bind(binding) => self.bind_handle(plugin, binding),
             Call::Unbind(name) => self.unbind(plugin, &name),
             Call::Put(put) => {

@@ -19,6 +19,7 @@
 //!   are answered;
 //! - [`record`]: what it leaves in the container's directory, [`logs`]: what plugins write.
 
+mod claims;
 pub mod client;
 pub mod desk;
 pub mod launch;
@@ -45,10 +46,12 @@ pub mod names {
     pub const PLUGINS_LOG: &str = "plugins.log";
     /// See [`PLUGINS_LOG`].
     pub const PLUGINS_LOG_BEFORE: &str = "plugins.log.1";
+    /// The container's /etc/hosts, if names had to be added to it.
+    pub const HOSTS: &str = "hosts";
     /// An empty directory, for a plugin of which an image has no folder.
     pub const EMPTY: &str = "empty";
     /// All of them but the directory.
-    pub const FILES: [&str; 5] = [SOCKET, RECORD, LOG, PLUGINS_LOG, PLUGINS_LOG_BEFORE];
+    pub const FILES: [&str; 6] = [SOCKET, RECORD, LOG, PLUGINS_LOG, PLUGINS_LOG_BEFORE, HOSTS];
 }
 
 /// The most plugins of a job: as many as descriptors go with a message.

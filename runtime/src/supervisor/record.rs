@@ -3,9 +3,11 @@
 
 use super::names;
 use crate::error::{Error, Result};
+use crate::intercept::{self, Route};
 use crate::plugin::Asked;
 use crate::plugin::area::Area;
 use crate::plugin::manifest::{Manifest, proper};
+use crate::sandbox::seccomp::Filter;
 use crate::state::InitProcess;
 use ckrun_plugin::binding::{Address, Ioctl};
 use ckrun_plugin::{Binding, Event, Job, Reason};
@@ -82,6 +84,9 @@ pub struct Record {
     pub init: Option<InitProcess>,
     /// The plugins, in the order in which they were given.
     pub plugins: Vec<Plugin>,
+    /// Where what the job connects to is.
+    #[serde(default)]
+    pub routes: Vec<Route>,
     /// The event that is under way.
     #[serde(default)]
     pub event: Option<Event>,
@@ -165,6 +170,11 @@ impl Record {
         self.plugins
             .iter()
             .flat_map(|plugin| plugin.bindings.iter().map(move |binding| (plugin.name(), binding)))
+    }
+
+    /// The filter that the job's first process has for the sake of what the supervisor answers.
+    pub fn filter(&self) -> Option<Filter> {
+        intercept::filter(!self.routes.is_empty(), self.plugins.iter().flat_map(|plugin| &plugin.ioctls))
     }
 
     /// Takes the bindings of plugins over into a table.

@@ -5,6 +5,7 @@
 
 use super::record::{Plugin, Saved};
 use crate::error::{Error, Result};
+use crate::intercept::Route;
 use crate::plugin::{Failed, Why};
 use crate::state::InitProcess;
 use ckrun_plugin::binding::{Ioctl, Mount};
@@ -50,7 +51,13 @@ pub enum Request {
         /// Their paths, in the order of the plugins.
         folders: Vec<PathBuf>,
     },
-    /// The sandbox stands, and this is the job's first process.
+    /// Where what the job connects to is.
+    Routes {
+        /// All of them.
+        routes: Vec<Route>,
+    },
+    /// The sandbox stands, and this is the job's first process. The listener of its filter comes along if it has one
+    /// ([`crate::intercept`]).
     Made {
         /// It.
         init: InitProcess,

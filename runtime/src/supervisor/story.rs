@@ -107,7 +107,14 @@ impl Story {
                 let attached = company.restart(kept, desk);
                 self.attach(attached)
             }
-            Request::Made { init } => self.made(init).map(nothing),
+            Request::Routes { routes } => {
+                self.desk.record.routes = routes;
+                Ok(nothing(()))
+            }
+            Request::Made { init } => {
+                self.made(init)?;
+                fds.into_iter().try_for_each(|listener| self.desk.listen(listener)).map(nothing)
+            }
             Request::Running { after } => {
                 let (company, desk) = self.company()?;
                 failures(company.running(after, desk))
@@ -168,7 +175,8 @@ impl Story {
         if plugins.len() > PLUGINS {
             return Err(Error::Usage(format!("a job has at most {PLUGINS} plugins, not {}", plugins.len())));
         }
-        self.desk.record = Record { job, init: None, plugins, event: Some(Event::Hello), over: None };
+        let event = Some(Event::Hello);
+        self.desk.record = Record { job, init: None, plugins, routes: Vec::new(), event, over: None };
         self.desk.save();
         self.start()
     }
@@ -218,6 +226,11 @@ impl Story {
             let bindings = in_force.get(peer.name()).cloned().unwrap_or_default();
             let others = bindings.into_iter().filter(|binding| binding.kind() != Kind::Handle);
             peer.bindings = others.map(|binding| Bound { binding, fd: None }).collect();
+        }
+        if desk.record.filter().is_some() {
+            log::warn!(
+                "system calls that the killed one answered fail with ENOSYS until the job is restarted"
+            );
         }
         let (bound, failed) =
             company.recover(|name| in_force.get(name).cloned().unwrap_or_default(), desk)?;
@@ -381,6 +394,7 @@ fn event(request: &Request) -> Option<Event> {
         Request::Resume { .. } => Some(Event::Resume),
         Request::End {} => Some(Event::Exit),
         Request::Made { .. }
+        | Request::Routes { .. }
         | Request::Stay {}
         | Request::Done {}
         | Request::Doomed {}

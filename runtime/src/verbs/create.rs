@@ -31,12 +31,12 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
     let mut party = party::begin(context, &args.id, &mut bundle, &mut options, asked)?;
     let console = args.new.console_socket.as_deref().map(console::connect_socket).transpose()?;
     let place = party::place(&mut party, context, &args.id);
-    let built = build(place, &bundle, &options, Start::OnDemand, console)?;
+    let mut built = build(place, &bundle, &options, Start::OnDemand, console)?;
     let settled = match &args.new.pid_file {
         Some(path) => write_pid_file(path, built.init.pid().as_raw()),
         None => Ok(()),
     };
-    let settled = settled.and_then(|()| party.as_mut().map_or(Ok(()), |party| settle(party, &built)));
+    let settled = settled.and_then(|()| party.as_mut().map_or(Ok(()), |party| settle(party, &mut built)));
     if let Err(e) = settled {
         built.abandon();
         return Err(e);
@@ -45,7 +45,7 @@ pub fn run(args: Args, context: &Context) -> Result<()> {
 }
 
 /// From now on the plugins are the container's, and not ours.
-fn settle(party: &mut Party, built: &Built) -> Result<()> {
+fn settle(party: &mut Party, built: &mut Built) -> Result<()> {
     party.made(built)?;
     party.client.stay()?;
     party.client.done()

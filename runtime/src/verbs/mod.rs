@@ -1,6 +1,7 @@
 //! The verbs of the command line, one file each. A verb parses its words, finds its container and calls the rooms that
 //! do the work; its answer is ckrun's exit status.
 
+mod answers;
 mod carry;
 mod changed;
 pub mod checkpoint;

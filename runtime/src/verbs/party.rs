@@ -1,9 +1,10 @@
 //! The plugins of a job, as the verbs have to do with them.
 
-use super::Context;
 use super::carry::absolute;
+use super::{Context, answers};
 use crate::config::Bundle;
 use crate::error::{Error, Result};
+use crate::intercept::{self, hosts::Hosts};
 use crate::plugin::asked::{Asked, merge};
 use crate::plugin::company::Folder;
 use crate::plugin::{Failed, start::owner};
@@ -36,11 +37,14 @@ use std::sync::Arc;
 pub struct Party {
     /// The talk with them.
     pub client: Client,
+    /// To what they have tied the job.
+    pub ties: Vec<Tie>,
     /// The id, until the sandbox is built.
     claim: Option<Claim>,
 }
 
-/// What a new job's plugins do before there is a sandbox. None for a job without plugins.
+/// What a new job's plugins do before there is a sandbox. None for a job without plugins that connects to nothing that is
+/// elsewhere.
 ///
 /// # Errors
 /// Those of [`Client::begin`] and [`Client::init`].
@@ -51,7 +55,7 @@ pub fn begin(
     options: &mut sandbox::Options,
     asked: Vec<Asked>,
 ) -> Result<Option<Party>> {
-    if asked.is_empty() {
+    if asked.is_empty() && options.maps.sockets.is_empty() {
         return Ok(None);
     }
     sandbox::validate::check(bundle)?;
@@ -61,10 +65,11 @@ pub fn begin(
     });
     let plugins = plugins.collect::<Result<Vec<Plugin>>>()?;
     let mut party = Party::start(context, id, bundle, 0, &plugins, false)?;
-    let ties = party.client.init()?;
-    options.maps.paths = tie(&ties, bundle, &options.maps.paths, true)?;
+    party.ties = party.client.init()?;
+    options.maps.paths = tie(&party.ties, bundle, &options.maps.paths, true)?;
     // Nobody connects yet, so that descriptors are of no use here.
-    options.maps.sockets.extend(sockets(&ties, |_| Ok(None))?);
+    options.maps.sockets.extend(sockets(&party.ties, |_| Ok(None))?);
+    party.answer(bundle, options)?;
     Ok(Some(party))
 }
 
@@ -87,15 +92,34 @@ impl Party {
         let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let job = Job { id: id.into(), generation, host, bundle: absolute(&bundle.dir)? };
         client.begin(job, plugins)?;
-        Ok(Party { client, claim: Some(claim) })
+        Ok(Party { client, ties: Vec::new(), claim: Some(claim) })
+    }
+
+    /// Prepares for the system calls that the supervisor answers: connections to what is elsewhere, by the sockets that are
+    /// mapped, and the ioctls that plugins have claimed.
+    ///
+    /// # Errors
+    /// [`answers::routes`]'s; see [`Client::routes`].
+    pub fn answer(&mut self, bundle: &mut Bundle, options: &mut sandbox::Options) -> Result<()> {
+        let mut hosts = Hosts::of(&bundle.spec, &bundle.rootfs()?)?;
+        let routes = answers::routes(&options.maps.sockets, &mut hosts)?;
+        if let Some(claim) = &self.claim
+            && hosts.mount(&mut bundle.spec, claim.dir())?
+        {
+            bundle.refresh()?;
+        }
+        let ioctls = self.ties.iter().flat_map(|tie| &tie.ioctls);
+        options.asks = intercept::filter(!routes.is_empty(), ioctls);
+        self.client.routes(routes)
     }
 
     /// A sandbox has been built for them.
     ///
     /// # Errors
     /// See [`Client::made`].
-    pub fn made(&mut self, built: &Built) -> Result<()> {
-        built.state.init.map_or(Ok(()), |init| self.client.made(init))
+    pub fn made(&mut self, built: &mut Built) -> Result<()> {
+        let listener = built.asks.take();
+        built.state.init.map_or(Ok(()), |init| self.client.made(init, listener))
     }
 
     /// The folders of an image, for `check` and `restart`.

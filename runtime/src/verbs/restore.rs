@@ -116,6 +116,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     options.maps.paths = guests.restart(&image, &mut bundle, &mut wishes)?;
     options.maps.sockets.clone_from(&wishes.sockets);
     let mut party = guests.party;
+    party.as_mut().map_or(Ok(()), |party| party.answer(&mut bundle, &mut options))?;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;
     let mut foreground = if args.detach { None } else { Some(Foreground::prepare()?) };
     let console = match (&args.new.console_socket, &mut foreground) {
@@ -134,7 +135,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     log::debug!("the sandbox stands");
     let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
     let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
-    let met = party.as_mut().map_or(Ok(()), |party| party.made(&built));
+    let met = party.as_mut().map_or(Ok(()), |party| party.made(&mut built));
     let revived = met.and_then(|()| {
         let mut watcher = Watcher {
             progress: Progress::new("restore"),
@@ -313,7 +314,8 @@ impl Guests {
         let (saved, words) = (of_image(image)?, args.new.plugins(bundle)?);
         let (plugins, mut problems) = party::of_image(context, &saved, words, &args.new.plugin_grant)?;
         party::promise(wishes, &saved);
-        if plugins.is_empty() || !problems.is_empty() {
+        let answers = !wishes.sockets.is_empty() && !args.dry_run;
+        if plugins.is_empty() && !answers || !problems.is_empty() {
             return Ok(Guests { plugins, party: None, problems });
         }
         validate::check(bundle)?;
@@ -342,9 +344,9 @@ impl Guests {
     fn restart(&mut self, image: &Image, bundle: &mut Bundle, wishes: &mut Options) -> Result<Rules> {
         let Some(party) = &mut self.party else { return Ok(wishes.devices.clone()) };
         let folders = party.folders(image, &self.plugins)?;
-        let ties = party.client.restart(folders)?;
-        let rules = party::tie(&ties, bundle, &wishes.devices, false)?;
-        party::bound(wishes, &ties, &rules, &mut party.client)?;
+        party.ties = party.client.restart(folders)?;
+        let rules = party::tie(&party.ties, bundle, &wishes.devices, false)?;
+        party::bound(wishes, &party.ties, &rules, &mut party.client)?;
         Ok(rules)
     }
 }

@@ -46,12 +46,12 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
     };
     // Plugins hear that the job is about to run when the sandbox stands.
     let start = if party.is_some() { Start::OnDemand } else { Start::AtOnce };
-    let built = build(party::place(&mut party, context, &id), &bundle, &options, start, console)?;
+    let mut built = build(party::place(&mut party, context, &id), &bundle, &options, start, console)?;
     let settled = match &args.new.pid_file {
         Some(path) => write_pid_file(path, built.init.pid().as_raw()),
         None => Ok(()),
     };
-    let settled = settled.and_then(|()| party.map_or(Ok(()), |party| release(party, &built)));
+    let settled = settled.and_then(|()| party.map_or(Ok(()), |party| release(party, &mut built)));
     if let Err(e) = settled {
         built.abandon();
         return Err(e);
@@ -70,7 +70,7 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
 }
 
 /// Lets a job with plugins run, which need us no longer then.
-fn release(mut party: Party, built: &Built) -> Result<()> {
+fn release(mut party: Party, built: &mut Built) -> Result<()> {
     party.made(built)?;
     party.client.running(After::Init, None)?;
     party.client.stay()?;

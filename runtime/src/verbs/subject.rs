@@ -84,11 +84,11 @@ impl Subject {
             frozen: status == Status::Paused,
             members: state.cgroups.pids()?,
             listener: !restored && notifies(),
-            asks: None,
+            asks: record.as_ref().and_then(Record::filter).map(|filter| filter.code()),
             places: places::of(&spec),
             outgoing,
             table: Some(table),
-            stand: record.is_some(),
+            stand: record.as_ref().is_some_and(|record| !record.plugins.is_empty()),
         };
         Ok(Subject { entry, state, init, options, record })
     }

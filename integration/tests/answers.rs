@@ -1,0 +1,143 @@
+//! What a job connects to is elsewhere than it thinks: `--map tcp:…`, `--map unix:…`, on one host and after a restart.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+use ckrun_integration::bundle::Container;
+use ckrun_integration::guests::guest;
+use ckrun_integration::job::{path, quietly};
+use ckrun_integration::pipes::{await_end, pidfd};
+use serde_json::json;
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+/// A container in the host's network whose job connects to what `words` say.
+fn caller(words: &[&str]) -> Container {
+    let container = Container::new().args(&[&["/caller"], words].concat());
+    fs::copy(guest("caller"), container.rootfs().join("caller")).unwrap();
+    fs::set_permissions(container.rootfs().join("caller"), Permissions::from_mode(0o755)).unwrap();
+    container.change(|c| {
+        let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        c["process"]["args"].as_array_mut().unwrap();
+        c["root"]["readonly"] = json!(true);
+    });
+    container
+}
+
+/// One end of a connection, to which the job answers.
+struct Server<S> {
+    link: BufReader<S>,
+}
+
+impl<S: Read + Write> Server<S> {
+    fn ask(&mut self, line: &str) -> String {
+        self.link.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
+        let mut answer = String::new();
+        self.link.read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    }
+}
+
+fn accept(listener: &TcpListener) -> Server<TcpStream> {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    Server { link: BufReader::new(stream) }
+}
+
+fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+fn checkpoint(container: &Container, image: &Path) {
+    let end = pidfd(container.pid());
+    container.ckrun(&["checkpoint", "--image-path", path(image), "ID"]).ok();
+    await_end(end);
+    container.no_trace();
+}
+
+#[test]
+fn a_host_that_only_the_job_knows_is_elsewhere_after_each_restart() {
+    let container = caller(&["emu", "4000"]);
+    let (listener, address) = listen();
+    quietly(&container, &["run", "--detach", "--map", &format!("tcp:emu:4000={address}"), "ID"]).ok();
+    let mut server = accept(&listener);
+    let hosts = fs::read_to_string(format!("/proc/{}/root/etc/hosts", container.pid())).unwrap();
+    let line = hosts.lines().find(|line| line.ends_with(" emu")).expect("the container knows the name");
+    let virtual_name = line.replace(" emu", ":4000");
+    assert_eq!(server.ask("one"), format!("one 1 {virtual_name}"));
+    // A connection that is made while the job runs.
+    assert_eq!(server.ask("again"), format!("again 2 {virtual_name}"));
+    let mut server = accept(&listener);
+    assert_eq!(server.ask("two"), format!("two 3 {virtual_name}"));
+    for generation in 1..3 {
+        // Of this the job has not read all.
+        server.link.get_mut().write_all(b"ha").unwrap();
+        let image = container.file(&format!("image-{generation}"));
+        checkpoint(&container, &image);
+        drop(server);
+        let (listener, address) = listen();
+        let restore = ["restore", "--detach", "--image-path", path(&image)];
+        let refused = container.ckrun(&[&restore[..], &["ID"]].concat());
+        refused.fails(1, &["emu:4000", "--map tcp:emu:4000="]);
+        let map = format!("tcp:emu:4000={address}");
+        quietly(&container, &[&restore[..], &["--map", &map, "ID"]].concat()).ok();
+        server = accept(&listener);
+        let count = 4 * generation;
+        assert_eq!(server.ask("lf"), format!("half {count} {virtual_name}"));
+        assert_eq!(server.ask("again"), format!("again {} {virtual_name}", count + 1));
+        server = accept(&listener);
+        assert_eq!(server.ask("new"), format!("new {} {virtual_name}", count + 2));
+        assert_eq!(server.ask("last"), format!("last {} {virtual_name}", count + 3));
+        let shown = container.ckrun(&["ids", "ID", "--to-real", "sock:emu:4000"]).ok();
+        assert_eq!(shown.trim_end(), format!("sock:{address}"));
+    }
+    let end = pidfd(container.pid());
+    server.link.get_ref().shutdown(Shutdown::Both).unwrap();
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
+#[test]
+fn a_path_of_the_job_leads_to_a_socket_of_the_host() {
+    let container = caller(&["/run/emu.sock"]);
+    let real = container.file("real.sock");
+    let listener = UnixListener::bind(&real).unwrap();
+    let map = format!("unix:/run/emu.sock={}", real.display());
+    quietly(&container, &["run", "--detach", "--map", &map, "ID"]).ok();
+    let mut server = Server { link: BufReader::new(listener.accept().unwrap().0) };
+    assert_eq!(server.ask("one"), "one 1 /run/emu.sock");
+    assert_eq!(server.ask("again"), "again 2 /run/emu.sock");
+    let mut server = Server { link: BufReader::new(listener.accept().unwrap().0) };
+    assert_eq!(server.ask("two"), "two 3 /run/emu.sock");
+    let end = pidfd(container.pid());
+    drop(server);
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
+#[test]
+fn the_jobs_own_filter_that_asks_somebody_can_not_be_had_together_with_it() {
+    let container = caller(&["emu", "4000"]);
+    container.change(|c| {
+        c["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/nowhere",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+        });
+    });
+    let refused = container.ckrun(&["run", "--detach", "--map", "tcp:emu:4000=127.0.0.1:1", "ID"]);
+    refused.fails(1, &["linux.seccomp.syscalls", "SCMP_ACT_NOTIFY"]);
+    container.no_trace();
+}
