@@ -8,7 +8,6 @@
 #include <mqueue.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -68,17 +67,6 @@ static void verify_listener(void) {
     length = sizeof listens;
     MUST(getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length));
     EQUAL(listens, 1);
-}
-static void set_inotify(void) {
-    fd = MUST(inotify_init1(IN_NONBLOCK));
-    MUST(inotify_add_watch(fd, "/tmp", IN_CREATE));
-}
-static void verify_inotify(void) {
-    char event[512];
-    FAILS(read(fd, event, sizeof event), EAGAIN);
-    close(make("/tmp/new", "", 0));
-    MUST(unlink("/tmp/new"));
-    CHECK(MUST(read(fd, event, sizeof event)) >= (ssize_t)sizeof(struct inotify_event));
 }
 static pid_t child;
 static void set_pidfd(void) {
@@ -280,7 +268,6 @@ static const struct mode modes[] = {
     {"several", set_several, verify_io_uring},
     {"unix-pair", set_unix_pair, verify_unix_pair},
     {"tcp-listener", set_listener, verify_listener},
-    {"inotify", set_inotify, verify_inotify},
     {"pidfd", set_pidfd, verify_pidfd},
     {"message-queue", set_queue, verify_queue},
     {"landlock", set_landlock, verify_landlock},

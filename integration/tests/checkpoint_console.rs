@@ -105,7 +105,9 @@ fn an_interactive_shell_keeps_its_jobs() {
         screen.sees("Stopped");
         screen.sees("% ");
         // A job in the foreground, which ^C ends.
-        screen.types("sleep 900\n\x03");
+        screen.types("sed -u s/^/-/\nto end\n");
+        screen.sees("-to end\r\n");
+        screen.types("\x03");
         screen.sees("^C");
         screen.sees("% ");
         screen.types("echo half");

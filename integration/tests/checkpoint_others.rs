@@ -35,7 +35,6 @@ kept_or_refused! {
     userfaultfd: "fd" "userfaultfd";
     unix_pair: "fd" "socket";
     tcp_listener: "fd" "socket";
-    inotify: "fd" "inotify";
     pidfd: "fd" "pidfd";
     message_queue: "fd" "queue";
     filter_with_listener: "fd" "seccomp listener";

@@ -184,10 +184,10 @@ fn list(pids: &[Pid]) -> (Vec<Member>, HashMap<i32, i32>) {
     for &host in pids {
         let Ok(text) = crate::proc::read(&format!("/proc/{host}/status")) else { continue };
         let status = Status::parse(&text);
+        collect_ids(&status, &mut ids);
         if matches!(status.state, 'Z' | 'X') {
             continue;
         }
-        collect_ids(&status, &mut ids);
         let tid = status.ns_pid.last().copied().unwrap_or(0);
         members.push(member(&Stopped { host, tid, pid: tid, status }, seize::threads(host)));
     }
@@ -340,6 +340,8 @@ impl Job<'_> {
         match seen.anonymous() {
             Some(b"eventfd") => return self.eventfd(node).map(Object::Eventfd),
             Some(b"eventpoll") => return self.epoll(node).map(Object::Epoll),
+            Some(b"inotify") => return self.inotify(node).map(Object::Inotify),
+            Some(b"pidfd") => return self.pidfd(node).map(Object::Pidfd),
             Some(b"signalfd") => return self.signalfd(node).map(Object::Signalfd),
             Some(b"timerfd") => return self.timerfd(node).map(Object::Timerfd),
             Some(name) if name.starts_with(b"pipe:") => return self.pipe(node).map(Object::Pipe),

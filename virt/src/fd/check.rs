@@ -97,6 +97,9 @@ impl Files {
                 number.or_else(|| listed("description", entry.description, self.descriptions.len()))
             }),
             Object::Socket(socket) => socket.wrong(self),
+            Object::Inotify(inotify) => inotify.wrong(),
+            Object::Pidfd(pidfd) => (pidfd.task.is_some() == pidfd.dead.is_some())
+                .then(|| "a pidfd of nobody, or of somebody who has gone".into()),
             Object::Eventfd(_) | Object::Signalfd(_) | Object::Timerfd(_) => None,
         }
     }

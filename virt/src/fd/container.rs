@@ -83,6 +83,11 @@ impl Container {
         self.mounts.get(&id)
     }
 
+    /// All mounts.
+    pub fn all(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.values()
+    }
+
     /// The mounts of a type of file system.
     pub fn mounted<'a>(&'a self, kind: &'a [u8]) -> impl Iterator<Item = &'a Mount> {
         self.mounts.values().filter(move |mount| mount.kind == kind)

@@ -28,6 +28,7 @@ impl Files {
                     Object::Pseudo(pseudo) => {
                         pseudo.open_late(flags, description.position, to, made.free(), program);
                     }
+                    Object::Pidfd(pidfd) => pidfd.open_late(flags, to, made.free(), program),
                     Object::Terminal(of) => open_late(&of.path, flags, to, made.free(), program),
                     _ => {}
                 }
@@ -88,6 +89,11 @@ impl Files {
                 worker.run(&program)?;
             }
         }
+        let Some(root) = made.root() else { return Ok(()) };
+        self.watch(root, &mut |id| {
+            let Some((holder, fd)) = made.holder(id) else { return Ok(None) };
+            find(workers, holder)?.pidfd_getfd(fd).map(Some)
+        })?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! to be filled, ckrun does from outside, between two programs.
 
 use super::making::{Making, SETTABLE};
-use super::{Files, Object, socket};
+use super::{Files, Object, inotify, socket};
 use crate::image::Image;
 use crate::restore::Options;
 use crate::worker::Worker;
@@ -13,7 +13,8 @@ use crate::{Doing, Error, Failure};
 use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// Where everything is in the first process, and in all that inherit from it.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +26,8 @@ pub struct Made {
     ghosts: Vec<RawFd>,
     /// The slave of each terminal.
     slaves: Vec<RawFd>,
+    /// The container's root directory.
+    root: Option<Rc<OwnedFd>>,
     /// Of those who have a description, the one who does for it what only one has to do; best the one who has locked it.
     holders: HashMap<u32, (i32, RawFd)>,
     /// What leads out of the job.
@@ -40,6 +43,11 @@ impl Made {
     /// The number of a deleted file or directory until the processes have their own.
     pub(crate) fn ghost(&self, ghost: u32) -> Option<RawFd> {
         self.ghosts.get(ghost as usize).copied()
+    }
+
+    /// The container's root directory, which may be that of no process any more.
+    pub(super) fn root(&self) -> Option<BorrowedFd<'_>> {
+        self.root.as_ref().map(|root| root.as_fd())
     }
 
     /// The number of a terminal's slave until the processes have their own; -1 when there is none.
@@ -122,6 +130,7 @@ impl Files {
                 Object::Path(path) => path.make(flags, to, &mut making),
                 Object::Device(device) => device.make(flags, to, &mut making),
                 Object::Pseudo(pseudo) => pseudo.make(flags, to, &mut making),
+                Object::Inotify(_) => inotify::Inotify::make(to, &mut making),
                 Object::Eventfd(eventfd) => eventfd.make(to, &mut making),
                 Object::Signalfd(signalfd) => signalfd.make(to, &mut making),
                 Object::Timerfd(timerfd) => timerfd.make(to, &mut making),
@@ -132,12 +141,14 @@ impl Files {
                 | Object::Fifo(_)
                 | Object::Ghost(_)
                 | Object::Memfd(_)
-                | Object::Terminal(_) => {}
+                | Object::Terminal(_)
+                | Object::Pidfd(_) => {}
             }
             making.run_if_large()?;
         }
         making.run()?;
         making.open_again()?;
+        self.make_dead_pidfds(&mut making)?;
         let sockets = socket::make(self, &mut making)?;
         for (id, description) in (0..).zip(&self.descriptions) {
             if let Object::Epoll(epoll) = &description.object {
@@ -162,7 +173,8 @@ impl Files {
         }
         let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();
         let slaves = making.terminals.iter().map(|numbers| numbers.slave).collect();
-        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, holders, late })
+        let root = Some(making.container()?);
+        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, root, holders, late })
     }
 
     /// What is in pipes and files is put there from outside.
@@ -216,6 +228,7 @@ impl Files {
                 | Object::Directory(_)
                 | Object::Device(_)
                 | Object::Terminal(_)
+                | Object::Pidfd(_)
                 | Object::Pseudo(_) => {}
                 _ => set(making, description.flags & SETTABLE),
             }
@@ -252,6 +265,7 @@ impl Files {
     pub(super) fn is_late(&self, id: u32) -> bool {
         self.description(id).is_some_and(|description| match &description.object {
             Object::Pseudo(pseudo) => !pseudo.is_early(),
+            Object::Pidfd(pidfd) => pidfd.task.is_some(),
             object => object.opener().is_some(),
         })
     }
@@ -289,6 +303,8 @@ impl Object {
                 .get(of.memfd as usize)
                 .map_or_else(String::new, |memfd| format!("memfd {}", path(&memfd.name))),
             Object::Pipe(_) => "pipe".into(),
+            Object::Inotify(_) => "inotify".into(),
+            Object::Pidfd(_) => "pidfd".into(),
             Object::Eventfd(_) => "eventfd".into(),
             Object::Signalfd(_) => "signalfd".into(),
             Object::Timerfd(_) => "timerfd".into(),

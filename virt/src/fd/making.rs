@@ -141,6 +141,11 @@ impl Making<'_> {
         self.root.as_fd()
     }
 
+    /// The root directory of the container, for later.
+    pub fn container(&self) -> Result<Rc<OwnedFd>, Failure> {
+        self.root.try_clone().map(Rc::new).doing(|| "copy a descriptor")
+    }
+
     /// The descriptor of an object of the job's memory; -1, which fails by name, when there is none.
     pub fn shared(&self, object: u32) -> RawFd {
         (self.shared)(object).unwrap_or(-1)

@@ -22,6 +22,7 @@ mod finish;
 mod ghost;
 mod given;
 mod graph;
+mod inotify;
 mod located;
 mod lock;
 mod make;
@@ -29,6 +30,7 @@ mod making;
 mod memfd;
 mod owner;
 mod path;
+mod pidfd;
 mod pipe;
 mod place;
 mod pseudo;
@@ -177,6 +179,10 @@ pub enum Object {
     Timerfd(timerfd::Timerfd),
     /// Memory as a file.
     Memfd(memfd::MemfdUse),
+    /// Watches of files.
+    Inotify(inotify::Inotify),
+    /// A handle of a process or a thread.
+    Pidfd(pidfd::Pidfd),
     /// A set of descriptions that are watched.
     Epoll(epoll::Epoll),
     /// A socket.

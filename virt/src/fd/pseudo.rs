@@ -8,7 +8,7 @@ use super::container::{DELETED, Mount};
 use super::making::{Making, OPEN};
 use crate::Doing;
 use crate::image::Bytes;
-use crate::program::Program;
+use crate::program::{Call, Program};
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 
@@ -113,11 +113,16 @@ impl Pseudo {
 
 /// Opens `path` as descriptor `to` of a process that has its final descriptors, and no number from `free` on.
 pub(super) fn open_late(path: &Bytes, flags: u32, to: (RawFd, bool), free: RawFd, program: &mut Program) {
-    let (to, cloexec) = to;
     let name = program.put_cstr(path);
     let flags = flags & OPEN | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
     let what = format!("open {path}");
     let open = program.call(what, libc::SYS_openat, &[libc::AT_FDCWD.into(), name.into(), flags.into()]);
+    place_late(open, to, free, program);
+}
+
+/// Puts what a call has just opened at number `to`, in the same process.
+pub(super) fn place_late(open: Call, to: (RawFd, bool), free: RawFd, program: &mut Program) {
+    let (to, cloexec) = to;
     // The first free number may be the wanted one, which dup3 refuses: go by one that is free for sure.
     let aside = program.call(
         "move a descriptor",

@@ -26,15 +26,7 @@ fn reason(seen: &Seen) -> (String, &'static str) {
         b"io_uring" => ("io_uring".into(), "its rings and its requests are known to the kernel alone"),
         b"userfaultfd" => ("userfaultfd".into(), "page faults are handled by the job itself"),
         b"perf_event" => ("perf event".into(), "a counter of this host"),
-        b"inotify" | b"fanotify" => {
-            let text = String::from_utf8_lossy(name).into_owned();
-            (text, "watches of files can't be checkpointed yet")
-        }
-        b"pidfd" => {
-            let pid: i32 = seen.info.number("Pid");
-            let whose = if pid > 0 { format!("pidfd of host process {pid}") } else { "pidfd".into() };
-            (whose, "handles of processes can't be checkpointed yet")
-        }
+        b"fanotify" => ("fanotify".into(), "watches of whole mounts can't be checkpointed yet"),
         b"seccomp notify" => ("seccomp listener".into(), "system calls are answered by the job itself"),
         _ => match name.iter().position(|&b| b == b':').map(|colon| &name[..colon]) {
             Some(b"mnt" | b"net" | b"pid" | b"user" | b"uts" | b"ipc" | b"cgroup" | b"time") => {

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod clone;
+pub mod handle;
 pub mod kcmp;
 mod mount;
 pub mod pagemap;

@@ -318,11 +318,12 @@ pub fn family() -> Vec<OwnedFd> {
 
 pub fn refused() -> Vec<OwnedFd> {
     // SAFETY: numbers.
-    let watches = owned(unsafe { libc::inotify_init1(0) });
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let watches = owned(unsafe { libc::fanotify_init(libc::FAN_CLASS_NOTIF, 0) });
+    // SAFETY: numbers; 1 is UFFD_USER_MODE_ONLY.
+    let faults = owned(unsafe { libc::syscall(libc::SYS_userfaultfd, 1) } as i32);
     // SAFETY: numbers.
-    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) } as i32);
-    vec![watches, listener.into(), process, open_only("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY)]
+    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, 1, 0) } as i32);
+    vec![watches, faults, process]
 }
 
 pub fn log() -> Vec<OwnedFd> {
