@@ -28,5 +28,5 @@ fn outside() {
     let job = Job::new("unix", "outside");
     let _listener = UnixListener::bind(job.container.rootfs().join("outside")).unwrap();
     job.start();
-    job.is_refused(&["(guest): fd", "unix stream socket connected to /outside", "outside of the job"]);
+    job.is_refused(&["(guest): fd", "unix stream socket connected to /", "/outside: its other end"]);
 }

@@ -112,8 +112,9 @@ pub(super) fn peek(socket: &OwnedFd, kind: i32) -> Result<Vec<Peeked>, Failure> 
         }
         let start = offset;
         offset += message.bytes.len();
-        if kind == libc::SOCK_STREAM && !message.rights.is_empty() {
-            let at = rights_at(&changed, start, message.bytes.len()).doing(what)?;
+        if kind == libc::SOCK_STREAM && !message.rights.is_empty() && !message.bytes.is_empty() {
+            changed.seek(start).doing(what)?;
+            let at = rights_at(socket.as_fd(), message.bytes.len()).doing(what)?;
             changed.seek(offset).doing(what)?;
             let rest = message.bytes.split_off(at);
             let before = Peeked { bytes: message.bytes, by: message.by, ..Peeked::default() };
@@ -130,25 +131,56 @@ pub(super) fn peek(socket: &OwnedFd, kind: i32) -> Result<Vec<Peeked>, Failure> 
     Ok(found)
 }
 
-/// Where among the `size` bytes of a stream from `start` on those begin that were sent with descriptors. A look ends with
-/// them, but it may have begun before.
-fn rights_at(changed: &Changed<'_>, start: usize, size: usize) -> Result<usize, Errno> {
-    let with = |length: usize| {
-        changed.seek(start)?;
-        Ok::<_, Errno>(receive(changed.socket, length)?.is_some_and(|(seen, _)| !seen.rights.is_empty()))
-    };
-    // The least length with which they are seen; most often it is one byte.
-    let (mut low, mut high) = (1, size);
-    let mut middle = 1;
-    while low < high {
-        if with(middle)? {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-        middle = low.midpoint(high);
+/// Where among the next `size` bytes of a stream those begin that were sent with descriptors. They are the last of what one
+/// look shows, but others may come before them. The kernel copies what was sent at once as a whole or not at all; so room
+/// that ends one byte too early ends the look where they begin.
+fn rights_at(socket: BorrowedFd<'_>, size: usize) -> Result<usize, Errno> {
+    let page = rustix::param::page_size();
+    let valid = (size - 1).next_multiple_of(page).max(page);
+    let room = Room::new(valid, page)?;
+    // SAFETY: inside the mapping.
+    let start = unsafe { room.start.add(valid + 1 - size) };
+    let mut part = libc::iovec { iov_base: start, iov_len: size };
+    // SAFETY: all zeroes is a message without anything.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    // SAFETY: the kernel writes to nothing but the mapping, which is nobody else's, and finds where it ends.
+    let got =
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    match Errno::result(got) {
+        Err(Errno::EFAULT) => Ok(0),
+        got => Ok((got? as usize).min(size)),
     }
-    Ok(low - 1)
+}
+
+/// Memory behind which there is none.
+struct Room {
+    start: *mut libc::c_void,
+    length: usize,
+}
+
+impl Room {
+    fn new(valid: usize, page: usize) -> Result<Room, Errno> {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let length = valid + page;
+        // SAFETY: a new mapping where the kernel has room for it.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let room = Room { start, length };
+        // SAFETY: the last page of the mapping, which nobody has used.
+        let closed = unsafe { libc::mprotect(start.add(valid), page, libc::PROT_NONE) };
+        Errno::result(closed).map(|_| room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's, and nobody uses it any more.
+        unsafe { libc::munmap(self.start, self.length) };
+    }
 }
 
 /// The next call that reads is to fail.

@@ -194,6 +194,11 @@ impl World {
         self.failed.contains(&node)
     }
 
+    /// Something waits in a socket of the job.
+    pub fn has_messages(&self) -> bool {
+        self.nodes.keys().any(|inode| self.listed(*inode).is_some_and(|listed| listed.received > 0))
+    }
+
     /// The other end of a unix socket is outside of the job.
     pub fn leads_out(&self, graph: &Graph, node: usize) -> bool {
         let inode = graph.nodes[node].seen.stat.st_ino;
