@@ -761,7 +761,34 @@ static void verify_raw(void) {
     EQUAL(data[8], 9);
 }
 
+/* Somebody outside sends words, and gets one back for each. */
+static uint64_t answer(uint64_t n) { return mix(n + (1ull << 32)); }
+static void set_line(void) {
+    here.four = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(5011)};
+    inet_pton(AF_INET, "10.77.0.2", &here.four.sin_addr);
+    a = MUST(socket(AF_INET, SOCK_STREAM, 0));
+    set(a, IPPROTO_TCP, TCP_NODELAY, 1);
+    MUST(connect(a, &here.any, length()));
+}
+static void verify_line(void) {
+    get(a, 0);
+    uint64_t word = answer(first[0]);
+    EQUAL(MUST(write(a, &word, 8)), 8);
+    EQUAL(on(a, IPPROTO_TCP, TCP_NODELAY), 1);
+}
+/* The line may be closed, after everything that had come. */
+static void verify_line_or_end(void) {
+    signal(SIGPIPE, SIG_IGN);
+    if (!(events(a, POLLRDHUP) & POLLRDHUP)) return verify_line();
+    char byte;
+    while (held(a)) get(a, 0);
+    EQUAL(MUST(read(a, &byte, 1)), 0);
+    FAILS(write(a, "x", 1), EPIPE);
+}
+
 static const struct mode modes[] = {
+    {"line", set_line, verify_line},
+    {"line-or-end", set_line, verify_line_or_end},
     {"listen", set_listen, verify_listen},
     {"listen-6", set_listen_6, verify_listen},
     {"listen-dual", set_listen_dual, verify_listen_dual},

@@ -10,7 +10,7 @@ modes_survive!("inet":
     close_wait close_wait_6 peer_gone fin_wait1 fin_wait1_6 last_ack last_ack_6 drain closed closed_6 reset
     no_reading waiting waiting_6 connecting options cork between torrent torrent_6 edge udp udp_6 udp_connected
     udp_queue udp_queue_6 udp_shut raw
-    ; else "waiting-with-data" "udp-corked"
+    ; else "waiting-with-data" "udp-corked" "line" "line-or-end"
 );
 
 /// What waits to be accepted can't be read.

@@ -107,7 +107,8 @@ fn prepend(begun: &Begun<'_>, fd: BorrowedFd<'_>, bytes: &[u8], making: &Making<
     repair::make_room(fd, &queues).doing(what)?;
     rustix::net::bind(fd, &local).doing(what)?;
     connection.establish(fd, &queues)?;
-    begun.leave()?;
+    repair::leave(fd).doing(what)?;
+    sockopt::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, begun.reuse()).doing(what)?;
     repair::fill(fd, connection.unsent(&queues)).doing(what)
 }
 
@@ -120,7 +121,7 @@ fn guard(begun: &Begun<'_>, local: SocketAddr, making: &Making<'_>) -> Result<Ow
     let guard = begun.socket.class.socket()?;
     drop(abroad);
     // BPF_RET | BPF_K, 0: nothing of any packet is let through.
-    sockopt::attach_filter(&guard, &[6, 0, 0, 0, 0, 0, 0, 0]).doing(what)?;
+    sockopt::attach_filter(&guard, &[6]).doing(what)?;
     repair::enter(guard.as_fd()).doing(what)?;
     rustix::net::bind(&guard, &local).doing(what)?;
     rustix::net::listen(&guard, 1).doing(what)?;

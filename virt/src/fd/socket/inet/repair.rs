@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 const TCP: i32 = libc::IPPROTO_TCP;
 /// `linux/tcp.h`: on, off, and off without a probe of the peer's window (Linux 4.19).
@@ -29,6 +30,9 @@ const UNSENT: u64 = 0x894b;
 const PIECE: usize = 32 << 10;
 /// How often a connection is read that changes meanwhile: the peer's packets go on coming in.
 const LOOKS: usize = 50;
+/// How often a peer is asked what it has got, and how long it may take to answer.
+const ANSWERS: usize = 20;
+const ANSWER: Duration = Duration::from_millis(2);
 
 /// The queue that repair mode is about.
 #[derive(Debug, Clone, Copy)]
@@ -306,6 +310,25 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 /// `EPERM`.
 pub fn leave_and_probe(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     sockopt::set_number(fd, TCP, libc::TCP_REPAIR, 0)
+}
+
+/// Waits until the peer has acknowledged what has reached it, which it may put off: it is asked to say where it is. What
+/// is not acknowledged then has not arrived, as far as can be known.
+///
+/// # Errors
+/// The kernel's.
+pub fn await_acknowledgement(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let reuse = sockopt::number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+    for _ in 0..ANSWERS {
+        if count(fd, UNACKNOWLEDGED)? == count(fd, UNSENT)? {
+            break;
+        }
+        enter(fd)?;
+        leave_and_probe(fd)?;
+        sockopt::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)?;
+        std::thread::sleep(ANSWER);
+    }
+    Ok(())
 }
 
 /// Makes room for this many bytes in a queue of a socket, whatever the host's limits say. Options that are set later take

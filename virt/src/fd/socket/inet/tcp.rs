@@ -77,6 +77,10 @@ impl Job<'_> {
             // To read more would be in the job's way.
             return Ok(Phase::Idle);
         }
+        if link == Link::Owned {
+            // What has arrived there must not be sent to the next one as well.
+            repair::await_acknowledgement(fd.as_fd()).doing(|| format!("ask the peer of a {name}"))?;
+        }
         let Some((connection, queues)) = repair::read(fd.as_fd(), local, peer)? else {
             return Err(Trouble::refused(name, "it changes its state all the time"));
         };
