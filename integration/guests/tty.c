@@ -145,7 +145,8 @@ static void verify_lines(void) {
 static void type_bytes(void) {
     unsigned char all[3000];
     for (size_t i = 0; i < sizeof all; i++) all[i] = (unsigned char)i;
-    EQUAL(MUST(write(master, all, sizeof all)), sizeof all);
+    /* As much as the line discipline takes at the moment. */
+    for (size_t sent = 0; sent < sizeof all;) sent += (size_t)MUST(write(master, all + sent, sizeof all - sent));
     while (waiting(slave) < (int)sizeof all) nap(100);
 }
 static void set_bytes(void) {
