@@ -187,6 +187,7 @@ static void verify_idle(void) {
     same(name(b), of_b);
     FAILS(read(a, &byte, 1), ENOTCONN);
     EQUAL(events(a, POLLIN | POLLRDHUP | POLLOUT), POLLOUT | POLLHUP);
+    EQUAL(family == AF_INET ? name(a).four.sin_port : name(a).six.sin6_port, 0);
     EQUAL(fcntl(a, F_GETFL), O_RDWR | O_NONBLOCK);
     int other = MUST(socket(family, SOCK_STREAM, 0));
     FAILS(bind(other, &of_b.any, length()), EADDRINUSE);
@@ -396,7 +397,8 @@ static void set_closed_6(void) {
 static void verify_closed(void) {
     signal(SIGPIPE, SIG_IGN);
     char byte;
-    socklen_t size = sizeof of_b;
+    union address peer_of_a = {0};
+    socklen_t size = sizeof peer_of_a;
     EQUAL(state(a), TCP_CLOSE);
     EQUAL(state(b), TCP_CLOSE);
     if (first[1] < last[1]) get(a, 1), get(b, 0);
@@ -405,8 +407,11 @@ static void verify_closed(void) {
     EQUAL(events(a, POLLIN | POLLRDHUP | POLLOUT), POLLIN | POLLOUT | POLLRDHUP | POLLHUP);
     EQUAL(on(a, SOL_SOCKET, SO_ERROR), 0);
     FAILS(write(b, "x", 1), EPIPE);
-    FAILS(getpeername(a, &of_b.any, &size), ENOTCONN);
+    FAILS(getpeername(a, &peer_of_a.any, &size), ENOTCONN);
     same(name(a), of_a);
+    size = length(); /* No more than there is. */
+    MUST(getsockopt(a, SOL_SOCKET, 28 /* SO_PEERNAME */, &peer_of_a, &size));
+    same(peer_of_a, name(b));
 }
 /* Broken off by the peer, which nobody has been told of yet. */
 static void set_reset(void) {
@@ -728,8 +733,12 @@ static void verify_udp_queue(void) {
 static void set_udp_shut(void) {
     set_udp_connected();
     MUST(shutdown(a, SHUT_RD));
+    MUST(connect(b, &of_a.any, length()));
+    MUST(shutdown(b, SHUT_WR));
 }
 static void verify_udp_shut(void) {
+    signal(SIGPIPE, SIG_IGN);
+    FAILS(write(b, "x", 1), EPIPE);
     EQUAL(events(a, POLLIN | POLLRDHUP), POLLIN | POLLRDHUP);
     uint64_t word = 9;
     EQUAL(MUST(write(a, &word, 8)), 8);

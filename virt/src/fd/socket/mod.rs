@@ -63,7 +63,11 @@ impl Job<'_> {
         let fd = self.graph.take(node)?;
         let class = Class::of(fd.as_fd())?;
         let options = |job: &Self| {
-            if job.running() { Ok(Options::default()) } else { Options::capture(fd.as_fd(), &class) }
+            if job.running() {
+                Ok(Options::default())
+            } else {
+                Options::capture(fd.as_fd(), &inet::like(&class))
+            }
         };
         let of = match class.domain {
             libc::AF_UNIX => Family::Unix(self.unix(node, &fd, &class)?),

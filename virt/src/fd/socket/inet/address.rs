@@ -1,5 +1,6 @@
 //! Addresses of internet sockets.
 
+use crate::sys::sockopt;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use rustix::net::SocketAddrAny;
@@ -25,6 +26,23 @@ pub fn peer(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, Failure> {
         Err(errno) => Err(Errno::from_raw(errno.raw_os_error())).doing(|| "ask for a socket's peer"),
         Ok(address) => Ok(address.as_ref().and_then(plain)),
     }
+}
+
+/// The address that a socket was connected to before the connection ended (SO_PEERNAME).
+pub fn former_peer(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
+    // struct sockaddr_in, struct sockaddr_in6: family, port, then the address, of IPv6 behind the flow.
+    let mut bytes = [0; 28];
+    // The kernel refuses to tell less than it is asked for.
+    let ask = |bytes: &mut [u8]| sockopt::get(fd, libc::SOL_SOCKET, libc::SO_PEERNAME, bytes).ok();
+    let len = ask(&mut bytes).or_else(|| ask(bytes.get_mut(..16)?))?;
+    let family = i32::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
+    let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+    let ip: IpAddr = match family {
+        libc::AF_INET => Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7]).into(),
+        libc::AF_INET6 if len == bytes.len() => Ipv6Addr::from(*bytes.get(8..)?.first_chunk::<16>()?).into(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
 }
 
 fn plain(address: &SocketAddrAny) -> Option<SocketAddr> {

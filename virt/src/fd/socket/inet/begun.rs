@@ -1,7 +1,7 @@
 //! One internet socket of a restarted job on its way to what it was.
 
 use super::connection::{Connection, Negotiated, State, Window};
-use super::forge::{ACKNOWLEDGE, END, Forger, Segment};
+use super::forge::Forger;
 use super::links::Link;
 use super::options::{self, When};
 use super::repair::{self, Info, Queues};
@@ -127,7 +127,12 @@ impl Begun<'_> {
         repair::make_room(self.fd(), queues).doing(what)?;
         repair::enter(self.fd()).doing(what)?;
         rustix::net::bind(self.fd(), &connection.local).doing(what)?;
-        connection.establish(self.fd(), queues)
+        connection.establish(self.fd(), queues)?;
+        // With more room it would offer a larger window when it goes on, and take what the job's would not have taken.
+        if !queues.receive.is_empty() && self.inet.buffers.1 > 0 {
+            self.set(libc::SO_RCVBUFFORCE, self.inet.buffers.1 / 2)?;
+        }
+        Ok(())
     }
 
     /// Makes the other end as well and closes it: what is left of it is the kernel's, as it was before.
@@ -173,6 +178,7 @@ impl Begun<'_> {
         repair::fill(self.fd(), &queues.send).doing(what)?;
         if connection.state.sent_end() {
             rustix::net::shutdown(self.fd(), Shutdown::Write).doing(what)?;
+            repair::await_acknowledgement(self.fd()).doing(what)?;
         }
         Ok(())
     }
@@ -185,7 +191,13 @@ impl Begun<'_> {
     }
 
     /// Makes it the end of a connection that was: what had come can be read, and then there is an end.
-    pub fn close(&self, unread: Vec<u8>, error: bool, forger: &Forger) -> Result<(), Failure> {
+    pub fn close(
+        &self,
+        peer: Option<SocketAddr>,
+        unread: Vec<u8>,
+        error: bool,
+        forger: &Forger,
+    ) -> Result<(), Failure> {
         let what = || self.what("close");
         let Some(bound) = self.inet.local else { return Ok(()) };
         let local = address::reachable(bound);
@@ -193,8 +205,11 @@ impl Begun<'_> {
         let queues = Queues { receive: unread, send: Vec::new() };
         repair::make_room(self.fd(), &queues).doing(what)?;
         repair::enter(self.fd()).doing(what)?;
-        let mut peer = local;
-        peer.set_port(if local.port() == NOBODY { NOBODY + 1 } else { NOBODY });
+        let peer = peer.unwrap_or_else(|| {
+            let mut nobody = local;
+            nobody.set_port(if local.port() == NOBODY { NOBODY + 1 } else { NOBODY });
+            nobody
+        });
         let connection = Connection {
             state: State::Established,
             local,
@@ -215,17 +230,7 @@ impl Begun<'_> {
         };
         connection.establish(self.fd(), &queues)?;
         self.leave()?;
-        if !error {
-            // Its end was seen before the connection went.
-            forger.segment(&Segment {
-                from: peer,
-                to: local,
-                sequence: 1_u32.wrapping_add(unread_len),
-                acknowledges: 1,
-                flags: END | ACKNOWLEDGE,
-            })?;
-        }
-        connection.reset(forger, !error)?;
+        connection.reset(forger)?;
         let state = Info::of(self.fd()).doing(what)?.state;
         if state != State::Close {
             return Err(Failure::new(format!("{}: it is {state:?}", what()), Errno::EISCONN));

@@ -132,16 +132,6 @@ fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(usize, SocketAd
     }
 }
 
-/// The directions that are shut down. The kernel tells of the one that receives.
-pub(super) fn shutdown(fd: BorrowedFd<'_>) -> Option<u8> {
-    let ready = ready(fd).ok()?;
-    match (ready.contains(PollFlags::RDHUP), ready.contains(PollFlags::HUP)) {
-        (_, true) => Some(2),
-        (true, false) => Some(0),
-        _ => None,
-    }
-}
-
 /// Lets all of it come again.
 pub(super) fn refill(
     inet: &Inet,

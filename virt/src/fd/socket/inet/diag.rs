@@ -2,7 +2,7 @@
 
 use super::address::canonical;
 use super::connection::State;
-use crate::fd::socket::diag::dump;
+use crate::fd::socket::diag::{attributes, dump};
 use crate::{Doing, Failure};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -26,19 +26,42 @@ pub struct Entry {
     pub inode: u32,
 }
 
+/// INET_DIAG_SHUTDOWN (`linux/inet_diag.h`).
+const SHUTDOWN: u16 = 8;
+
+/// The UDP sockets of the network namespace `net` that have shut something down: their inode numbers, and what (1 that they
+/// receive, 2 that they send).
+///
+/// # Errors
+/// The kernel's.
+pub fn shut(net: BorrowedFd<'_>) -> Result<Vec<(u32, u8)>, Failure> {
+    let mut found = Vec::new();
+    for answer in ask(net, libc::IPPROTO_UDP as u8)? {
+        let behind = answer.get(MESSAGE..).unwrap_or_default();
+        let shut = attributes(behind).find(|(kind, _)| *kind == SHUTDOWN);
+        let shut = shut.and_then(|(_, value)| value.first().copied()).filter(|shut| *shut != 0);
+        found.extend(shut.map(|shut| (number(&answer, 68), shut)));
+    }
+    Ok(found)
+}
+
 /// All of the network namespace `net`, in no order that means something.
 ///
 /// # Errors
 /// The kernel's.
 pub fn list(net: BorrowedFd<'_>) -> Result<Vec<Entry>, Failure> {
+    Ok(ask(net, libc::IPPROTO_TCP as u8)?.iter().filter_map(|answer| parse(answer)).collect())
+}
+
+fn ask(net: BorrowedFd<'_>, protocol: u8) -> Result<Vec<Vec<u8>>, Failure> {
     let mut found = Vec::new();
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut request = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
+        let mut request = vec![family, protocol, 0, 0];
         // All states.
         request.extend(u32::MAX.to_ne_bytes());
         request.resize(REQUEST, 0);
         let net = net.try_clone_to_owned().doing(|| "copy a descriptor")?;
-        found.extend(dump(net, &request)?.iter().filter_map(|answer| parse(answer)));
+        found.extend(dump(net, &request)?);
     }
     Ok(found)
 }

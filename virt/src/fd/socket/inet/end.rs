@@ -39,12 +39,12 @@ impl Connection {
         self.say(forger, END | ACKNOWLEDGE, 0, 0)
     }
 
-    /// Says that there is no connection any more; `ended` if the peer had ended its stream before.
+    /// Says that there is no connection any more. Nothing is answered to that.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn reset(&self, forger: &Forger, ended: bool) -> Result<(), Failure> {
-        self.say(forger, RESET, u32::from(ended), 0)
+    pub fn reset(&self, forger: &Forger) -> Result<(), Failure> {
+        self.say(forger, RESET, 0, 0)
     }
 
     /// Sends a segment in the peer's name, `ahead` behind all that it has sent, that acknowledges what it had acknowledged,

@@ -37,6 +37,8 @@ pub struct Links {
     ends: HashSet<(SocketAddr, SocketAddr)>,
     /// All of the namespace, also those that nobody has a descriptor of, by their ends.
     others: HashMap<(SocketAddr, SocketAddr), Entry>,
+    /// What UDP sockets have shut down, by their inode numbers.
+    shut: HashMap<u64, u8>,
 }
 
 impl Links {
@@ -52,7 +54,11 @@ impl Links {
                 Err(failure) if is_gone(&failure) => continue,
                 fd => fd?,
             };
-            if !is_tcp(fd.as_fd()) {
+            if is(fd.as_fd(), libc::IPPROTO_UDP) && links.shut.is_empty() {
+                let shut = diag::shut(namespace_of(&fd)?.as_fd())?;
+                links.shut = shut.into_iter().map(|(inode, shut)| (inode.into(), shut)).collect();
+            }
+            if !is(fd.as_fd(), libc::IPPROTO_TCP) {
                 continue;
             }
             if let (Some(local), Some(peer)) = (address::local(fd.as_fd())?, address::peer(fd.as_fd())?) {
@@ -67,6 +73,11 @@ impl Links {
             links.others = diag::list(net.as_fd())?.into_iter().map(named).collect();
         }
         Ok(links)
+    }
+
+    /// What the UDP socket of this inode number has shut down, as shutdown(2) has it.
+    pub(crate) fn shutdown(&self, inode: u64) -> Option<u8> {
+        self.shut.get(&inode).map(|shut| shut.saturating_sub(1).min(2))
     }
 
     /// Whom the socket of this inode number is connected to, or connecting.
@@ -159,11 +170,10 @@ fn left(entry: &Entry) -> u32 {
     }
 }
 
-/// The socket is one of TCP.
-pub(crate) fn is_tcp(fd: BorrowedFd<'_>) -> bool {
+/// The socket is one of this protocol of the internet.
+fn is(fd: BorrowedFd<'_>, protocol: i32) -> bool {
     let number = |name| sockopt::number(fd, libc::SOL_SOCKET, name).unwrap_or(-1);
-    matches!(number(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
-        && number(libc::SO_PROTOCOL) == libc::IPPROTO_TCP
+    matches!(number(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6) && number(libc::SO_PROTOCOL) == protocol
 }
 
 /// A namespace by its identity.

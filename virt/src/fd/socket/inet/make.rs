@@ -137,7 +137,9 @@ pub(crate) fn fill(
     for one in &begun {
         match &one.inet.phase {
             Phase::Connecting { peer } => one.begin_to_connect(*peer)?,
-            Phase::Closed { received, error } => one.close(bytes(image, received)?, *error, &forger)?,
+            Phase::Closed { peer, received, error } => {
+                one.close(*peer, bytes(image, received)?, *error, &forger)?;
+            }
             Phase::Datagrams { content, received, .. } => {
                 let content = bytes(image, content)?;
                 super::datagram::refill(one.inet, &content, received, &forger)?;

@@ -93,6 +93,9 @@ pub enum Phase {
     },
     /// It had a connection.
     Closed {
+        /// To whom.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<SocketAddr>,
         /// The file of the image with what the job has not read.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         received: Option<String>,
@@ -141,9 +144,9 @@ impl Job<'_> {
             _ => return Err(Trouble::refused(name, "a protocol whose state the kernel does not tell")),
         };
         let number = |name| sockopt::number(fd, libc::SOL_SOCKET, name).unwrap_or(0);
-        let half = |phase: &Phase| match phase {
+        let half = |job: &Self, phase: &Phase| match phase {
             Phase::Connected { connection, .. } => tcp::half(fd.as_fd(), connection.state),
-            Phase::Datagrams { .. } => datagram::shutdown(fd.as_fd()),
+            Phase::Datagrams { .. } => job.links.shutdown(job.graph.nodes[node].seen.stat.st_ino),
             _ => None,
         };
         let mut numbers = options::read(fd.as_fd(), class.protocol);
@@ -159,16 +162,29 @@ impl Job<'_> {
         };
         let congestion = congestion.get(..len).unwrap_or_default().split(|&byte| byte == 0).next();
         let congestion = congestion.filter(|name| !name.is_empty());
+        // Without a port only a raw socket, which has none, can be bound.
+        let local = local.filter(|local| local.port() != 0 || class.kind == libc::SOCK_RAW);
         Ok(Inet {
             owner,
             local,
             numbers,
             congestion: congestion.map(|name| String::from_utf8_lossy(name).into_owned()),
             buffers: (number(libc::SO_SNDBUF), number(libc::SO_RCVBUF)),
-            shutdown: half(&phase),
+            shutdown: half(self, &phase),
             phase,
         })
     }
+}
+
+/// A class whose new sockets have the same options, and that anybody may make anywhere: who may make one for ICMP is for each
+/// network namespace to say (`net.ipv4.ping_group_range`).
+pub(super) fn like(class: &Class) -> Class {
+    let ping = class.kind == libc::SOCK_DGRAM
+        && matches!(
+            (class.domain, class.protocol),
+            (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
+        );
+    if ping { Class { protocol: libc::IPPROTO_UDP, ..*class } } else { *class }
 }
 
 /// `linux/in.h`; not in libc.

@@ -23,6 +23,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// How long somebody may take to answer, in seconds.
 const PATIENCE: i64 = 10;
+/// A filter that lets nothing of any packet through: BPF_RET | BPF_K, 0.
+const NOTHING: [u64; 1] = [6];
 
 /// Connects to whom the restart says.
 pub(super) fn connect(
@@ -94,6 +96,8 @@ fn prepend(begun: &Begun<'_>, fd: BorrowedFd<'_>, bytes: &[u8], making: &Making<
     let ends = (address::local(fd)?, address::peer(fd)?);
     let (Some(local), Some(peer)) = ends else { return Err(Failure::new(what(), Errno::ENOTCONN)) };
     let _guard = guard(begun, local, making)?;
+    // From here on nothing comes in: what was acknowledged between the look and the end would be lost.
+    sockopt::attach_filter(fd, &NOTHING).doing(what)?;
     repair::enter(fd).doing(what)?;
     let Some((mut connection, mut queues)) = repair::read_entered(fd, local, peer)? else {
         return Err(Failure::new(what(), Errno::ECONNRESET));
@@ -107,6 +111,7 @@ fn prepend(begun: &Begun<'_>, fd: BorrowedFd<'_>, bytes: &[u8], making: &Making<
     repair::make_room(fd, &queues).doing(what)?;
     rustix::net::bind(fd, &local).doing(what)?;
     connection.establish(fd, &queues)?;
+    sockopt::set_number(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0).doing(what)?;
     repair::leave(fd).doing(what)?;
     sockopt::set_number(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, begun.reuse()).doing(what)?;
     repair::fill(fd, connection.unsent(&queues)).doing(what)
@@ -120,8 +125,7 @@ fn guard(begun: &Begun<'_>, local: SocketAddr, making: &Making<'_>) -> Result<Ow
     let abroad = net.as_ref().map(Namespace::enter).transpose()?;
     let guard = begun.socket.class.socket()?;
     drop(abroad);
-    // BPF_RET | BPF_K, 0: nothing of any packet is let through.
-    sockopt::attach_filter(&guard, &[6]).doing(what)?;
+    sockopt::attach_filter(&guard, &NOTHING).doing(what)?;
     repair::enter(guard.as_fd()).doing(what)?;
     rustix::net::bind(&guard, &local).doing(what)?;
     rustix::net::listen(&guard, 1).doing(what)?;

@@ -54,7 +54,8 @@ impl Job<'_> {
             // Who reads from one that never had a connection is not told of an end.
             (State::Close, _) if ready.contains(PollFlags::RDHUP) => {
                 let received = self.keep(node, "received", unread(fd.as_fd()).doing(what)?);
-                Ok(Phase::Closed { received, error: ready.contains(PollFlags::ERR) })
+                let peer = address::former_peer(fd.as_fd());
+                Ok(Phase::Closed { peer, received, error: ready.contains(PollFlags::ERR) })
             }
             _ => Ok(Phase::Idle),
         }
@@ -71,7 +72,7 @@ impl Job<'_> {
         let Some(link) = self.links.lead(&name, local, peer, self.owned)? else {
             let received = if self.running() { Vec::new() } else { unread(fd.as_fd()).doing(|| "read")? };
             let received = self.keep(node, "received", received);
-            return Ok(Phase::Closed { received, error: false });
+            return Ok(Phase::Closed { peer: None, received, error: false });
         };
         if self.running() {
             // To read more would be in the job's way.
