@@ -205,15 +205,12 @@ impl Begun<'_> {
         let queues = Queues { receive: unread, send: Vec::new() };
         repair::make_room(self.fd(), &queues).doing(what)?;
         repair::enter(self.fd()).doing(what)?;
-        let peer = peer.unwrap_or_else(|| {
-            let mut nobody = local;
-            nobody.set_port(if local.port() == NOBODY { NOBODY + 1 } else { NOBODY });
-            nobody
-        });
-        let connection = Connection {
+        let mut nobody = local;
+        nobody.set_port(if local.port() == NOBODY { NOBODY + 1 } else { NOBODY });
+        let mut connection = Connection {
             state: State::Established,
             local,
-            peer,
+            peer: peer.unwrap_or(nobody),
             send: 1,
             unacknowledged: 0,
             unsent: 0,
@@ -228,7 +225,14 @@ impl Begun<'_> {
                 advertised_at: 1_u32.wrapping_add(unread_len),
             },
         };
-        connection.establish(self.fd(), &queues)?;
+        match connection.establish(self.fd(), &queues) {
+            // The network remembers the old connection still (TIME_WAIT).
+            Err(Failure { errno: Errno::EADDRNOTAVAIL, .. }) => {
+                connection.peer = nobody;
+                connection.establish(self.fd(), &queues)?;
+            }
+            established => established?,
+        }
         self.leave()?;
         connection.reset(forger)?;
         let state = Info::of(self.fd()).doing(what)?.state;
