@@ -6,7 +6,7 @@
 use crate::capture::Capture;
 use crate::clocks::Clocks;
 use crate::events::Events;
-use crate::image::{Manifest, Writer};
+use crate::image::{Bytes, Manifest, Writer};
 use crate::mounts::Places;
 use crate::owned::{Outgoing, Owned};
 use crate::resource::Blocker;
@@ -50,6 +50,8 @@ pub struct Options {
     pub stand: bool,
     /// What to do with connections to somebody outside for whom nobody answers.
     pub outgoing: Outgoing,
+    /// The name of a unix socket outside of the job, connections to which it finds closed after a restart.
+    pub closing: Option<Bytes>,
 }
 
 impl Options {
@@ -57,6 +59,7 @@ impl Options {
     pub(crate) fn owned(&self) -> Owned {
         let mut owned = self.table.as_ref().map(Owned::of).unwrap_or_default();
         owned.outgoing = self.outgoing;
+        owned.closing.clone_from(&self.closing);
         owned
     }
 

@@ -27,6 +27,8 @@ pub struct Owned {
     sockets: Vec<(Bytes, Bytes)>,
     /// What to do with connections to everybody else.
     pub outgoing: Outgoing,
+    /// The name of a unix socket outside of the job, connections to which the job finds closed after a restart.
+    pub closing: Option<Bytes>,
 }
 
 impl Owned {

@@ -7,8 +7,10 @@ use crate::error::Result;
 use ckrun_virt::Doing;
 use client::{Client, Line};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::Mode;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -48,20 +50,24 @@ pub struct Wish {
 }
 
 impl JobApi {
-    /// Makes the socket at `path`, on the host, for container `id`.
+    /// Makes the socket `file` in `dir`, on the host, for container `id`. The answer has the name that the kernel has for it.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn bind(path: &Path, id: &str, generation: u64) -> Result<JobApi> {
-        // One that a supervisor has left that was killed.
-        let _ = std::fs::remove_file(path);
+    pub fn bind(dir: &Path, file: &str, id: &str, generation: u64) -> Result<(JobApi, String)> {
+        let path = dir.join(file);
         let doing = || format!("make the socket {}", path.display());
-        let listener = UnixListener::bind(path).doing(doing)?;
+        // One that a supervisor has left that was killed.
+        let _ = std::fs::remove_file(&path);
+        // A socket's address holds 108 bytes (unix(7)); the path may be longer.
+        let here = File::open(dir).doing(doing)?;
+        let name = format!("/proc/self/fd/{}/{file}", here.as_raw_fd());
+        let listener = UnixListener::bind(&name).doing(doing)?;
         listener.set_nonblocking(true).doing(doing)?;
         // Whoever is in the container may speak for the job.
-        rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).doing(doing)?;
+        rustix::fs::chmod(&path, Mode::from_raw_mode(0o666)).doing(doing)?;
         let id = id.to_owned();
-        Ok(JobApi { listener, clients: Vec::new(), id, generation, asker: None, next: 0 })
+        Ok((JobApi { listener, clients: Vec::new(), id, generation, asker: None, next: 0 }, name))
     }
 
     /// What to wait for; then [`JobApi::attend`].
@@ -197,6 +203,25 @@ impl JobApi {
         if let Some(client) = self.clients.iter_mut().find(|client| Some(client.number) == self.asker) {
             client.say(line);
         }
+    }
+}
+
+/// Shows a job the socket at `path`, and says in its environment where.
+pub fn show(spec: &mut Spec, path: &Path) {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(PLACE.into())
+        .set_source(Some(path.into()))
+        .set_typ(Some("bind".into()))
+        .set_options(Some(["rbind", "rprivate"].map(str::to_owned).to_vec()));
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    mounts.push(mount);
+    spec.set_mounts(Some(mounts));
+    if let Some(process) = spec.process_mut() {
+        let mut env = process.env().clone().unwrap_or_default();
+        env.retain(|old| !old.starts_with(&format!("{VARIABLE}=")));
+        env.push(format!("{VARIABLE}={PLACE}"));
+        process.set_env(Some(env));
     }
 }
 

@@ -90,6 +90,10 @@ impl Jobs {
         command.env(VARIABLE, self.socket()).stdout(log).spawn().unwrap()
     }
 
+    fn bind(&self, generation: u64) -> JobApi {
+        JobApi::bind(self.dir.path(), "socket", "tb1", generation).unwrap().0
+    }
+
     fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
     }
@@ -131,7 +135,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn a_job_sees_both_sides_of_its_checkpoints() {
     let jobs = Jobs::new();
     for command in jobs.commands() {
-        let mut api = JobApi::bind(&jobs.socket(), "tb1", 4).unwrap();
+        let mut api = jobs.bind(4);
         let mut job = jobs.start(command, "log");
         assert_eq!(next(&mut api), Wish { name: "one".into(), leave_running: true });
         api.begun(Ok(()));
@@ -142,7 +146,7 @@ fn a_job_sees_both_sides_of_its_checkpoints() {
         api.begun(Ok(()));
         api.before(LIMIT).unwrap();
         // The job is killed, and restarted from its image: its end of the connection is closed.
-        let mut restarted = JobApi::bind(&jobs.socket(), "tb1", 5).unwrap();
+        let mut restarted = jobs.bind(5);
         drop(api);
         attend_until_the_end(&mut restarted, &mut job);
         let refused = "refused \"a/b\": a checkpoint's name has no slash and up to 200 bytes";
@@ -165,7 +169,7 @@ fn a_job_sees_both_sides_of_its_checkpoints() {
 fn a_veto_and_a_failure_reach_both_sides() {
     let jobs = Jobs::new();
     for command in jobs.commands() {
-        let mut api = JobApi::bind(&jobs.socket(), "tb1", 6).unwrap();
+        let mut api = jobs.bind(6);
         let mut job = jobs.start(command, "log");
         next(&mut api);
         api.begun(Ok(()));
@@ -200,7 +204,7 @@ fn connect(jobs: &Jobs, api: &mut JobApi) -> std::os::unix::net::UnixStream {
 fn what_is_forbidden_stays_so_until_the_connection_ends() {
     use std::io::Write;
     let jobs = Jobs::new();
-    let mut api = JobApi::bind(&jobs.socket(), "tb1", 0).unwrap();
+    let mut api = jobs.bind(0);
     let mut stream = connect(&jobs, &mut api);
     stream.write_all(b"forbid the flash is being written\n").unwrap();
     // Without being attended to before: what was said first counts.
@@ -214,7 +218,7 @@ fn what_is_forbidden_stays_so_until_the_connection_ends() {
 fn one_that_does_not_answer_is_not_waited_for_longer_than_said() {
     use std::io::Write;
     let jobs = Jobs::new();
-    let mut api = JobApi::bind(&jobs.socket(), "tb1", 0).unwrap();
+    let mut api = jobs.bind(0);
     let mut silent = connect(&jobs, &mut api);
     silent.write_all(b"callbacks\n").unwrap();
     let why = api.before(Duration::from_millis(20)).unwrap_err();

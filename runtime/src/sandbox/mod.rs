@@ -59,6 +59,8 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// What of the host was put where in the container, by somebody who answers for it, and whose sockets are whose.
     pub maps: crate::remap::Maps,
+    /// The job may ask for checkpoints, and this is the directory for them.
+    pub job_api: Option<std::path::PathBuf>,
     /// System calls of the job that somebody outside is asked about.
     pub asks: Option<seccomp::Filter>,
     /// Descriptors of the caller that the job keeps.

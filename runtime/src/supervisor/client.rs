@@ -16,7 +16,7 @@ use ckrun_virt::still::Still;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A verb's hold on the supervisor of a job. When it is dropped in the middle of a story, the supervisor ends that.
 #[derive(Debug)]
@@ -60,6 +60,11 @@ impl Client {
     pub fn restart(&mut self, folders: Vec<Folder>) -> Result<Vec<Tie>> {
         let (folders, fds) = split(folders);
         self.answer::<Tied>(&Request::Restart { folders }, fds, None).map(|tied| tied.ties)
+    }
+
+    /// The job may ask for checkpoints, which go to `images`.
+    pub fn job_api(&mut self, images: PathBuf) -> Result<()> {
+        self.ask(&Request::JobApi { images }, Vec::new(), None).map(drop)
     }
 
     /// Where what the job connects to is.

@@ -1,6 +1,7 @@
 //! What the supervisor answers to plugins: names, keys and values, signals. What only the holder of a stopped job can do it
 //! passes on to him.
 
+use super::errand::Errands;
 use super::launch;
 use super::logs::Logs;
 use super::record::{Record, in_table};
@@ -54,6 +55,8 @@ pub struct Desk {
     pub job: Option<Process>,
     /// The verb whose story is under way.
     pub owner: Option<Guest>,
+    /// What the job asks for.
+    pub(super) errands: Option<Errands>,
     /// What is answered for the job.
     claims: Option<Arc<Claims>>,
     /// Connected sockets, by the virtual names that they are bound to.
@@ -71,6 +74,7 @@ impl Desk {
             logs: Logs::new(home.into()),
             job: None,
             owner: None,
+            errands: None,
             claims: None,
             sockets: BTreeMap::new(),
             written: None,
@@ -386,11 +390,15 @@ impl Calls for Desk {
     }
 
     fn polled(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        self.logs.polled().collect()
+        let job = self.errands.iter().flat_map(Errands::polled).map(|fd| (fd, PollFlags::POLLIN));
+        self.logs.polled().chain(job).collect()
     }
 
     fn attend(&mut self, _: &[PollFlags]) {
         self.logs.attend();
+        if let Some(errands) = &mut self.errands {
+            errands.attend();
+        }
     }
 }
 

@@ -17,11 +17,13 @@
 //!   tells of it;
 //! - [`serve`]: the supervisor's loop, [`story`]: what it does for a verb, [`ties`]: what plugins bind and save, [`desk`]: what they
 //!   are answered;
+//! - [`claims`]: the system calls that it answers ([`crate::intercept`]), [`errand`]: what the job asks for ([`crate::job_api`]);
 //! - [`record`]: what it leaves in the container's directory, [`logs`]: what plugins write.
 
 mod claims;
 pub mod client;
 pub mod desk;
+mod errand;
 pub mod launch;
 pub mod logs;
 pub mod record;
@@ -48,10 +50,12 @@ pub mod names {
     pub const PLUGINS_LOG_BEFORE: &str = "plugins.log.1";
     /// The container's /etc/hosts, if names had to be added to it.
     pub const HOSTS: &str = "hosts";
+    /// The socket at which the job can reach it, if it may.
+    pub const JOB_API: &str = "job.sock";
     /// An empty directory, for a plugin of which an image has no folder.
     pub const EMPTY: &str = "empty";
     /// All of them but the directory.
-    pub const FILES: [&str; 6] = [SOCKET, RECORD, LOG, PLUGINS_LOG, PLUGINS_LOG_BEFORE, HOSTS];
+    pub const FILES: [&str; 7] = [SOCKET, RECORD, LOG, PLUGINS_LOG, PLUGINS_LOG_BEFORE, HOSTS, JOB_API];
 }
 
 /// The most plugins of a job: as many as descriptors go with a message.

@@ -84,6 +84,9 @@ pub struct Record {
     pub init: Option<InitProcess>,
     /// The plugins, in the order in which they were given.
     pub plugins: Vec<Plugin>,
+    /// The name of the socket at which the job can speak with the supervisor.
+    #[serde(default)]
+    pub job_api: Option<String>,
     /// Where what the job connects to is.
     #[serde(default)]
     pub routes: Vec<Route>,

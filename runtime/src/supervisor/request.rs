@@ -51,6 +51,11 @@ pub enum Request {
         /// Their paths, in the order of the plugins.
         folders: Vec<PathBuf>,
     },
+    /// The job may ask for checkpoints.
+    JobApi {
+        /// The directory for them.
+        images: PathBuf,
+    },
     /// Where what the job connects to is.
     Routes {
         /// All of them.

@@ -24,7 +24,15 @@ use std::path::Path;
 pub fn serve(home: &Path, socket: OwnedFd) -> Result<()> {
     let listener = launch::open(home)?;
     let job = Job { id: String::new(), generation: 0, host: String::new(), bundle: "/".into() };
-    let record = Record { job, init: None, plugins: Vec::new(), routes: Vec::new(), event: None, over: None };
+    let record = Record {
+        job,
+        init: None,
+        plugins: Vec::new(),
+        job_api: None,
+        routes: Vec::new(),
+        event: None,
+        over: None,
+    };
     let mut desk = Desk::new(home, record);
     desk.owner = Guest::new(socket);
     let mut service = Service { listener, story: Story::new(desk), visitors: Vec::new() };

@@ -107,6 +107,7 @@ impl Story {
                 let attached = company.restart(kept, desk);
                 self.attach(attached)
             }
+            Request::JobApi { images } => self.desk.open_job_api(images).map(nothing),
             Request::Routes { routes } => {
                 self.desk.record.routes = routes;
                 Ok(nothing(()))
@@ -132,6 +133,7 @@ impl Story {
                     return Err(out_of_turn("presuspend"));
                 }
                 self.stage = Stage::Checkpoint { committed: false };
+                self.desk.before()?;
                 let (company, desk) = self.company()?;
                 Ok(nothing(company.presuspend(desk)?))
             }
@@ -176,7 +178,8 @@ impl Story {
             return Err(Error::Usage(format!("a job has at most {PLUGINS} plugins, not {}", plugins.len())));
         }
         let event = Some(Event::Hello);
-        self.desk.record = Record { job, init: None, plugins, routes: Vec::new(), event, over: None };
+        self.desk.record =
+            Record { job, init: None, plugins, job_api: None, routes: Vec::new(), event, over: None };
         self.desk.save();
         self.start()
     }
@@ -259,6 +262,7 @@ impl Story {
         if let Ok((company, desk)) = self.company() {
             failed.extend(company.running(after, desk));
         }
+        self.desk.after();
         // Why one can't be told any more has been said.
         failed.retain(|failed| !matches!(failed.why, Why::Gone(_)));
         failed
@@ -394,6 +398,7 @@ fn event(request: &Request) -> Option<Event> {
         Request::Resume { .. } => Some(Event::Resume),
         Request::End {} => Some(Event::Exit),
         Request::Made { .. }
+        | Request::JobApi { .. }
         | Request::Routes { .. }
         | Request::Stay {}
         | Request::Done {}

@@ -47,6 +47,10 @@ pub struct NewArgs {
     /// Let a plugin of the job do more than its manifest says: memory, registers, signals (repeatable)
     #[arg(long, value_name = "NAME=CAPABILITY,...")]
     pub plugin_grant: Vec<String>,
+    /// Let the job ask for checkpoints of itself, and be called before and after them, by a socket at /run/ckrun.sock; its
+    /// images go to this directory
+    #[arg(long, value_name = "DIR")]
+    pub job_api: Option<PathBuf>,
     /// Taken for compatibility: ckrun leaves no process behind that would need a subreaper
     #[arg(long, hide = true)]
     pub no_subreaper: bool,
@@ -100,6 +104,7 @@ impl NewArgs {
     /// The sandbox's options. To be called first of all, see [`Inherited::find`].
     pub fn options(&self, context: &Context) -> Result<Options> {
         Ok(Options {
+            job_api: self.job_api.clone(),
             asks: None,
             maps: self.maps()?,
             no_pivot: self.no_pivot,

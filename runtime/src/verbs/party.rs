@@ -5,6 +5,7 @@ use super::{Context, answers};
 use crate::config::Bundle;
 use crate::error::{Error, Result};
 use crate::intercept::{self, hosts::Hosts};
+use crate::job_api;
 use crate::plugin::asked::{Asked, merge};
 use crate::plugin::company::Folder;
 use crate::plugin::{Failed, start::owner};
@@ -44,7 +45,7 @@ pub struct Party {
 }
 
 /// What a new job's plugins do before there is a sandbox. None for a job without plugins that connects to nothing that is
-/// elsewhere.
+/// elsewhere, and does not speak with ckrun.
 ///
 /// # Errors
 /// Those of [`Client::begin`] and [`Client::init`].
@@ -55,7 +56,7 @@ pub fn begin(
     options: &mut sandbox::Options,
     asked: Vec<Asked>,
 ) -> Result<Option<Party>> {
-    if asked.is_empty() && options.maps.sockets.is_empty() {
+    if asked.is_empty() && options.maps.sockets.is_empty() && options.job_api.is_none() {
         return Ok(None);
     }
     sandbox::validate::check(bundle)?;
@@ -106,6 +107,11 @@ impl Party {
         if let Some(claim) = &self.claim
             && hosts.mount(&mut bundle.spec, claim.dir())?
         {
+            bundle.refresh()?;
+        }
+        if let (Some(images), Some(claim)) = (&options.job_api, &self.claim) {
+            self.client.job_api(absolute(images)?)?;
+            job_api::show(&mut bundle.spec, &claim.dir().join(names::JOB_API));
             bundle.refresh()?;
         }
         let ioctls = self.ties.iter().flat_map(|tie| &tie.ioctls);

@@ -314,7 +314,7 @@ impl Guests {
         let (saved, words) = (of_image(image)?, args.new.plugins(bundle)?);
         let (plugins, mut problems) = party::of_image(context, &saved, words, &args.new.plugin_grant)?;
         party::promise(wishes, &saved);
-        let answers = !wishes.sockets.is_empty() && !args.dry_run;
+        let answers = (!wishes.sockets.is_empty() || args.new.job_api.is_some()) && !args.dry_run;
         if plugins.is_empty() && !answers || !problems.is_empty() {
             return Ok(Guests { plugins, party: None, problems });
         }

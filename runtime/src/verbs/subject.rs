@@ -87,6 +87,10 @@ impl Subject {
             asks: record.as_ref().and_then(Record::filter).map(|filter| filter.code()),
             places: places::of(&spec),
             outgoing,
+            closing: record
+                .as_ref()
+                .and_then(|record| record.job_api.as_ref())
+                .map(|name| name.as_str().into()),
             table: Some(table),
             stand: record.as_ref().is_some_and(|record| !record.plugins.is_empty()),
         };

@@ -121,6 +121,9 @@ impl Job<'_> {
                     to: self.description(other, -1),
                     with: self.peer_credentials(socket)?,
                 }),
+                None if self.owned.closing.is_some() && self.peer_name(socket) == self.owned.closing => {
+                    Ok(State::Orphaned { from: self.peer_name(socket), with: None, reset: false })
+                }
                 // In a job that runs it may be on its way in a message, or be new.
                 None if self.running() && !self.is_held_outside(peer) => Ok(State::Alone),
                 None => Err(self.outside(socket, called, peer)),
