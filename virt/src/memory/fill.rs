@@ -6,7 +6,7 @@ use super::copy::CHUNK;
 use super::dump::leave_the_callers_cpu;
 use super::layout::Layout;
 use super::plan::Plan;
-use super::vma::{Backing, Flags, Prot, Span};
+use super::vma::{Backing, Flags, PAGE, Prot, Span};
 use crate::image::{Image, PageRun};
 use crate::program::Program;
 use crate::sys::uffd::{USER_MODE_ONLY, Uffd};
@@ -17,7 +17,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -247,8 +247,24 @@ impl Job<'_> {
             let (bytes, later) = rest.split_at(run.len() as usize);
             rest = later;
             match (way, self.uffd) {
-                (Way::Place, Some(uffd)) => uffd.copy(run.vaddr, bytes).doing(what)?,
+                (Way::Place, Some(uffd)) => self.place(uffd, run.vaddr, bytes).doing(what)?,
                 _ => self.memory.write_all_at(bytes, run.vaddr).doing(what)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A page can be there after all: whoever reads /proc/PID/cmdline or environ at this moment, as ps does, has the
+    /// kernel make the pages in which it looks for that.
+    fn place(&self, uffd: &Uffd<'_>, at: u64, bytes: &[u8]) -> io::Result<()> {
+        match uffd.copy(at, bytes) {
+            Err(Errno::EEXIST) => {}
+            other => return Ok(other?),
+        }
+        for (page, at) in bytes.chunks(PAGE as usize).zip((at..).step_by(PAGE as usize)) {
+            match uffd.copy(at, page) {
+                Err(Errno::EEXIST) => self.memory.write_all_at(page, at)?,
+                other => other?,
             }
         }
         Ok(())

@@ -296,6 +296,28 @@ fn a_flipped_bit_is_found_and_named() {
     }
 }
 
+/// As by a reader of /proc/PID/cmdline.
+#[test]
+fn a_page_that_somebody_has_made_before_is_filled() {
+    let len = 1 << 20;
+    let task = Task::new(|| {
+        let at = anonymous(len);
+        poke(at, &vec![3; len as usize]);
+        vec![at]
+    });
+    let mut census = task.census();
+    let (_dir, mut sinks) = sinks(1);
+    let image = capture(&task, &mut census, &[], &mut sinks);
+    let mut worker = newborn();
+    let plan = Plan::fresh(&image.dumped.runs);
+    build(&mut worker, &image.blueprint(&census, &Handles::new(), &plan)).unwrap();
+    worker.memory().write_all_at(&[9; 8], task.told[0] + 5 * PAGE).unwrap();
+    fill(&mut worker, &image.layout, &plan, &page_files(&sinks)).unwrap();
+    let mut found = vec![0; len as usize];
+    worker.memory().read_exact_at(&mut found, task.told[0]).unwrap();
+    assert!(found.iter().all(|byte| *byte == 3));
+}
+
 #[test]
 fn pages_without_a_mapping_are_refused() {
     let task = Task::new(|| vec![anonymous(PAGE)]);
