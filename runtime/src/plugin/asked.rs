@@ -75,7 +75,8 @@ impl Asked {
     }
 }
 
-/// Several plugins: those of `first` in their order, with what `then` says of the same names, then the others of `then`.
+/// Several plugins: those of `first` in their order, with what `then` says of the same names, and the others of `then`: each
+/// before the next one of `then` that `first` has too, else at the end. So a word can put one before those of an image.
 ///
 /// # Errors
 /// [`Error::Usage`] for a name that `then` has twice.
@@ -85,13 +86,17 @@ pub fn merge(first: Vec<Asked>, then: Vec<Asked>) -> Result<Vec<Asked>> {
             return Err(Error::Usage(format!("plugin {:?} was given twice", asked.name)));
         }
     }
-    let mut all = first;
+    let (mut all, mut new) = (first, Vec::new());
     for asked in then {
-        match all.iter_mut().find(|other| other.name == asked.name) {
-            Some(other) => other.replace(&asked),
-            None => all.push(asked),
+        match all.iter().position(|other| other.name == asked.name) {
+            Some(at) => {
+                all[at].replace(&asked);
+                all.splice(at..at, new.drain(..));
+            }
+            None => new.push(asked),
         }
     }
+    all.append(&mut new);
     Ok(all)
 }
 
@@ -135,11 +140,11 @@ mod tests {
     #[test]
     fn the_command_line_says_more_of_the_plugins_of_an_image() {
         let image = all(&["emu:slot=1,server=a", "/opt/trace"]);
-        let merged = merge(image, all(&["fault:at=7", "emu:slot=5", "./trace"])).unwrap();
+        let merged = merge(image, all(&["fault:at=7", "emu:slot=5", "./trace", "last"])).unwrap();
         let names: Vec<&str> = merged.iter().map(|asked| asked.name.as_str()).collect();
-        assert_eq!(names, ["emu", "trace", "fault"]);
-        assert_eq!((merged[0].options["slot"].as_str(), merged[0].options["server"].as_str()), ("5", "a"));
-        assert_eq!(merged[1].program, Some(std::path::absolute("./trace").unwrap()));
+        assert_eq!(names, ["fault", "emu", "trace", "last"]);
+        assert_eq!((merged[1].options["slot"].as_str(), merged[1].options["server"].as_str()), ("5", "a"));
+        assert_eq!(merged[2].program, Some(std::path::absolute("./trace").unwrap()));
         assert!(merge(Vec::new(), all(&["emu", "emu:slot=2"])).is_err());
     }
 
