@@ -11,6 +11,7 @@
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
 //! - [`told`]: plugins that write down what they hear;
 //! - [`trace`]: ckrun killed at any of its system calls;
+//! - [`hosts`]: two emulator hosts, made of namespaces;
 //! - [`images`]: images that no job was needed for;
 //! - [`leftovers`]: what must not be there afterwards.
 //!
@@ -24,6 +25,7 @@ pub mod bystander;
 pub mod clients;
 pub mod emulator;
 pub mod guests;
+pub mod hosts;
 pub mod images;
 pub mod job;
 pub mod leftovers;
