@@ -80,7 +80,7 @@ fn between(host: &Host, name: &str, look: impl Fn(&str) -> bool + Send + Sync + 
 }
 
 /// Listens at a path that is longer than an address may be.
-fn socket(path: &PathBuf) -> UnixListener {
+fn socket(path: &Path) -> UnixListener {
     let short = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(path.parent().unwrap(), short.path().join("s")).unwrap();
     UnixListener::bind(short.path().join("s").join(path.file_name().unwrap())).unwrap()
