@@ -82,6 +82,20 @@ fn a_file_system_in_memory_comes_back_with_its_content_and_its_limits() {
 }
 
 #[test]
+fn what_a_mount_hides_is_there_when_it_goes() {
+    survives(
+        "mkdir /scratch/under; echo hidden > /scratch/under/file; mount -t tmpfs over /scratch/under; echo seen > /scratch/under/x",
+        "cat /scratch/under/*; umount /scratch/under; cat /scratch/under/*; mount -t tmpfs over /scratch/under
+        echo seen > /scratch/under/x",
+    );
+}
+
+#[test]
+fn what_was_unmounted_one_below_the_other_stays_so() {
+    survives("umount /dev/pts /dev/shm /dev/mqueue; umount -l /sys", "ls /sys /dev/shm");
+}
+
+#[test]
 fn what_is_bound_elsewhere_is_bound_again() {
     survives(
         "mkdir -p /here/sub /there /root2; echo one > /here/sub/file; touch /there/file

@@ -289,10 +289,10 @@ impl Steps<'_> {
 
         fault::point("checkpoint:tmpfs")?;
         let mounted = fd::mounts(self.init)?;
-        tmpfs::capture(self.init, &mounted, image)?;
         let survey = |places| mounts::survey(self.init, &mounted, places);
         let changed = self.options.places.as_ref().map(survey).transpose()?.unwrap_or_default();
         refuse(changed.blockers)?;
+        tmpfs::capture(self.init, &mounted, &changed.changes, image)?;
         image.json(mounts::FILE, &changed.changes)?;
         Ok(capture)
     }

@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// `MOVE_MOUNT_SET_GROUP` of `linux/mount.h` (Linux 5.15): the target becomes a peer of the source.
@@ -27,8 +27,9 @@ const SET_GROUP: MoveMountFlags = MoveMountFlags::from_bits_retain(0x100);
 /// The kernel's, the image's; [`Error::Unsupported`] for a place that is not there.
 pub fn restore(changes: &Changes, contents: &Contents) -> Result<(), Error> {
     for point in changes.unmounted.iter().rev() {
-        let place = open(point)?;
-        unmount(here(&place), UnmountFlags::DETACH).doing(|| format!("unmount {point}"))?;
+        open(point)?;
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        unmount(point.as_path(), flags).doing(|| format!("unmount {point}"))?;
     }
     for made in &changes.made {
         make(made)?;
@@ -41,8 +42,7 @@ pub fn restore(changes: &Changes, contents: &Contents) -> Result<(), Error> {
         let flags: MountFlags = made.options.iter().filter_map(|option| flag(option)).collect();
         remount(&made.point, flags)?;
         if let What::New { read_only: true, .. } = made.what {
-            let place = open(&made.point)?;
-            mount_remount(here(&place), MountFlags::RDONLY | flags, c"")
+            mount_remount(made.point.as_path(), MountFlags::RDONLY | flags, c"")
                 .doing(|| format!("make {} read-only", made.point))?;
         }
     }
@@ -57,7 +57,8 @@ pub fn restore(changes: &Changes, contents: &Contents) -> Result<(), Error> {
     changes.peers.iter().try_for_each(|points| share(points, &made)).map_err(Error::from)
 }
 
-/// Opens a place, not what may come to be mounted on it later.
+/// Opens a place, not what may come to be mounted on it later. Nobody else is there yet, so that the path leads to the same
+/// afterwards; /proc may be away already.
 fn open(point: &Bytes) -> Result<OwnedFd, Error> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -65,11 +66,6 @@ fn open(point: &Bytes) -> Result<OwnedFd, Error> {
         let why = nix::errno::Errno::from_raw(errno.raw_os_error()).desc();
         Error::Unsupported(format!("{point}: the job had mounted something there, and here: {why}"))
     })
-}
-
-/// A path for mount(2) that leads to an open place.
-fn here(place: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", place.as_raw_fd())
 }
 
 /// What is below a mount of a file system in memory was not seen, and is not in the image: there it takes an empty file or
@@ -106,7 +102,7 @@ fn make(made: &Made) -> Result<(), Error> {
             };
             let (source, options) = (text(source)?, text(options)?);
             let options = (!options.is_empty()).then_some(options.as_c_str());
-            mount(source.as_c_str(), here(&place), kind.as_str(), MountFlags::empty(), options)
+            mount(source.as_c_str(), point.as_path(), kind.as_str(), MountFlags::empty(), options)
                 .doing(doing)?;
         }
         What::Bind { from } => {
@@ -120,14 +116,13 @@ fn make(made: &Made) -> Result<(), Error> {
         }
     }
     // It may have inherited peers from where it comes from or goes to.
-    let new = open(point)?;
-    mount_change(here(&new), MountPropagationFlags::PRIVATE).doing(doing)?;
+    mount_change(point.as_path(), MountPropagationFlags::PRIVATE).doing(doing)?;
     Ok(())
 }
 
 fn remount(point: &Bytes, flags: MountFlags) -> Result<(), Error> {
-    let place = open(point)?;
-    mount_remount(here(&place), MountFlags::BIND | flags, c"")
+    open(point)?;
+    mount_remount(point.as_path(), MountFlags::BIND | flags, c"")
         .doing(|| format!("change the options of the mount {point}"))?;
     Ok(())
 }
@@ -155,7 +150,7 @@ fn share(points: &[Bytes], made: &HashSet<&Bytes>) -> Result<(), Failure> {
     };
     let doing = |point: &Bytes| format!("share the mount {point}");
     let source = open(first)?;
-    mount_change(here(&source), MountPropagationFlags::SHARED).doing(|| doing(first))?;
+    mount_change(first.as_path(), MountPropagationFlags::SHARED).doing(|| doing(first))?;
     for point in others {
         let target = open(point)?;
         let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

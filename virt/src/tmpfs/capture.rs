@@ -7,6 +7,7 @@ use super::{Entry, FILE, MOST_BYTES, MOST_FILES, Tmpfs, What};
 use crate::fd;
 use crate::fd::join;
 use crate::image::Writer;
+use crate::mounts::Changes;
 use crate::{Doing, Error, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Statx, StatxFlags};
@@ -16,14 +17,21 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Writes what is in the tmpfs mounts, among those that are `mounted` in the container whose first process is `init`, to the
-/// image. Nothing in it may run.
+/// image, also what those hide that the job has mounted over it. Nothing in it may run.
 ///
 /// # Errors
 /// [`Error::Blocked`] when there is too much, the kernel's, the image's.
-pub(crate) fn capture(init: Pid, mounted: &[(u64, fd::Mount)], image: &mut Writer) -> Result<(), Error> {
+pub(crate) fn capture(
+    init: Pid,
+    mounted: &[(u64, fd::Mount)],
+    changes: &Changes,
+    image: &mut Writer,
+) -> Result<(), Error> {
     let mut all = Vec::new();
     let ids = Ids::of(init)?;
-    for own in mounts::own(init, mounted)? {
+    let mut found = mounts::own(init, mounted)?;
+    mounts::uncover(init, &mut found, changes.made.iter().map(|made| &made.point[..]))?;
+    for own in found {
         let too_large = || Error::Blocked(vec![mounts::too_large(init, &own.point)]);
         let mut walk = Walk { own: &own, ids: &ids, entries: Vec::new(), names: HashMap::new() };
         if !walk.all()? {

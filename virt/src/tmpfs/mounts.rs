@@ -4,10 +4,13 @@ use super::{MOST_BYTES, MOST_FILES};
 use crate::fd::{self, Mount};
 use crate::resource::Blocker;
 use crate::{Doing, Failure};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
 
 /// A tmpfs of the container.
 #[derive(Debug)]
@@ -58,6 +61,47 @@ pub(super) fn own(init: Pid, mounts: &[(u64, Mount)]) -> Result<Vec<Own>, Failur
         }
     }
     Ok(own)
+}
+
+/// Makes what is mounted at `covering`, and by that hidden, of some of them visible: a copy of a mount without those below it shows
+/// all of its file system (open_tree(2)).
+pub(super) fn uncover<'p>(
+    init: Pid,
+    all: &mut [Own],
+    covering: impl Iterator<Item = &'p [u8]> + Clone,
+) -> Result<(), Failure> {
+    let covered = |own: &&mut Own| {
+        let below =
+            |point: &[u8]| point.strip_prefix(&own.point[..]).is_some_and(|rest| rest.first() == Some(&b'/'));
+        covering.clone().any(below)
+    };
+    let mut covered: Vec<&mut Own> = all.iter_mut().filter(covered).collect();
+    if covered.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/proc/{init}/ns/mnt");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+    let inside = move || -> Result<(), Failure> {
+        // Mounts can be copied only by who is among them, and a thread goes there alone (setns(2)).
+        unshare(CloneFlags::CLONE_FS).doing(|| "leave the directories of the other threads")?;
+        setns(&namespace, CloneFlags::CLONE_NEWNS).doing(|| format!("enter {path}"))?;
+        for own in &mut covered {
+            let name = || format!("copy the mount {}", String::from_utf8_lossy(&own.point));
+            own.dir = alone(&own.dir).doing(name)?;
+            (own.id, _) = mount_of(&own.dir).doing(name)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// The directory of a mount, without what is mounted below it.
+pub(super) fn alone(dir: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(dir, c"", flags)?;
+    rustix::fs::openat(tree, c".", READ_DIR, Mode::empty())
 }
 
 fn candidate(mount: &Mount) -> bool {

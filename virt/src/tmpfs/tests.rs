@@ -3,6 +3,7 @@
 use super::*;
 use crate::fd;
 use crate::image::{Manifest, Writer};
+use crate::mounts::Changes;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -77,7 +78,7 @@ fn tmpfs(point: &Path) {
 /// An image with what is in the mounts that `job` has for itself.
 fn image(job: &Child, dir: &Path) -> Image {
     let mut writer = Writer::create(dir).unwrap();
-    capture(job.0, &fd::mounts(job.0).unwrap(), &mut writer).unwrap();
+    capture(job.0, &fd::mounts(job.0).unwrap(), &Changes::default(), &mut writer).unwrap();
     writer.commit(Manifest::new(0).unwrap()).unwrap();
     Image::open(dir).unwrap()
 }
