@@ -6,12 +6,14 @@ use ckrun_integration::bundle::Container;
 use ckrun_integration::guests::guest;
 use ckrun_integration::job::{path, quietly};
 use ckrun_integration::pipes::{await_end, pidfd};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,6 +50,12 @@ impl<S: Read + Write> Server<S> {
 }
 
 fn accept(listener: &TcpListener) -> Server<TcpStream> {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    Server { link: BufReader::new(stream) }
+}
+
+fn accept_unix(listener: &UnixListener) -> Server<UnixStream> {
     let (stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     Server { link: BufReader::new(stream) }
@@ -109,6 +117,52 @@ fn a_host_that_only_the_job_knows_is_elsewhere_after_each_restart() {
     container.no_trace();
 }
 
+/// A container whose job has connected by a path at which the host's directory is mounted.
+#[test]
+fn a_socket_outside_is_connected_to_again_where_that_is_asked_for() {
+    let container = caller(&["/outside/real.sock"]);
+    let dir = container.file("shared");
+    fs::create_dir(&dir).unwrap();
+    let container = container.mount("/outside", "bind", &dir, &["rbind"]);
+    let real = dir.join("real.sock");
+    let listener = UnixListener::bind(&real).unwrap();
+    container.ckrun(&["run", "--detach", "ID"]).ok();
+    let mut server = accept_unix(&listener);
+    assert_eq!(server.ask("one"), format!("one 1 {}", real.display()));
+    let image = container.file("image");
+    let refused = container.ckrun(&["checkpoint", "--image-path", path(&image), "ID"]);
+    refused.fails(1, &["stream socket connected to", "outside of the job", "--ext-unix-sk"]);
+    assert_eq!(server.ask("two"), format!("two 2 {}", real.display()));
+
+    // What the job has not read nobody could send again.
+    let signal = |name| kill(Pid::from_raw(container.pid()), name).unwrap();
+    signal(Signal::SIGSTOP);
+    server.link.get_mut().write_all(b"ha").unwrap();
+    let words = ["checkpoint", "--image-path", path(&image), "--ext-unix-sk", "ID"];
+    container.ckrun(&words).fails(1, &["/outside/real.sock", "2 bytes", "not read"]);
+    signal(Signal::SIGCONT);
+    assert_eq!(server.ask("lf"), format!("half 3 {}", real.display()));
+
+    let end = pidfd(container.pid());
+    container.ckrun(&words).ok();
+    await_end(end);
+    drop((server, listener));
+    fs::remove_file(&real).unwrap();
+    let restore = ["restore", "--detach", "--image-path", path(&image)];
+    container.ckrun(&[&restore[..], &["ID"]].concat()).fails(1, &["/outside/real.sock", "--ext-unix-sk"]);
+    let again = [&restore[..], &["--ext-unix-sk", "ID"]].concat();
+    container.ckrun(&again).fails(1, &["/outside/real.sock", "not in the container"]);
+    let listener = UnixListener::bind(&real).unwrap();
+    container.ckrun(&again).ok();
+    let mut server = accept_unix(&listener);
+    assert_eq!(server.ask("three"), format!("three 4 {}", real.display()));
+    let end = pidfd(container.pid());
+    drop(server);
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
 #[test]
 fn a_path_of_the_job_leads_to_a_socket_of_the_host() {
     let container = caller(&["/run/emu.sock"]);
@@ -116,11 +170,32 @@ fn a_path_of_the_job_leads_to_a_socket_of_the_host() {
     let listener = UnixListener::bind(&real).unwrap();
     let map = format!("unix:/run/emu.sock={}", real.display());
     quietly(&container, &["run", "--detach", "--map", &map, "ID"]).ok();
-    let mut server = Server { link: BufReader::new(listener.accept().unwrap().0) };
+    let mut server = accept_unix(&listener);
     assert_eq!(server.ask("one"), "one 1 /run/emu.sock");
     assert_eq!(server.ask("again"), "again 2 /run/emu.sock");
-    let mut server = Server { link: BufReader::new(listener.accept().unwrap().0) };
+    let mut server = accept_unix(&listener);
     assert_eq!(server.ask("two"), "two 3 /run/emu.sock");
+    for generation in 1..3 {
+        let image = container.file(&format!("image-{generation}"));
+        checkpoint(&container, &image);
+        drop(server);
+        let real = container.file(&format!("real-{generation}.sock"));
+        let listener = UnixListener::bind(&real).unwrap();
+        let restore = ["restore", "--detach", "--image-path", path(&image)];
+        let refused = container.ckrun(&[&restore[..], &["ID"]].concat());
+        refused.fails(1, &["/run/emu.sock", "--map unix:/run/emu.sock="]);
+        let map = format!("unix:/run/emu.sock={}", real.display());
+        quietly(&container, &[&restore[..], &["--map", &map, "ID"]].concat()).ok();
+        server = accept_unix(&listener);
+        let count = 4 * generation;
+        assert_eq!(server.ask("half"), format!("half {count} /run/emu.sock"));
+        assert_eq!(server.ask("again"), format!("again {} /run/emu.sock", count + 1));
+        server = accept_unix(&listener);
+        assert_eq!(server.ask("new"), format!("new {} /run/emu.sock", count + 2));
+        assert_eq!(server.ask("last"), format!("last {} /run/emu.sock", count + 3));
+        let shown = container.ckrun(&["ids", "ID", "--to-real", "sock:/run/emu.sock"]).ok();
+        assert_eq!(shown.trim_end(), format!("sock:{}", real.display()));
+    }
     let end = pidfd(container.pid());
     drop(server);
     await_end(end);

@@ -8,7 +8,7 @@ use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Bytes, Manifest, Writer};
 use crate::mounts::Places;
-use crate::owned::{Outgoing, Owned};
+use crate::owned::{Outward, Owned};
 use crate::resource::Blocker;
 use crate::seize::{Frozen, Process};
 use crate::snapshot::Snapshot;
@@ -49,7 +49,7 @@ pub struct Options {
     /// It stands still until the image is complete, even if it goes on afterwards: others save what belongs to it.
     pub stand: bool,
     /// What to do with connections to somebody outside for whom nobody answers.
-    pub outgoing: Outgoing,
+    pub outward: Outward,
     /// The name of a unix socket outside of the job, connections to which it finds closed after a restart.
     pub closing: Option<Bytes>,
 }
@@ -58,7 +58,7 @@ impl Options {
     /// The paths for which somebody else answers.
     pub(crate) fn owned(&self) -> Owned {
         let mut owned = self.table.as_ref().map(Owned::of).unwrap_or_default();
-        owned.outgoing = self.outgoing;
+        owned.outward = self.outward;
         owned.closing.clone_from(&self.closing);
         owned
     }

@@ -19,6 +19,15 @@ pub enum Outgoing {
     Close,
 }
 
+/// What to do with connections to somebody outside for whom nobody answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outward {
+    /// By TCP.
+    pub tcp: Outgoing,
+    /// Unix sockets are connected again, to the same path of the container. Else they are refused.
+    pub unix: bool,
+}
+
 /// What of a job leads to somebody outside: the owned paths, and what is below one; the addresses of owned sockets.
 #[derive(Debug, Clone, Default)]
 pub struct Owned {
@@ -26,7 +35,7 @@ pub struct Owned {
     /// As the job knows them, and what they are here.
     sockets: Vec<(Bytes, Bytes)>,
     /// What to do with connections to everybody else.
-    pub outgoing: Outgoing,
+    pub outward: Outward,
     /// The name of a unix socket outside of the job, connections to which the job finds closed after a restart.
     pub closing: Option<Bytes>,
 }
@@ -60,11 +69,30 @@ impl Owned {
         self.sockets.iter().find(|(_, real)| is(real) == Some(true)).map(|(name, _)| name)
     }
 
+    /// The job's name for the Unix socket of this name on the host (an abstract one begins with a NUL), if somebody answers
+    /// for it. One file may have several paths.
+    pub fn unix_name(&self, peer: &[u8]) -> Option<&Bytes> {
+        let is = |real: &Bytes| {
+            let real = real.strip_prefix(b"unix:").unwrap_or(real);
+            match (real, peer) {
+                ([b'@', real @ ..], [0, peer @ ..]) => real == peer,
+                ([b'/', ..], [b'/', ..]) => real == peer || is_one_file(real, peer),
+                _ => false,
+            }
+        };
+        self.sockets.iter().find(|(_, real)| is(real)).map(|(name, _)| name)
+    }
+
     /// Somebody answers for what is at `path`. Only whole components count.
     pub fn covers(&self, path: &[u8]) -> bool {
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         self.paths.iter().any(|owned| path.starts_with(owned.as_path()))
     }
+}
+
+fn is_one_file(a: &[u8], b: &[u8]) -> bool {
+    let look = |path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino));
+    look(a).is_ok_and(|a| look(b) == Ok(a))
 }
 
 #[cfg(test)]
@@ -84,5 +112,22 @@ mod tests {
         ] {
             assert_eq!(owned.covers(path.as_bytes()), covered, "{path}");
         }
+    }
+
+    #[test]
+    fn a_unix_socket_is_known_by_each_of_its_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, other) = (dir.path().join("real"), dir.path().join("other"));
+        std::fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink(&real, &other).unwrap();
+        let bytes = |path: &Path| Bytes::from(path.as_os_str().as_bytes());
+        let sockets =
+            vec![(b"/run/emu"[..].into(), bytes(&real)), (b"@emu"[..].into(), b"@there"[..].into())];
+        let owned = Owned { sockets, ..Owned::default() };
+        let find = |peer: &[u8]| owned.unix_name(peer).map(ToString::to_string);
+        assert_eq!(find(&bytes(&real)).as_deref(), Some("/run/emu"));
+        assert_eq!(find(&bytes(&other)).as_deref(), Some("/run/emu"));
+        assert_eq!(find(b"\0there").as_deref(), Some("@emu"));
+        assert_eq!((find(b"@there"), find(b"/nowhere")), (None, None));
     }
 }

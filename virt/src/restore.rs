@@ -15,6 +15,7 @@ use crate::table::{Generation, Id, Row, Table, Time, live};
 use crate::{Doing, Error, fault, memory, mounts, timers, tmpfs};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
+use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -45,7 +46,7 @@ pub enum Changed {
 pub enum Peer {
     /// It is to be found at this address, from within the job's network namespace.
     Tcp(SocketAddr),
-    /// It is to be found at this path in the container, or, after a NUL, by this abstract name.
+    /// It is to be found at this path of the host, or, after an `@`, by this abstract name.
     Unix(Bytes),
     /// Somebody has connected this socket to it already.
     Given(Arc<OwnedFd>),
@@ -58,14 +59,18 @@ impl Peer {
             Peer::Tcp(address) => address.to_string().into(),
             Peer::Unix(name) => name.clone(),
             Peer::Given(socket) => match rustix::net::getpeername(socket) {
-                Ok(Some(address)) => match SocketAddr::try_from(address) {
+                Ok(Some(address)) => match SocketAddr::try_from(address.clone()) {
                     Ok(address) => address.to_string().into(),
-                    Err(_) => "socket".into(),
+                    Err(_) => path(address).unwrap_or_else(|| "socket".into()),
                 },
                 _ => "socket".into(),
             },
         }
     }
+}
+
+fn path(address: SocketAddrAny) -> Option<Bytes> {
+    Some(SocketAddrUnix::try_from(address).ok()?.path()?.to_bytes().into())
 }
 
 /// What is wanted.
@@ -77,6 +82,8 @@ pub struct Options {
     pub changed_files: Vec<(PathBuf, Changed)>,
     /// What the sockets are here for which somebody answers, by the job's names for them.
     pub sockets: BTreeMap<Bytes, Peer>,
+    /// Unix sockets that were connected to somebody outside are connected again, to the same path of the container.
+    pub unix: bool,
     /// What the devices are here for which somebody answers: by their paths in the container, those on this host.
     pub devices: Rules,
     /// Paths in the container for which somebody will say before the restart what is there.

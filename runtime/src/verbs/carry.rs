@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Journal, Place};
 use crate::user::is_host_root;
 use ckrun_virt::Doing;
-use ckrun_virt::owned::Outgoing;
+use ckrun_virt::owned::{Outgoing, Outward};
 use oci_spec::runtime::{LinuxNamespaceType as Kind, Spec};
 use std::path::{Path, PathBuf};
 
@@ -29,9 +29,10 @@ pub struct CarryArgs {
     /// Let the job find TCP connections to somebody outside closed
     #[arg(long)]
     tcp_close: bool,
-    /// Taken for compatibility
-    #[arg(long, hide = true)]
-    ext_unix_sk: bool,
+    /// Connect Unix sockets again to somebody outside, at the path by which the container knows it. Without it, a job that
+    /// has one, or its image, is refused
+    #[arg(long)]
+    pub ext_unix_sk: bool,
     /// Taken for compatibility
     #[arg(long, hide = true)]
     shell_job: bool,
@@ -82,13 +83,14 @@ impl CarryArgs {
         }
     }
 
-    /// What is to be done with TCP connections to somebody outside.
-    pub fn outgoing(&self) -> Outgoing {
-        match (self.tcp_close, self.tcp_established) {
+    /// What is to be done with connections to somebody outside.
+    pub fn outward(&self) -> Outward {
+        let tcp = match (self.tcp_close, self.tcp_established) {
             (true, _) => Outgoing::Close,
             (false, true) => Outgoing::Keep,
             (false, false) => Outgoing::Refuse,
-        }
+        };
+        Outward { tcp, unix: self.ext_unix_sk }
     }
 
     /// The journal of this run.

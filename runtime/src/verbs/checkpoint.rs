@@ -64,8 +64,8 @@ impl Args {
 /// Carries it out. With `--dry-run` the answer is 1 when something stands in the way.
 pub fn run(args: &Args, context: &Context) -> Result<i32> {
     self::check(args)?;
-    let (image, outgoing) = (&args.carry.image_path, args.carry.outgoing());
-    let subject = Subject::find(context, "checkpoint", &args.id, image, args.leave_running, outgoing)?;
+    let (image, outward) = (&args.carry.image_path, args.carry.outward());
+    let subject = Subject::find(context, "checkpoint", &args.id, image, args.leave_running, outward)?;
     if args.dry_run {
         return look(args, &subject);
     }

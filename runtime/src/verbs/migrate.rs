@@ -7,7 +7,7 @@ use super::{Context, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, size};
 use ckrun_virt::image::{Image, stream};
-use ckrun_virt::owned::Outgoing;
+use ckrun_virt::owned::Outward;
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -58,7 +58,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     needs_root("migrate")?;
     let began = Instant::now();
     let image = args.image_path.clone().unwrap_or_else(|| fresh(&args.id));
-    let subject = Subject::find(context, "migrate", &args.id, &image, false, Outgoing::Refuse)?;
+    let subject = Subject::find(context, "migrate", &args.id, &image, false, Outward::default())?;
     let mut moving = Move::by(args.there(&subject.state.bundle));
     let taken = subject.take(&mut moving);
     let unsure = moving.given && !moving.runs;

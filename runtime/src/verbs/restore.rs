@@ -84,7 +84,12 @@ impl Args {
 
     fn options(&self, spec: &Spec) -> Result<Options> {
         let maps = self.new.maps()?;
-        let mut options = Options { devices: maps.paths, sockets: maps.sockets, ..Options::default() };
+        let mut options = Options {
+            devices: maps.paths,
+            sockets: maps.sockets,
+            unix: self.carry.ext_unix_sk,
+            ..Options::default()
+        };
         (options.changed, options.changed_files) = changed::policies(&self.changed_files, spec)?;
         Ok(options)
     }

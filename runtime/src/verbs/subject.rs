@@ -17,7 +17,7 @@ use ckrun_plugin::After;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Writer;
-use ckrun_virt::owned::Outgoing;
+use ckrun_virt::owned::Outward;
 use ckrun_virt::resource::Blocker;
 use ckrun_virt::still::Still;
 use ckrun_virt::survey::survey;
@@ -61,7 +61,7 @@ impl Subject {
         id: &str,
         image: &Path,
         leave_running: bool,
-        outgoing: Outgoing,
+        outward: Outward,
     ) -> Result<Subject> {
         let (entry, state, status) = lock(context, id)?;
         require(verb, id, status, &[Status::Running, Status::Paused])?;
@@ -86,7 +86,7 @@ impl Subject {
             listener: !restored && notifies(),
             asks: record.as_ref().and_then(Record::filter).map(|filter| filter.code()),
             places: places::of(&spec),
-            outgoing,
+            outward,
             closing: record
                 .as_ref()
                 .and_then(|record| record.job_api.as_ref())

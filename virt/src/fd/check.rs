@@ -2,6 +2,7 @@
 
 use super::container;
 use super::regular::{Regular, Stamp};
+use super::socket::readable;
 use super::{Description, Files, Object};
 use crate::fs::Place;
 use crate::restore::{Changed, Options, Problem};
@@ -131,6 +132,7 @@ impl Files {
             Ok(Some(Stamp::of(&there)))
         };
         let mut changed = Vec::new();
+        let mut away = BTreeSet::new();
         for description in &self.descriptions {
             match &description.object {
                 Object::Regular(regular) => {
@@ -145,6 +147,12 @@ impl Files {
                     expect(&device.path, libc::S_IFCHR, number).map(drop)?;
                 }
                 Object::Socket(socket) => {
+                    if let Some(to) = socket.leads_to() {
+                        away.insert(to);
+                        if !to.starts_with(&[0]) && options.unix {
+                            expect(to, libc::S_IFSOCK, None)?;
+                        }
+                    }
                     if let Some(path) = socket.file() {
                         expect(container::parent(path), libc::S_IFDIR, None)?;
                         // A socket makes its file itself, and takes the place of its own old one, but of no other file.
@@ -170,6 +178,10 @@ impl Files {
             }
         }
         problems.extend(changed);
+        for to in away.into_iter().filter(|_| !options.unix) {
+            let why = "the job was connected to it, and it is outside: --ext-unix-sk connects again";
+            problems.insert((format!("unix socket {}", readable(to)), why.into()));
+        }
         Ok(problems.into_iter().map(|(what, why)| Problem { what, why }).collect())
     }
 

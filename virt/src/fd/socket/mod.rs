@@ -26,7 +26,7 @@ use options::Options;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::os::fd::AsFd;
-pub(super) use unix::world::World;
+pub(super) use unix::{readable, world::World};
 
 /// A socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,12 @@ impl Job<'_> {
 }
 
 impl Socket {
+    /// To which path, if any, of the container it is to be connected again.
+    pub(super) fn leads_to(&self) -> Option<&Bytes> {
+        let Family::Unix(unix) = &self.of else { return None };
+        unix.leads_to()
+    }
+
     /// Where the file of its name is to be, if it has one.
     pub(super) fn file(&self) -> Option<&Bytes> {
         let Family::Unix(unix) = &self.of else { return None };
@@ -132,7 +138,7 @@ impl Unmade {
         wanted: &restore::Options,
     ) -> Result<inet::Late, Error> {
         if let Some(unix) = self.unix {
-            unix.fill(files, making, image)?;
+            unix.fill(files, making, image, wanted)?;
         }
         for (id, description) in (0..).zip(&files.descriptions) {
             let Object::Socket(socket) = &description.object else { continue };

@@ -116,7 +116,7 @@ impl Links {
             None if here => return Ok(Some(Link::Gone)),
             _ => {}
         }
-        match owned.outgoing {
+        match owned.outward.tcp {
             Outgoing::Keep => Ok(Some(Link::Outside)),
             Outgoing::Close => Ok(None),
             Outgoing::Refuse => {
@@ -138,7 +138,7 @@ impl Links {
         for entry in self.others.values().filter(mine) {
             let peer = canonical(entry.peer);
             if !self.ends.contains(&(peer, canonical(entry.local))) {
-                if owned.outgoing == Outgoing::Close || entry.state == State::SynReceived {
+                if owned.outward.tcp == Outgoing::Close || entry.state == State::SynReceived {
                     continue;
                 }
                 let why = format!("a connection from {peer}, outside of the job, waits to be accepted");

@@ -1,5 +1,6 @@
 //! From a socket of a job to what an image holds of it.
 
+use super::outside;
 use super::peek::Peeked;
 use super::reveal;
 use super::world::{LISTEN, Listed};
@@ -21,8 +22,6 @@ use std::os::unix::ffi::OsStringExt;
 const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
 /// `asm-generic/socket.h`.
 const SO_PEERGROUPS: i32 = 59;
-
-const OUTSIDE: &str = "its other end is outside of the job";
 
 impl Job<'_> {
     /// The unix socket behind `node`, of which `socket` is a duplicate.
@@ -50,6 +49,9 @@ impl Job<'_> {
         };
         let state = self.unix_state((node, socket), class, inode, &listed, &called)?;
         let (queue, content) = self.messages(node, &called)?;
+        if let State::Outside { to, .. } = &state {
+            outside::unread(&queue, &called, to)?;
+        }
         Ok(Unix { name: name.map(Bytes::from), file, state, shutdown: listed.shutdown & 3, queue, content })
     }
 
@@ -110,7 +112,7 @@ impl Job<'_> {
         match listed.peer {
             None => Ok(State::Alone),
             Some(0) if self.unix.waits(inode) == Some(true) => Ok(State::Waiting),
-            Some(0) if self.unix.waits_outside(inode) => Err(self.outside(socket, called, 0)),
+            Some(0) if self.unix.waits_outside(inode) => self.outside(socket, called, 0),
             Some(0) => Ok(State::Orphaned {
                 from: self.peer_name(socket),
                 with: self.peer_credentials(socket)?,
@@ -126,7 +128,7 @@ impl Job<'_> {
                 }
                 // In a job that runs it may be on its way in a message, or be new.
                 None if self.running() && !self.is_held_outside(peer) => Ok(State::Alone),
-                None => Err(self.outside(socket, called, peer)),
+                None => self.outside(socket, called, peer),
             },
         }
     }
@@ -161,17 +163,7 @@ impl Job<'_> {
         holder(inode).is_some_and(|(pid, ..)| self.graph.members.iter().all(|m| m.host.as_raw() != pid))
     }
 
-    /// The other end is somebody else's.
-    fn outside(&self, socket: &OwnedFd, called: &str, peer: u64) -> Trouble {
-        let at = self.peer_name(socket).map(|name| format!(" to {}", readable(&name))).unwrap_or_default();
-        let holder = holder(peer)
-            .map(|(pid, comm, fd)| format!(": host process {pid} ({comm}) has it as descriptor {fd}"))
-            .unwrap_or_default();
-        Trouble::refused(format!("{called} connected{at}"), format!("{OUTSIDE}{holder}"))
-            .or("close the connection".into())
-    }
-
-    fn peer_name(&self, socket: &OwnedFd) -> Option<Bytes> {
+    pub(super) fn peer_name(&self, socket: &OwnedFd) -> Option<Bytes> {
         // SAFETY: all zeroes is an address of no family.
         let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
         let mut length = size_of_val(&address) as libc::socklen_t;
@@ -249,7 +241,7 @@ fn unread(socket: &OwnedFd) -> Result<bool, Failure> {
 }
 
 /// A process of the host that has the socket `inode`: its id, its name and the number of its descriptor.
-fn holder(inode: u64) -> Option<(i32, String, i32)> {
+pub(super) fn holder(inode: u64) -> Option<(i32, String, i32)> {
     let wanted = format!("socket:[{inode}]");
     let numbers = |path: &str| -> Vec<i32> {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();

@@ -3,10 +3,12 @@
 use super::agent::outward;
 use super::make::{Unmade, socket};
 use super::name::Address;
+use super::outside;
 use super::{Class, Message, State, Unix, all, unix_of};
 use crate::fd::Files;
 use crate::fd::making::Making;
 use crate::image::Image;
+use crate::restore::Options;
 use crate::sys::sockopt;
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
@@ -26,7 +28,13 @@ const PIECE: usize = 64 << 10;
 
 impl Unmade {
     /// Puts into each socket what waits in it.
-    pub fn fill(mut self, files: &Files, making: &mut Making<'_>, image: &Image) -> Result<(), Error> {
+    pub fn fill(
+        mut self,
+        files: &Files,
+        making: &mut Making<'_>,
+        image: &Image,
+        wanted: &Options,
+    ) -> Result<(), Error> {
         let mut senders = Senders::default();
         for (id, class, unix) in all(files).filter(|(.., unix)| !unix.queue.is_empty()) {
             let bytes = match &unix.content {
@@ -45,6 +53,11 @@ impl Unmade {
             }
         }
         senders.close(making)?;
+        for (id, class, unix) in all(files) {
+            if let State::Outside { to, owned } = &unix.state {
+                outside::connect((id, class), to, *owned, making, wanted)?;
+            }
+        }
         self.finish(files, making)?;
         Ok(())
     }

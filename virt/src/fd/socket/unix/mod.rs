@@ -13,11 +13,13 @@ mod capture;
 mod fill;
 mod make;
 mod name;
+mod outside;
 mod peek;
 mod plan;
 mod reveal;
 pub(in crate::fd) mod world;
 
+use super::super::check::is_path;
 use super::super::{Files, Object};
 use super::{Class, Family};
 use crate::image::Bytes;
@@ -95,6 +97,14 @@ pub enum State {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         with: Option<Credentials>,
     },
+    /// It is connected to one outside of the job, and is connected anew at a restart.
+    Outside {
+        /// To what: the job's name for it, or its path in the container, or its abstract name, which begins with a NUL.
+        to: Bytes,
+        /// Somebody answers for it, and says where it is then.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        owned: bool,
+    },
     /// It was connected to a socket that is gone.
     Orphaned {
         /// The other one's name.
@@ -161,7 +171,7 @@ impl Unix {
             self.queue.iter().filter_map(|message| message.by.as_ref()).chain(match &self.state {
                 State::Listening { by, .. } => Some(by),
                 State::Connected { with, .. } | State::Orphaned { with, .. } => with.as_ref(),
-                State::Alone | State::Waiting => None,
+                State::Alone | State::Waiting | State::Outside { .. } => None,
             });
         let described = |id: &u32| files.description(*id).is_some() && !files.is_late(*id);
         let why = if class.domain != libc::AF_UNIX {
@@ -176,6 +186,12 @@ impl Unix {
             .is_some_and(|file| !file.path.starts_with(b"/") || file.path.contains(&0))
         {
             "an impossible path"
+        } else if matches!(&self.state, State::Outside { to, .. } if to.is_empty()) || {
+            self.leads_to().is_some_and(|to| !to.starts_with(&[0]) && !is_path(to))
+        } {
+            "a connection to an impossible place"
+        } else if !self.queue.is_empty() && matches!(self.state, State::Outside { .. }) {
+            "something unread from somebody who can't send it again"
         } else if !peers.into_iter().chain(waiting.iter().map(|(id, _)| *id)).all(unix) {
             "a peer that is none"
         } else if !self.queue.iter().flat_map(|message| &message.rights).all(described) {
@@ -207,7 +223,7 @@ fn all(files: &Files) -> impl Iterator<Item = (u32, &Class, &Unix)> {
 }
 
 /// For people: an abstract name begins with `@`.
-fn readable(name: &[u8]) -> String {
+pub(in crate::fd) fn readable(name: &[u8]) -> String {
     match name.split_first() {
         Some((0, rest)) => format!("@{}", String::from_utf8_lossy(rest)),
         _ => String::from_utf8_lossy(name).into_owned(),

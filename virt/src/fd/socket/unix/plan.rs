@@ -50,7 +50,9 @@ impl<'a> Plan<'a> {
             }
             let packets = class.kind == libc::SOCK_DGRAM;
             match &unix.state {
-                State::Alone | State::Listening { .. } | State::Waiting => plan.single.push(id),
+                State::Alone | State::Listening { .. } | State::Waiting | State::Outside { .. } => {
+                    plan.single.push(id)
+                }
                 State::Connected { to, with } => {
                     let (to, with) = (*to, with.as_ref());
                     let Some((_, other)) = unix_of(files, to) else { continue };
