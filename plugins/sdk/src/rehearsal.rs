@@ -12,7 +12,7 @@ use crate::occasion::{
     After, Exit, Going, Hello, Job, Named, Occasion, Params, Precheckpoint, Reason, Saved,
 };
 use crate::serve::SOCKET;
-use crate::wire::{Broken, Wire};
+use crate::wire::{Broken, Incoming, Wire};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -41,6 +41,8 @@ pub struct Rehearsal {
     pub calls: Vec<&'static str>,
     /// What it has told people.
     pub logs: Vec<String>,
+    /// Descriptors that came with the last answer: what is behind its bindings.
+    pub passed: Vec<OwnedFd>,
     /// Answers the calls beside `put` and `get`; at first a job of one process, 1, which is this one.
     pub answers: Answers,
 }
@@ -78,6 +80,7 @@ impl Rehearsal {
             area: BTreeMap::new(),
             calls: Vec::new(),
             logs: Vec::new(),
+            passed: Vec::new(),
             answers: Box::new(nobody),
         })
     }
@@ -170,9 +173,12 @@ impl Rehearsal {
         self.send(&Message::Request { id: mine.clone(), method: event.name().into(), params, fds: 0 })
             .map_err(|broken| gone(event, &broken))?;
         loop {
-            let message = self.wire.receive().map_err(|broken| gone(event, &broken))?.message;
+            let Incoming { message, fds } = self.wire.receive().map_err(|broken| gone(event, &broken))?;
             match message {
-                Message::Answer { id, outcome, .. } if id == mine => return outcome,
+                Message::Answer { id, outcome, .. } if id == mine => {
+                    self.passed = fds;
+                    return outcome;
+                }
                 Message::Request { id, method, params, .. } => {
                     let outcome = self.call(&method, params).map(|answer| answer.value());
                     self.send(&Message::Answer { id, outcome, fds: 0 })
