@@ -1,5 +1,6 @@
 //! Emulators for guests/link.c.
 
+use crate::pipes::PATIENCE;
 use crate::terminal::terminal;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::ttyname;
@@ -7,6 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
 
 /// An emulator: to a line "N" it answers "3N+1", until its last client has closed the device.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct Emulator {
     pub device: PathBuf,
     /// Keeps the device open while nobody else has it.
     slave: Option<OwnedFd>,
+    /// Says something when it answers.
+    heard: Receiver<()>,
     answers: Option<std::thread::JoinHandle<u64>>,
 }
 
@@ -28,6 +32,7 @@ impl Emulator {
         let device = ttyname(&slave).expect("an emulator works");
         let mut to = File::from(master);
         let from = BufReader::new(to.try_clone().expect("an emulator works"));
+        let (says, heard) = std::sync::mpsc::channel();
         let answers = std::thread::spawn(move || {
             let mut count = 0;
             // EIO: nobody has the other end any more.
@@ -35,10 +40,17 @@ impl Emulator {
                 let Ok(question) = line.parse::<u64>() else { continue };
                 writeln!(to, "{}", 3 * question + 1).expect("an emulator works");
                 count += 1;
+                // Nobody need listen.
+                let _ = says.send(());
             }
             count
         });
-        Emulator { device, slave: Some(slave), answers: Some(answers) }
+        Emulator { device, slave: Some(slave), heard, answers: Some(answers) }
+    }
+
+    /// Waits until it has answered once more.
+    pub fn answers(&self) {
+        self.heard.recv_timeout(PATIENCE).expect("an emulator is asked");
     }
 
     /// The word of `--map` that puts it where guests/link.c looks for it.

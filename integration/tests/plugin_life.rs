@@ -240,6 +240,7 @@ fn a_move_takes_the_plugins_along() {
         "a running restart",
         "b running restart",
     ]);
+    second.answers();
     let mut delete = std::process::Command::new(ckrun_integration::run::binary());
     delete.arg("--root").arg(there.container.store()).args(["delete", "--force"]).arg(job.container.id());
     ckrun_integration::run::finish(delete).ok();
