@@ -8,11 +8,12 @@ PREFIX ?= /usr/local
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-build: deps ## the static binary, target/HOST/release/ckrun
-	cargo build --release --locked -p ckrun
+build: deps ## the static binary, target/HOST/release/ckrun, and its emulator
+	cargo build --release --locked -p ckrun -p ckrun-softemu
 
-run: build oci-bundles/hello/rootfs ## an example bundle
+run: build oci-bundles/hello/rootfs ## an example bundle, and a job that moves from one emulator to another
 	$(CKRUN) run oci-bundles/hello/
+	oci-bundles/move/run $(CKRUN) $(CKRUN)-softemu
 
 test: deps deps-test ## the tests, on the real kernel and with the real clients; needs root
 	cargo build --locked -p ckrun
