@@ -1,9 +1,10 @@
 /* Connects to HOST PORT, or to a unix socket at PATH, and answers every line that comes with the line, a count, and what it
  * believes to be connected to. At "again" it makes a new connection and goes on with that; at "ioctl PATH" it asks a
- * terminal whether it is locked. */
+ * device for a number, as /dev/random gives one. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,16 +70,16 @@ int main(int argc, char **argv) {
     FILE *link = dial(argv + 1);
     for (long count = 1; fgets(line, sizeof line, link); count++) {
         line[strcspn(line, "\n")] = 0;
-        int locked = -1;
+        int number = -1;
         if (!strncmp(line, "ioctl ", 6)) {
             int fd = open(line + 6, O_RDWR | O_NOCTTY | O_CLOEXEC);
-            if (fd < 0 || ioctl(fd, TIOCGPTLCK, &locked)) locked = -errno;
+            if (fd < 0 || ioctl(fd, RNDGETENTCNT, &number)) number = -errno;
             close(fd);
         }
         peer(link, name);
         fseek(link, 0, SEEK_CUR);
-        if (locked != -1)
-            fprintf(link, "%s %ld %d\n", line, count, locked);
+        if (number != -1)
+            fprintf(link, "%s %ld %d\n", line, count, number);
         else
             fprintf(link, "%s %ld %s\n", line, count, name);
         fflush(link);

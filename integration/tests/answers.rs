@@ -203,6 +203,67 @@ fn a_path_of_the_job_leads_to_a_socket_of_the_host() {
     container.no_trace();
 }
 
+/// Binds /dev/emu0 to /dev/random, of which every host has one, and claims the command that asks it for a number. That the job
+/// knows the number by the name 7 it says at the start; after a restart by which virtual one it is bound, it writes down.
+const PLUGIN: &str = r#"#!/usr/bin/env python3
+import os, sys
+sys.path.insert(0, os.environ.get("KIT", "@KIT@"))
+from ckrun_plugin import Plugin, Result, device, handle
+
+RNDGETENTCNT = "0x80045200"
+
+class Emulator(Plugin):
+    def tie(self, number):
+        claim = {"device": "/dev/emu0", "command": RNDGETENTCNT,
+                 "handles": [{"space": "session", "offset": 0, "size": 4, "direction": "out"}]}
+        real = int(open("/proc/sys/kernel/random/entropy_avail").read())
+        return Result(bindings=[device("/dev/emu0", "/dev/random"), handle("session", number, real)], ioctls=[claim])
+
+    def init(self, event):
+        return self.tie(7)
+
+    def restart(self, event):
+        kept = [binding for binding in event.bindings if binding["kind"] == "handle"]
+        return self.tie(kept[0]["virtual"])
+
+sys.exit(Emulator().serve())
+"#;
+
+#[test]
+fn a_number_of_a_driver_is_the_jobs_own_in_a_claimed_ioctl() {
+    let container = caller(&["emu", "4000"]);
+    container.change(|c| {
+        let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 8, "access": "rw"});
+        c["linux"]["resources"]["devices"].as_array_mut().unwrap().push(rule);
+    });
+    let plugin = container.file("emu");
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/python");
+    fs::write(&plugin, PLUGIN.replace("@KIT@", path(&kit))).unwrap();
+    fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    let plugin = path(&plugin);
+    let (listener, address) = listen();
+    let map = format!("tcp:emu:4000={address}");
+    quietly(&container, &["run", "--detach", "--plugin", plugin, "--map", &map, "ID"]).ok();
+    let mut server = accept(&listener);
+    assert_eq!(server.ask("ioctl /dev/emu0"), "ioctl /dev/emu0 1 7");
+    // The same command of another device, and of the same device by another name, is the driver's alone.
+    let native = server.ask("ioctl /dev/urandom");
+    assert_ne!(native, "ioctl /dev/urandom 2 7");
+    let image = container.file("image");
+    checkpoint(&container, &image);
+    drop(server);
+    let words =
+        ["restore", "--detach", "--image-path", path(&image), "--plugin", plugin, "--map", &map, "ID"];
+    quietly(&container, &words).ok();
+    let mut server = accept(&listener);
+    assert_eq!(server.ask("ioctl /dev/emu0"), "ioctl /dev/emu0 3 7");
+    let end = pidfd(container.pid());
+    drop(server);
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
 #[test]
 fn the_jobs_own_filter_that_asks_somebody_can_not_be_had_together_with_it() {
     let container = caller(&["emu", "4000"]);
