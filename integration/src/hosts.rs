@@ -2,11 +2,12 @@
 //! Two of them share the directory /mnt and nothing else.
 
 use crate::leftovers::{self, Trace};
-use crate::pipes::{Lines, PATIENCE, any_ready, await_end, pidfd, try_pidfd};
+use crate::pipes::{Lines, PATIENCE, any_ready, await_end, pidfd};
 use crate::run::{Ended, binary, finish, needs};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -177,24 +178,31 @@ impl Host {
             fs::create_dir_all(rootfs.join(dir)).expect("make a rootfs");
         }
         fs::copy(needs("busybox", "busybox-static"), rootfs.join("bin/busybox")).expect("copy busybox");
-        for name in ["sh", "tail", "md5sum", "mv"] {
+        for name in ["sh", "tail", "md5sum", "mkfifo"] {
             symlink("busybox", rootfs.join("bin").join(name)).expect("link to busybox");
         }
         // By another process: in this one another thread may be about to fork, and the exec would find it busy.
         let mut cp = Command::new("cp");
         cp.args([program("ckrun-softemu"), rootfs.join("bin/ckrun-softemu")]);
         finish(cp).ok();
-        // The log and the progress are in a tmpfs, which goes with the job; the result is where it ends.
+        // The log and the progress are in a tmpfs, which goes with the job; the result is where it ends. It does not end
+        // before it is asked to: a move that has begun finds it.
         let testbench = format!("ckrun-softemu testbench --link {link} --transactions {transactions}");
         let script = format!(
-            "{testbench} --progress 50 --log /tmp/log >/tmp/progress 2>&1; echo exit $? >>/tmp/progress; \
-             {{ tail -n 2 /tmp/progress; md5sum </tmp/log; }} >/new; mv /new /result"
+            "mkfifo /tmp/end; exec 9<>/tmp/end; \
+             {testbench} --progress 50 --log /tmp/log >/tmp/progress 2>&1; echo exit $? >>/tmp/progress; \
+             read -r end <&9; {{ tail -n 2 /tmp/progress; md5sum </tmp/log; }} >/result"
         );
         let mut config = crate::bundle::default_config();
         config["process"]["args"] = json!(["sh", "-c", script]);
         config["root"]["readonly"] = json!(false);
-        // ckrun comes first: the job is not to be at its end before a move has begun.
+        // ckrun comes first: the job is not to be done before a move has begun.
         config["process"]["scheduler"] = json!({"policy": "SCHED_OTHER", "nice": 19});
+        if link.starts_with("tcp:") {
+            // The host's network is the job's.
+            let namespaces = config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            namespaces.retain(|namespace| namespace["type"] != "network");
+        }
         let tmp = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmp", "options": ["mode=1777"]});
         config["mounts"].as_array_mut().expect("mounts").push(tmp);
         // In truth another host has other cgroups.
@@ -207,11 +215,7 @@ impl Host {
         self.quietly(&["run", "--detach", "--bundle", "/srv/tb", "--plugin", plugin, "ID"]).ok();
     }
 
-    /// The job's first process.
-    pub fn pid(&self) -> i32 {
-        self.pid_of("ID")
-    }
-
+    /// The first process of a job.
     fn pid_of(&self, id: &str) -> i32 {
         let state: Value = serde_json::from_str(&self.ckrun(&["state", id]).ok()).expect("the state is JSON");
         i32::try_from(state["pid"].as_i64().expect("a number")).expect("an id")
@@ -219,7 +223,10 @@ impl Host {
 
     /// Waits until the job that runs here has done so many transactions.
     pub fn reaches(&self, transactions: u64) {
-        let pid = self.pid();
+        Host::await_progress(self.pid_of("ID"), transactions);
+    }
+
+    fn await_progress(pid: i32, transactions: u64) {
         let progress = PathBuf::from(format!("/proc/{pid}/root/tmp/progress"));
         let end = pidfd(pid);
         let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).expect("inotify_init1");
@@ -231,7 +238,7 @@ impl Host {
                 watched = true;
             }
             let text = fs::read_to_string(&progress).unwrap_or_default();
-            let last = text.lines().last().and_then(|line| line.split(' ').next()?.parse::<u64>().ok());
+            let last = text.lines().rev().find_map(|line| line.split(' ').next()?.parse::<u64>().ok());
             if last.is_some_and(|done| done >= transactions) {
                 return;
             }
@@ -253,10 +260,13 @@ impl Host {
 
     /// That of a job of another name in the bundle /srv/BUNDLE.
     pub fn outcome_of(&self, id: &str, bundle: &str) -> String {
-        // 0: it has ended.
-        if let Some(end) = try_pidfd(self.pid_of(id)) {
-            await_end(end);
-        }
+        let pid = self.pid_of(id);
+        let end = pidfd(pid);
+        // Then there is the FIFO.
+        Host::await_progress(pid, 1);
+        let gate = fs::File::options().write(true).open(format!("/proc/{pid}/root/tmp/end"));
+        gate.expect("open a FIFO").write_all(b"\n").expect("write to a FIFO");
+        await_end(end);
         self.ckrun(&["delete", "--force", id]).ok();
         let result = self.path(&format!("/srv/{bundle}/rootfs/result"));
         let said = fs::read_to_string(&result).unwrap_or_else(|e| panic!("{}: {e}", result.display()));

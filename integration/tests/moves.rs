@@ -5,10 +5,11 @@
 
 use ckrun_integration::hosts::{Host, SMALL, Site};
 
-const TRANSACTIONS: u64 = 60_000;
+const TRANSACTIONS: u64 = 40_000;
 
 /// What a job finds, and what it opens.
 const DEVICE: (&str, &str) = ("emu:link=device", "dev:/dev/emu0");
+const TCP: (&str, &str) = ("emu:link=socket", "tcp:emu:4000");
 const RING: (&str, &str) = ("emu:link=memory", "shm:/dev/shm/ring0");
 
 /// Two hosts with a bundle each; of B's slots another job has the first one.
@@ -34,7 +35,7 @@ fn moves_change_nothing((plugin, link): (&str, &str), times: usize) {
     for _ in 0..times {
         let mut points = [0; 3].map(|_| {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            u64::from(random >> 8) % (TRANSACTIONS / 2)
+            u64::from(random >> 8) % (TRANSACTIONS * 2 / 3)
         });
         points.sort_unstable();
         eprintln!("{plugin}: moves at {points:?}");
@@ -62,6 +63,17 @@ fn moves_of_a_device_change_nothing() {
 #[test]
 fn moves_of_a_ring_change_nothing() {
     moves_change_nothing(RING, 1);
+}
+
+#[test]
+fn moves_of_a_connection_change_nothing() {
+    moves_change_nothing(TCP, 1);
+}
+
+#[test]
+#[ignore = "heavy: make test-all"]
+fn fifty_moves_of_a_connection_change_nothing() {
+    moves_change_nothing(TCP, 17);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 
-const TRANSACTIONS: u64 = 60_000;
+const TRANSACTIONS: u64 = 20_000;
 const LINK: &str = "dev:/dev/emu0";
 const EMU: &str = "emu:link=device";
 
