@@ -24,16 +24,18 @@ test-all: deps deps-test deps-all ## those and the heavy ones (real programs, a 
 	cargo build --locked -p ckrun
 	integration/test-all
 
-bench: build deps-test ## times against the installed runc, crun and criu: lifecycle, then checkpoint and restart
+bench: build deps-test ## times against the installed runc, crun and criu: lifecycle, checkpoint and restart; moves
 	integration/bench/lifecycle $(CKRUN)
 	integration/bench/checkpoint $(CKRUN)
+	integration/bench/move $(CKRUN) $(CKRUN)-softemu
 
 lint: deps ## formatting and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-install: build ## the binary and the completions for bash, to PREFIX
+install: build ## the binary, its emulator and the completions for bash, to PREFIX
 	install -D -m 0755 $(CKRUN) $(DESTDIR)$(PREFIX)/bin/ckrun
+	install -D -m 0755 $(CKRUN)-softemu $(DESTDIR)$(PREFIX)/bin/ckrun-softemu
 	$(CKRUN) completions bash | install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ckrun
 
 install-criu: install ## besides, ckrun under the name criu, for podman's checkpoints; not over a real one
