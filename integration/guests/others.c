@@ -81,15 +81,30 @@ static void verify_pidfd(void) {
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
     EQUAL(field(proc(path), "\nPid:", 10), child);
 }
-static void set_queue(void) {
+/* Whoever is told of a message must not be told of it by a checkpoint that looks at the queue. */
+static void set_queue_watched(void) {
     fd = MUST(mq_open("/queue", O_CREAT | O_RDWR | O_NONBLOCK, 0600, NULL));
     MUST(mq_send(fd, "message", 7, 5));
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+    MUST(mq_notify(fd, &event));
 }
 static void verify_queue(void) {
     char text[8192];
     unsigned priority;
     EQUAL(MUST(mq_receive(fd, text, sizeof text, &priority)), 7);
     EQUAL(priority, 5);
+    FAILS(mq_receive(fd, text, sizeof text, &priority), EAGAIN);
+    MUST(mq_notify(fd, NULL));
+    MUST(mq_send(fd, "message", 7, 5));
+}
+static void verify_queue_watched(void) {
+    verify_queue();
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+    MUST(mq_notify(fd, &event));
+}
+static void set_queue_unlinked(void) {
+    fd = MUST(mq_open("/queue", O_CREAT | O_RDWR | O_NONBLOCK, 0600, NULL));
+    MUST(mq_unlink("/queue"));
     MUST(mq_send(fd, "message", 7, 5));
 }
 /* A process that may touch no file is not to be let free by a restart. */
@@ -269,7 +284,8 @@ static const struct mode modes[] = {
     {"unix-pair", set_unix_pair, verify_unix_pair},
     {"tcp-listener", set_listener, verify_listener},
     {"pidfd", set_pidfd, verify_pidfd},
-    {"message-queue", set_queue, verify_queue},
+    {"queue-watched", set_queue_watched, verify_queue_watched},
+    {"queue-unlinked", set_queue_unlinked, verify_queue},
     {"landlock", set_landlock, verify_landlock},
     {"traced", set_traced, verify_traced},
     {"pending-trap", set_pending_trap, verify_pending_trap},

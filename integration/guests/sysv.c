@@ -1,5 +1,6 @@
-/* System V IPC, and the names of the host. */
+/* System V IPC, message queues of POSIX, and the names of the host. */
 #include "guest.h"
+#include <mqueue.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
@@ -186,6 +187,67 @@ static void verify_queue(void) {
     for (int i = 0; i < 6; i++) EQUAL(MUST(msgrcv(other, &message, 1, 6, 0)), 1);
 }
 
+static void put(int to, int bytes, unsigned priority) {
+    char text[8192];
+    memset(text, bytes, sizeof text);
+    MUST(mq_send(to, text, (size_t)bytes, priority));
+}
+static void take(int from, int bytes, unsigned priority) {
+    char text[8192];
+    unsigned with;
+    EQUAL(MUST(mq_receive(from, text, sizeof text, &with)), bytes);
+    EQUAL(with, priority);
+    for (int i = 0; i < bytes; i++) EQUAL(text[i], (char)bytes);
+}
+/* One of POSIX that is full, by three descriptors; one that is empty and that nobody has open. */
+static void set_posix(void) {
+    struct mq_attr attributes = {.mq_maxmsg = 6, .mq_msgsize = 5000};
+    umask(0);
+    id = MUST(mq_open("/full", O_CREAT | O_EXCL | O_RDWR | O_NONBLOCK, 0621, &attributes));
+    other = MUST(mq_open("/full", O_WRONLY));
+    MUST(fchown(id, 12, 13));
+    MUST(close(MUST(mq_open("/empty", O_CREAT | O_EXCL | O_RDONLY, 0400, NULL))));
+    put(id, 10, 3), put(id, 5000, 0), put(id, 20, 3), put(id, 0, 32767), put(id, 30, 0), put(id, 40, 3);
+}
+static void verify_posix(void) {
+    struct mq_attr now;
+    struct stat file;
+    static char line[8192];
+    MUST(mq_getattr(id, &now));
+    EQUAL(now.mq_curmsgs, 6), EQUAL(now.mq_maxmsg, 6), EQUAL(now.mq_msgsize, 5000), EQUAL(now.mq_flags, O_NONBLOCK);
+    MUST(mq_getattr(other, &now));
+    EQUAL(now.mq_flags, 0);
+    MUST(fstat(other, &file));
+    EQUAL(file.st_mode & 07777, 0621), EQUAL(file.st_uid, 12), EQUAL(file.st_gid, 13);
+    FAILS(mq_receive(other, line, sizeof line, NULL), EBADF);
+    FAILS(mq_send(id, "", 0, 1), EAGAIN);
+    take(id, 0, 32767), take(id, 10, 3), take(id, 20, 3), take(id, 40, 3), take(id, 5000, 0), take(id, 30, 0);
+    FAILS(mq_receive(id, line, sizeof line, NULL), EAGAIN);
+    put(id, 10, 3), put(id, 5000, 0), put(other, 20, 3), put(id, 0, 32767), put(id, 30, 0), put(id, 40, 3);
+    int empty = MUST(mq_open("/empty", O_RDONLY));
+    MUST(fstat(empty, &file));
+    EQUAL(file.st_mode & 07777, 0400);
+    MUST(mq_getattr(empty, &now));
+    EQUAL(now.mq_curmsgs, 0);
+    MUST(close(empty));
+}
+/* Two processes that wait for messages of each other. */
+static void set_posix_waiting(void) {
+    struct mq_attr attributes = {.mq_maxmsg = 1, .mq_msgsize = 8192};
+    id = MUST(mq_open("/there", O_CREAT | O_RDWR, 0600, &attributes));
+    other = MUST(mq_open("/back", O_CREAT | O_RDWR, 0600, &attributes));
+    if (MUST(fork())) return;
+    for (;;) {
+        take(id, 7, 1);
+        nap(500);
+        put(other, 8, 2);
+    }
+}
+static void verify_posix_waiting(void) {
+    for (int i = 0; i < 3; i++) put(id, 7, 1);
+    for (int i = 0; i < 3; i++) take(other, 8, 2);
+}
+
 static void set_names(void) {
     MUST(sethostname("a-new-name", 10));
     MUST(setdomainname("a.domain", 8));
@@ -206,6 +268,8 @@ static const struct mode modes[] = {
     {"semaphores-waiting", set_ping, verify_ping},
     {"messages", set_messages, verify_messages},
     {"messages-waiting", set_queue, verify_queue},
+    {"posix", set_posix, verify_posix},
+    {"posix-waiting", set_posix_waiting, verify_posix_waiting},
     {"names", set_names, verify_names},
     {0},
 };

@@ -36,7 +36,8 @@ kept_or_refused! {
     unix_pair: "fd" "socket";
     tcp_listener: "fd" "socket";
     pidfd: "fd" "pidfd";
-    message_queue: "fd" "queue";
+    queue_watched: "/queue" "mq_notify";
+    queue_unlinked: "fd" "POSIX message queue" "no name";
     filter_with_listener: "fd" "seccomp listener";
     traced: "thread 2" "debugged";
     pending_trap: "thread 1" "pending SIGTRAP";

@@ -20,7 +20,7 @@ use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::storing::Load;
 use crate::sys::ptrace;
-use crate::sysv::SystemV;
+use crate::sysv::{SystemV, posix};
 use crate::timers::PosixTimers;
 use crate::tracee::Tracee;
 use crate::tree::{Life, Member};
@@ -100,6 +100,8 @@ impl Capture {
         if let Some(namespace) = self.census.ipc() {
             let id = |process: &Process| (process.stopped.host.as_raw(), process.pid);
             self.job.sysv = SystemV::capture(namespace, &frozen.processes.iter().map(id).collect())?;
+            let watched = self.job.sysv.posix.iter().filter(|queue| queue.watched);
+            self.blockers.extend(watched.map(|queue| posix::blocker(&queue.name.to_string(), self.init)));
         }
         self.job.names = Names::capture(self.init)?;
         Ok(())

@@ -11,6 +11,7 @@ use crate::proc::Stat;
 use crate::resource::{Blocker, Stopped};
 use crate::seize::{self, descendants};
 use crate::status::Status;
+use crate::sysv::posix;
 use crate::timers::PosixTimers;
 use crate::{Error, Failure, fd, mounts, sched, seccomp, signals, tmpfs, unusual};
 use nix::errno::Errno;
@@ -35,6 +36,7 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     }
     blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);
+    blockers.extend(posix::survey(init)?);
     blockers.extend(fd::survey(&processes, &options.owned())?);
     blockers.extend(lasting(|| {
         let mut found = shapes(&processes)?;

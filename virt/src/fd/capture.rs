@@ -3,7 +3,6 @@
 use super::ghost::Ghosts;
 use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
-use super::queue;
 use super::socket::World;
 use super::socket::inet::{Connections, Links};
 use super::stream::Ends;
@@ -284,10 +283,6 @@ fn look(
         }
     }
     tables::survey(graph, &mut blockers)?;
-    if let Some(first) = graph.members.first() {
-        let named = |what, why: &str| blocker(first, Refusal { what, why: why.into(), remedy: None });
-        blockers.extend(queue::blockers(&graph.container, first.host, named)?);
-    }
     if !running && blockers.is_empty() {
         job.quiet_epolls()?;
     }
@@ -368,6 +363,9 @@ impl Job<'_> {
 
     /// A regular file or a directory: where it is makes the difference.
     fn file(&mut self, node: usize) -> Result<Object, Trouble> {
+        if let Some(queue) = self.queue(node)? {
+            return Ok(Object::Queue(queue));
+        }
         let seen = &self.graph.nodes[node].seen;
         if let Some(pseudo) = self.pseudo(node)? {
             return Ok(Object::Pseudo(pseudo));

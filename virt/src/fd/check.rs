@@ -99,6 +99,7 @@ impl Files {
             }),
             Object::Socket(socket) => socket.wrong(self),
             Object::Inotify(inotify) => inotify.wrong(),
+            Object::Queue(queue) => queue.wrong(),
             Object::Pidfd(pidfd) => (pidfd.task.is_some() == pidfd.dead.is_some())
                 .then(|| "a pidfd of nobody, or of somebody who has gone".into()),
             Object::Eventfd(_) | Object::Signalfd(_) | Object::Timerfd(_) => None,

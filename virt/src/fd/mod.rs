@@ -181,6 +181,8 @@ pub enum Object {
     Memfd(memfd::MemfdUse),
     /// Watches of files.
     Inotify(inotify::Inotify),
+    /// A POSIX message queue.
+    Queue(queue::Queue),
     /// A handle of a process or a thread.
     Pidfd(pidfd::Pidfd),
     /// A set of descriptions that are watched.

@@ -6,14 +6,14 @@ use super::Trouble;
 use super::capture::Job;
 use super::container::{DELETED, Mount};
 use super::making::{Making, OPEN};
-use crate::Doing;
 use crate::image::Bytes;
 use crate::program::{Call, Program};
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 
-/// Types of file systems that hold no data of their own. What is on a devpts or an mqueue is no regular file.
-const KINDS: [&[u8]; 9] = [
+/// Types of file systems that hold no data of their own. What is on a devpts is no regular file, and message queues have a
+/// room of their own.
+const KINDS: [&[u8]; 10] = [
     b"proc",
     b"sysfs",
     b"cgroup",
@@ -23,10 +23,8 @@ const KINDS: [&[u8]; 9] = [
     b"tracefs",
     b"configfs",
     b"binfmt_misc",
+    b"mqueue",
 ];
-
-/// `linux/magic.h`.
-const MQUEUE: i64 = 0x1980_0202;
 
 /// A file or a directory that the kernel makes up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,18 +46,7 @@ impl Job<'_> {
     /// None when it is an ordinary file.
     pub(super) fn pseudo(&mut self, node: usize) -> Result<Option<Pseudo>, Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        let queue = || {
-            let name = format!("POSIX message queue {}", seen.name());
-            Err(Trouble::refused(name, "its messages can't be checkpointed yet"))
-        };
-        let Some(mount) = self.graph.container.mount(seen.info.mount) else {
-            // mq_open(3) does not need the mount that the container may have.
-            let fs = rustix::fs::fstatfs(self.graph.take(node)?).doing(|| "look at a file system")?;
-            return if fs.f_type == MQUEUE { queue() } else { Ok(None) };
-        };
-        if mount.kind == b"mqueue" {
-            return queue();
-        }
+        let Some(mount) = self.graph.container.mount(seen.info.mount) else { return Ok(None) };
         if !is_made_up(mount) {
             return Ok(None);
         }

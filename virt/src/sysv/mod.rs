@@ -1,4 +1,4 @@
-//! Semaphore sets and message queues of System V (sysvipc(7)), and limits. They belong to an IPC namespace, not to a process: ckrun
+//! Semaphore sets and message queues of System V (sysvipc(7)), message queues of POSIX ([`posix`]), and limits. They belong to an IPC namespace, not to a process: ckrun
 //! enters it and reads and makes them itself. Shared memory segments are memory, and the memory's room has them; what
 //! all three have in common is here.
 //!
@@ -10,6 +10,7 @@
 mod creator;
 mod limits;
 mod msg;
+pub mod posix;
 mod sem;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,9 @@ pub struct SystemV {
     pub semaphores: Vec<Set>,
     /// msgget(2).
     pub queues: Vec<Queue>,
+    /// mq_open(3): those of POSIX, which the same namespace has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub posix: Vec<posix::Queue>,
     /// How much of it there may be.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
@@ -90,7 +94,12 @@ impl SystemV {
     /// The kernel's; `ENOSYS` without CONFIG_CHECKPOINT_RESTORE when a message waits.
     pub fn capture(namespace: &Namespace, ids: &HashMap<i32, i32>) -> Result<SystemV, Failure> {
         let _abroad = namespace.enter()?;
-        Ok(SystemV { semaphores: sem::capture(ids)?, queues: msg::capture()?, limits: limits::here() })
+        Ok(SystemV {
+            semaphores: sem::capture(ids)?,
+            queues: msg::capture()?,
+            posix: posix::capture()?,
+            limits: limits::here(),
+        })
     }
 
     /// Why they can't be made in the container whose first process is `init`.
@@ -101,7 +110,7 @@ impl SystemV {
         if self.is_empty() || Namespace::of(init, Kind::Ipc)?.is_some() {
             return Ok(None);
         }
-        let what = "semaphores and message queues of System V".into();
+        let what = "semaphores and message queues".into();
         Ok(Some(Problem { what, why: "the container has no IPC namespace for them".into() }))
     }
 
@@ -114,17 +123,19 @@ impl SystemV {
             return Ok(());
         }
         let Some(namespace) = Namespace::of(init, Kind::Ipc)? else {
-            if self.semaphores.is_empty() && self.queues.is_empty() {
+            if self.semaphores.is_empty() && self.queues.is_empty() && self.posix.is_empty() {
                 return Ok(());
             }
             return Err(Error::Unsupported(
-                "the job has semaphores or message queues of System V, and the container no IPC namespace for them".into(),
+                "the job has semaphores or message queues, and the container no IPC namespace for them"
+                    .into(),
             ));
         };
         let _abroad = namespace.enter()?;
         limits::raise(&self.limits)?;
         self.semaphores.iter().try_for_each(Set::make)?;
         self.queues.iter().try_for_each(Queue::make)?;
+        self.posix.iter().try_for_each(posix::Queue::make)?;
         Ok(limits::set(&self.limits)?)
     }
 

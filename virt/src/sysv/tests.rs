@@ -263,3 +263,49 @@ fn a_process_with_a_namespace_of_its_own_is_named() {
     let blocker = common.left_by(sandbox.0, 5, || "stray".into()).unwrap().unwrap();
     assert!(blocker.to_string().starts_with("process 5 (stray): IPC namespace: "), "{blocker}");
 }
+
+/// A POSIX queue with messages, and one more about which somebody is to be told.
+fn populate_posix() {
+    // SAFETY: calls with names that end with a NUL, structures that are read, and as many bytes as are told.
+    unsafe {
+        let mut attributes: libc::mq_attr = std::mem::zeroed();
+        (attributes.mq_maxmsg, attributes.mq_msgsize) = (4, 64);
+        let flags = libc::O_CREAT | libc::O_RDWR;
+        for name in [c"/plain", c"/watched"] {
+            let queue = ok(libc::mq_open(name.as_ptr(), flags, 0o600, &raw mut attributes));
+            ok(libc::fchown(queue, 7, 8));
+            for (text, priority) in [(c"low", 1), (c"high", 9), (c"low too", 1)] {
+                ok(libc::mq_send(queue, text.as_ptr(), text.count_bytes(), priority));
+            }
+            if name == c"/watched" {
+                let mut event: libc::sigevent = std::mem::zeroed();
+                event.sigev_notify = libc::SIGEV_SIGNAL;
+                event.sigev_signo = libc::SIGUSR1;
+                ok(libc::mq_notify(queue, &raw const event));
+            }
+        }
+    }
+}
+
+#[test]
+fn messages_of_posix_are_put_back_in_their_order() {
+    let old = Sandbox::new(populate_posix);
+    let state = old.capture();
+    assert_eq!(old.capture(), state);
+    let [plain, watched] = &state.posix[..] else { panic!("{:?}", state.posix) };
+    let messages: Vec<_> = plain.messages.iter().map(|m| (m.priority, m.text.to_string())).collect();
+    assert_eq!(messages, [(9, "high".into()), (1, "low".into()), (1, "low too".into())]);
+    assert_eq!((plain.most, plain.size, plain.owner, plain.mode), (4, 64, (7, 8), 0o600));
+    // What was taken out of this one nobody could put back unnoticed: a SIGUSR1 would have ended the process.
+    assert!(watched.watched && watched.messages.is_empty());
+    assert_eq!(posix::survey(old.0).unwrap().len(), 1);
+    let events = std::fs::read_to_string(format!("/proc/{}/status", old.0)).unwrap();
+    assert!(events.contains("State:\tS"), "{events}");
+
+    let new = Sandbox::new(|| {});
+    let wanted = SystemV { posix: vec![plain.clone()], ..SystemV::default() };
+    wanted.make(new.0).unwrap();
+    assert_eq!(new.capture().posix, wanted.posix);
+    let error = wanted.make(new.0).unwrap_err().to_string();
+    assert!(error.contains("make POSIX message queue plain"), "{error}");
+}
