@@ -22,7 +22,7 @@ pub const PLUGIN: &str = env!("CARGO_BIN_EXE_ckrun-qemu");
 pub fn guest() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let write = || {
-        let path = std::env::temp_dir().join(format!("ckrun-qemu-guest-{}", std::process::id()));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("guest-{}", std::process::id()));
         assert!(Command::new(PLUGIN).arg("guest").arg(&path).status().unwrap().success());
         path
     };
