@@ -36,7 +36,6 @@ impl Job<'_> {
             // Made since the list was.
             return Err(Failure::new(format!("find the {class} of inode {inode}"), Errno::ENOENT).into());
         };
-        self.at_home(node, class)?;
         let name = listed.name.clone();
         let called = match &name {
             Some(name) => format!("{class} {}", readable(name)),
@@ -49,8 +48,10 @@ impl Job<'_> {
         };
         let state = self.unix_state((node, socket), class, inode, &listed, &called)?;
         let (queue, content) = self.messages(node, &called)?;
-        if let State::Outside { to, .. } = &state {
-            outside::unread(&queue, &called, to)?;
+        match &state {
+            // It may have been made by who has connected it, elsewhere.
+            State::Outside { to, .. } => outside::unread(&queue, &called, to)?,
+            _ => self.at_home(node, class)?,
         }
         Ok(Unix { name: name.map(Bytes::from), file, state, shutdown: listed.shutdown & 3, queue, content })
     }
