@@ -214,11 +214,16 @@ static void verify_posix(void) {
     struct stat file;
     static char line[8192];
     MUST(mq_getattr(id, &now));
-    EQUAL(now.mq_curmsgs, 6), EQUAL(now.mq_maxmsg, 6), EQUAL(now.mq_msgsize, 5000), EQUAL(now.mq_flags, O_NONBLOCK);
+    EQUAL(now.mq_curmsgs, 6);
+    EQUAL(now.mq_maxmsg, 6);
+    EQUAL(now.mq_msgsize, 5000);
+    EQUAL(now.mq_flags, O_NONBLOCK);
     MUST(mq_getattr(other, &now));
     EQUAL(now.mq_flags, 0);
     MUST(fstat(other, &file));
-    EQUAL(file.st_mode & 07777, 0621), EQUAL(file.st_uid, 12), EQUAL(file.st_gid, 13);
+    EQUAL(file.st_mode & 07777, 0621);
+    EQUAL(file.st_uid, 12);
+    EQUAL(file.st_gid, 13);
     FAILS(mq_receive(other, line, sizeof line, NULL), EBADF);
     FAILS(mq_send(id, "", 0, 1), EAGAIN);
     take(id, 0, 32767), take(id, 10, 3), take(id, 20, 3), take(id, 40, 3), take(id, 5000, 0), take(id, 30, 0);
