@@ -6,6 +6,7 @@
 //! - [`terminal`]: pseudoterminals and descriptors sent over sockets;
 //! - [`agent`]: the other side of a seccomp listener;
 //! - [`guests`], [`status`], [`job`]: programs that verify their own state, checkpointed and restored;
+//! - [`programs`]: real programs in containers;
 //! - [`bystander`]: processes and cgroups of somebody else;
 //! - [`snapshot`]: the processes of a job as the host sees them;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
@@ -30,6 +31,7 @@ pub mod images;
 pub mod job;
 pub mod leftovers;
 pub mod pipes;
+pub mod programs;
 pub mod run;
 pub mod snapshot;
 pub mod status;

@@ -3,44 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::job::Job;
+use ckrun_integration::programs::{program, source, survives};
 use ckrun_integration::run::{finish, needs};
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-
-fn source(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name)
-}
-
-/// A container with the host's programs in it and `files` in its /work, in which `words` run.
-fn program(words: &[&str], files: &[PathBuf]) -> Job {
-    let job = Job::with(words, |container| {
-        let mut container = container;
-        for dir in
-            ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc"].iter().filter(|dir| Path::new(dir).exists())
-        {
-            container = container.mount(dir, "bind", dir, &["rbind", "ro"]);
-        }
-        container
-    });
-    let work = job.container.rootfs().join("work");
-    fs::create_dir(&work).unwrap();
-    for file in files {
-        fs::copy(file, work.join(file.file_name().unwrap())).unwrap();
-    }
-    job.start();
-    job
-}
-
-/// Three generations, at whatever the program is doing.
-fn survives(job: &Job) {
-    for generation in 0..3 {
-        let image = job.image(&format!("generation-{generation}"));
-        job.checkpoint(&image);
-        job.restore_and_count(&image, 10);
-    }
-}
 
 #[test]
 #[ignore = "heavy: make test-all"]
