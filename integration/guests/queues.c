@@ -537,6 +537,34 @@ static void verify_epoll_over_all(void) {
     MUST(eventfd_read(to, &value));
 }
 
+/* A child that waits for a signal of its own by an epoll: the kernel wakes who has added the signalfd. */
+static pid_t awaits_signals;
+static void set_childs_signals(void) {
+    struct signalfd_siginfo info;
+    struct epoll_event event;
+    sigset_t mask;
+    pair(&from, &to, 0);
+    awaits_signals = MUST(fork());
+    if (awaits_signals) return;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGURG);
+    MUST(sigprocmask(SIG_BLOCK, &mask, NULL));
+    from2 = MUST(signalfd(-1, &mask, SFD_CLOEXEC));
+    set = MUST(epoll_create1(EPOLL_CLOEXEC));
+    watch(set, from2, EPOLLIN, 1);
+    for (;;) {
+        ready(to);
+        EQUAL(MUST(epoll_wait(set, &event, 1, -1)), 1);
+        EQUAL(MUST(read(from2, &info, sizeof info)), sizeof info);
+        EQUAL(info.ssi_signo, SIGURG);
+    }
+}
+static void verify_childs_signals(void) {
+    unready(from);
+    nap(300);
+    MUST(kill(awaits_signals, SIGURG));
+}
+
 /* poll and select that wait, with and without an end. */
 static void *polls(void *timeout) {
     struct pollfd asked = {.fd = from, .events = POLLIN};
@@ -581,6 +609,7 @@ static const struct mode modes[] = {
     {"epoll-waiter", set_epoll_waiter, verify_epoll_waiter},
     {"epoll-waiter-timeout", set_epoll_waiter_with_timeout, verify_epoll_waiter},
     {"epoll-over-all", set_epoll_over_all, verify_epoll_over_all},
+    {"epoll-childs-signals", set_childs_signals, verify_childs_signals},
     {"poll", set_poller, verify_epoll_waiter},
     {"poll-timeout", set_poller_with_timeout, verify_epoll_waiter},
     {0},

@@ -3,7 +3,8 @@
 //! An entry is a description and the number by which it was added, and lives as long as the description: the number may
 //! have been closed since, or lead elsewhere. So kcmp(2) is asked which description it is, and at a restart an entry is
 //! added through a number that is lent to its description for a moment. All that happens in the job's first process,
-//! before any process has its descriptors: it makes no difference to the entry who added it.
+//! before any process has its descriptors: it makes no difference to the entry who added it, unless it is a signalfd's
+//! (`Files::watch_signals`).
 
 use super::capture::Job;
 use super::making::Making;
@@ -51,6 +52,15 @@ impl Entry {
     /// It has reported, and waits to be set again.
     fn is_disabled(&self) -> bool {
         self.events & ALWAYS == 0
+    }
+
+    /// Adds it to the epoll `own` once more, in the name of the process that does it.
+    pub(super) fn add_again(&self, own: RawFd, program: &mut Program) {
+        let event = program.put(&self.encode());
+        for operation in [libc::EPOLL_CTL_DEL, libc::EPOLL_CTL_ADD] {
+            let args = [own.into(), operation.into(), self.fd.into(), event.into()];
+            program.call(format!("watch signalfd {} by an epoll", self.fd), libc::SYS_epoll_ctl, &args);
+        }
     }
 
     /// `struct epoll_event`, which has no padding.

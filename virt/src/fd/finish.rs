@@ -36,10 +36,37 @@ impl Files {
             }
             finish_one(description, held.fd, program);
         }
+        self.watch_signals(pid, program);
         for lock in &holdings.locks {
             lock.set(program);
         }
         holdings.fs.finish(program);
+    }
+
+    /// A signalfd tells an epoll of the signals of the process that has added it (the kernel's `signalfd_poll` waits for
+    /// `current`), so whoever has both adds it anew. If several do, they have inherited it from the eldest.
+    fn watch_signals(&self, pid: i32, program: &mut Program) {
+        let has = |pid: &i32, id: u32, fd: Option<RawFd>| {
+            let held = self.processes.get(pid).into_iter().flat_map(|holdings| &holdings.descriptors);
+            held.filter(|held| held.description == id && fd.is_none_or(|fd| held.fd == fd))
+                .map(|h| h.fd)
+                .next()
+        };
+        for (id, description) in (0..).zip(&self.descriptions) {
+            let Object::Epoll(epoll) = &description.object else { continue };
+            let Some(own) = has(&pid, id, None) else { continue };
+            let of_signals = |of: u32| {
+                matches!(self.description(of), Some(Description { object: Object::Signalfd(_), .. }))
+            };
+            for entry in epoll.entries.iter().filter(|entry| of_signals(entry.description)) {
+                let both = |pid: &&i32| {
+                    has(pid, id, None).is_some() && has(pid, entry.description, Some(entry.fd)).is_some()
+                };
+                if self.processes.keys().find(both) == Some(&pid) {
+                    entry.add_again(own, program);
+                }
+            }
+        }
     }
 
     /// Other numbers of the same process for a description that came late.
