@@ -2,7 +2,7 @@
 import subprocess
 from service import bad, well
 
-STRESSORS = {"cpu": 2, "vm": 50, "fork": 10, "pipe": 500, "sem": 500, "poll": 200, "sock": 2, "udp": 100,
+STRESSORS = {"cpu": 2, "vm": 50, "fork": 10, "pipe": 500, "poll": 200, "sock": 2, "udp": 100,
              "eventfd": 500, "msg": 500, "shm-sysv": 1}
 words = [word for name, ops in STRESSORS.items() for word in (f"--{name}", "1", f"--{name}-ops", str(ops))]
 while True:

@@ -286,6 +286,13 @@ impl Census {
             return Ok(Ok(Kind::File { path: path.into(), modified }));
         }
         if stat.st_nlink > 0 {
+            if rustix::fs::stat(link).is_ok_and(|now| now.st_nlink == 0) {
+                // A running job has just deleted it: who looks again sees that.
+                return Err(Failure::new(
+                    format!("look at {}", String::from_utf8_lossy(path)),
+                    Errno::ENOENT,
+                ));
+            }
             return refuse("the file that is mapped is not found under its name in the container");
         }
         if stat.st_size.cast_unsigned() > self.limit {
