@@ -253,6 +253,8 @@ fn spawn(options: &Options, directory: &Path, link: &str, incoming: bool) -> Res
     // Listening from now on: a connection waits until QEMU is there for it, or has ended. It gets the socket as its
     // standard input.
     let qmp = UnixListener::bind(directory.join("qmp")).map_err(failed)?;
+    // QEMU takes the socket as it is, and sometimes asks it for a second connection (accept(2)) that never comes.
+    qmp.set_nonblocking(true).map_err(failed)?;
     let log = File::create(directory.join("log")).map_err(failed)?;
     let mut command = Command::new(&options.qemu);
     command.args(options.words()).args(["-S", "--preconfig", "-chardev", link]);
