@@ -207,7 +207,8 @@ fn overruns_are_counted_on() {
             for (_, overruns, _) in [posted, alarm, old_posted, old_alarm] {
                 assert!((29..=most).contains(&overruns.into()), "{overruns} of {most}");
             }
-            assert!(old_posted.1 > posted.1, "the job has lived longer");
+            // By less than a period, if the machine is quick.
+            assert!(old_posted.1 >= posted.1, "the job has lived longer");
         });
     }
 }
