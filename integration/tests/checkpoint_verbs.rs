@@ -233,8 +233,20 @@ fn a_dry_run_of_a_restore_names_what_is_missing() {
     let said = run(&["--dry-run", "--changed-files", "ignore"]).exits(1);
     assert_eq!(said.stdout, "/guest: the job has mapped it, and it is not in the container\n");
     job.container.no_trace();
-    fs::write(&kept, &original).unwrap();
+    // As long as it was, and made of another source.
+    let note = original.windows(8).position(|bytes| bytes == b"\x03\0\0\0GNU\0").unwrap();
+    let mut rebuilt = original.clone();
+    rebuilt[note + 8] ^= 1;
     fs::rename(&kept, &program).unwrap();
+    fs::write(&program, rebuilt).unwrap();
+    let said = run(&["--dry-run"]).exits(1);
+    assert!(
+        said.stdout.starts_with("/guest: the job has mapped it, and it is of another build"),
+        "{}",
+        said.stdout
+    );
+    run(&["--dry-run", "--changed-files", "ignore"]).exits(0);
+    fs::write(&program, &original).unwrap();
     job.restore(&image);
 }
 

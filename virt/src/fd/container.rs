@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
@@ -169,6 +170,11 @@ pub(crate) fn find(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>, Fa
 /// [`find`] as a program finds it that opens `path`.
 pub(crate) fn find_followed(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>, Failure> {
     look(root, path, OFlags::empty())
+}
+
+/// Opens the regular file at `path` below the root directory `root` for reading.
+pub(crate) fn open_followed(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<File>, Failure> {
+    Ok(open(root, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?.map(File::from))
 }
 
 fn look(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Option<Stat>, Failure> {

@@ -55,7 +55,9 @@ pub use regular::Stamp;
 pub use socket::inet::Connections;
 
 pub(crate) use capture::Job;
-pub(crate) use container::{Container, Mount, find_followed, join, mount_id, mounts, unescape};
+pub(crate) use container::{
+    Container, Mount, find_followed, join, mount_id, mounts, open_followed, unescape,
+};
 pub(crate) use graph::Member;
 pub(crate) use located::{Located, locate};
 

@@ -1,16 +1,17 @@
 //! Files that are mapped and not carried: programs, libraries, data. What nobody had written to in memory comes from them
 //! again, so they have to be what they were.
 
+use super::build_id;
 use super::object::{Kind, Object};
 use crate::Failure;
-use crate::fd::find_followed;
+use crate::fd::{find_followed, open_followed};
 use crate::image::Bytes;
 use crate::restore::{Changed, Options, Problem};
 use rustix::fs::FileType;
 use std::os::fd::BorrowedFd;
 
-/// Names the mapped files of a job that are not there, or not as long as they were, in the container with the root
-/// directory `root`. A copy may have another time than the original, so that this is not looked at.
+/// Names the mapped files of a job that are not there, or not what they were by size and build id, in the container with the
+/// root directory `root`. A copy may have another time than the original, so that this is not looked at.
 ///
 /// # Errors
 /// The kernel's.
@@ -21,9 +22,9 @@ pub fn check_files(
 ) -> Result<Vec<Problem>, Failure> {
     let mut problems = Vec::new();
     for object in objects {
-        let Kind::File { path, .. } = &object.kind else { continue };
-        problems
-            .extend(check(object, path, root, options)?.map(|why| Problem { what: path.to_string(), why }));
+        let Kind::File { path, build, .. } = &object.kind else { continue };
+        let why = check(object, path, build.as_deref(), root, options)?;
+        problems.extend(why.map(|why| Problem { what: path.to_string(), why }));
     }
     Ok(problems)
 }
@@ -31,6 +32,7 @@ pub fn check_files(
 fn check(
     object: &Object,
     path: &Bytes,
+    build: Option<&str>,
     root: BorrowedFd<'_>,
     options: &Options,
 ) -> Result<Option<String>, Failure> {
@@ -45,10 +47,20 @@ fn check(
         return Ok(Some(format!("it is now of the kind {is:?} and was {was:?}")));
     }
     let size = now.st_size.cast_unsigned();
-    let differs = match options.policy(path.as_path()) {
+    let policy = options.policy(path.as_path());
+    let differs = match policy {
         Changed::Strict => size != object.size,
         Changed::Truncate => size < object.size,
         Changed::Ignore => false,
     };
-    Ok(differs.then(|| format!("the job has mapped it, and its size is {size} now and was {}", object.size)))
+    if differs {
+        let was = object.size;
+        return Ok(Some(format!("the job has mapped it, and its size is {size} now and was {was}")));
+    }
+    let (Changed::Strict, Some(was)) = (policy, build) else { return Ok(None) };
+    let now = open_followed(root, path)?.and_then(|file| build_id::of(&file));
+    Ok((now.as_deref() != Some(was)).then(|| {
+        let now = now.unwrap_or_else(|| "none".into());
+        format!("the job has mapped it, and it is of another build: its build id is {now} now and was {was}")
+    }))
 }

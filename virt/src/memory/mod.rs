@@ -9,6 +9,7 @@
 
 mod batch;
 mod build;
+mod build_id;
 mod copy;
 mod dump;
 mod files;

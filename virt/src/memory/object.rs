@@ -1,7 +1,7 @@
 //! What mappings show besides private memory: files, and memory that processes share. The job has one list of them; a
 //! mapping, an executable or a descriptor names an object by its place in it.
 
-use super::segment;
+use super::{build_id, segment};
 use crate::image::Bytes;
 use crate::namespace::{self, Namespace};
 use crate::{Doing, Failure};
@@ -42,6 +42,9 @@ pub enum Kind {
         path: Bytes,
         /// When it was changed last: seconds and nanoseconds.
         modified: (i64, u32),
+        /// The linker's name for what is in it, where it is a program or a library that has one: hexadecimal digits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        build: Option<String>,
     },
     /// A file without a name any more. Its content is carried.
     Deleted {
@@ -283,7 +286,8 @@ impl Census {
         }
         if self.same_at(path, stat)? {
             let modified = (stat.st_mtime, stat.st_mtime_nsec as u32);
-            return Ok(Ok(Kind::File { path: path.into(), modified }));
+            let build = build_id::of(&File::open(link).doing(|| format!("open {link}"))?);
+            return Ok(Ok(Kind::File { path: path.into(), modified, build }));
         }
         if stat.st_nlink > 0 {
             if rustix::fs::stat(link).is_ok_and(|now| now.st_nlink == 0) {
