@@ -1,6 +1,7 @@
 /* Sockets of the internet protocols. */
 #include "guest.h"
 #include <arpa/inet.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/ip_icmp.h>
 #include <netinet/tcp.h>
@@ -413,6 +414,59 @@ static void verify_closed(void) {
     MUST(getsockopt(a, SOL_SOCKET, 28 /* SO_PEERNAME */, &peer_of_a, &size));
     same(peer_of_a, name(b));
 }
+/* The answer to the last end is late: one end is gone for its owner, the other waits. */
+static void set_closed_one(void) {
+    set_listen();
+    connected();
+    of_a = name(a), of_b = name(b);
+    MUST(shutdown(a, SHUT_WR));
+    await_state(b, TCP_CLOSE_WAIT);
+    struct sock_filter nothing[] = {{.code = BPF_RET | BPF_K}};
+    struct sock_fprog program = {1, nothing};
+    MUST(setsockopt(b, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program));
+    MUST(shutdown(b, SHUT_WR));
+    await_state(a, TCP_CLOSE);
+}
+static void verify_closed_one(void) {
+    union address peer_of_a = {0};
+    socklen_t size = length();
+    char byte;
+    EQUAL(state(a), TCP_CLOSE);
+    CHECK(state(b) == TCP_LAST_ACK || state(b) == TCP_CLOSE);
+    same(name(a), of_a);
+    MUST(getsockopt(a, SOL_SOCKET, 28 /* SO_PEERNAME */, &peer_of_a, &size));
+    same(peer_of_a, of_b);
+    EQUAL(MUST(read(a, &byte, 1)), 0);
+    EQUAL(MUST(read(b, &byte, 1)), 0);
+}
+/* Bound to addresses of nobody, by a leave that was given back. */
+static void set_foreign(void) {
+    here = local(0);
+    here.four.sin_addr.s_addr = htonl(0xc0000207); /* 192.0.2.7 */
+    a = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+    set(a, IPPROTO_IP, IP_FREEBIND, 1);
+    MUST(bind(a, &here.any, length()));
+    set(a, IPPROTO_IP, IP_FREEBIND, 0);
+    of_a = name(a);
+    family = AF_INET6;
+    here = local(0);
+    inet_pton(AF_INET6, "2001:db8::7", &here.six.sin6_addr);
+    b = MUST(socket(AF_INET6, SOCK_STREAM, 0));
+    set(b, IPPROTO_IPV6, 78 /* IPV6_FREEBIND */, 1);
+    MUST(bind(b, &here.any, length()));
+    MUST(listen(b, 1));
+    set(b, IPPROTO_IPV6, 78, 0);
+    of_b = name(b);
+}
+static void verify_foreign(void) {
+    same(name(a), of_a), same(name(b), of_b);
+    EQUAL(on(a, IPPROTO_IP, IP_FREEBIND), 0);
+    EQUAL(on(b, IPPROTO_IPV6, 78), 0);
+    EQUAL(state(b), TCP_LISTEN);
+    int other = MUST(socket(AF_INET6, SOCK_STREAM, 0));
+    FAILS(bind(other, &of_b.any, length()), EADDRNOTAVAIL);
+    close(other);
+}
 /* Broken off by the peer, which nobody has been told of yet. */
 static void set_reset(void) {
     set_pair();
@@ -821,6 +875,8 @@ static const struct mode modes[] = {
     {"drain", set_drain, verify_drain},
     {"closed", set_closed, verify_closed},
     {"closed-6", set_closed_6, verify_closed},
+    {"closed-one", set_closed_one, verify_closed_one},
+    {"foreign", set_foreign, verify_foreign},
     {"reset", set_reset, verify_reset},
     {"no-reading", set_no_reading, verify_no_reading},
     {"waiting", set_waiting, verify_waiting},

@@ -1,9 +1,11 @@
 //! Addresses of internet sockets.
 
+use crate::namespace::{Kind, Namespace};
 use crate::sys::sockopt;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
-use rustix::net::SocketAddrAny;
+use nix::unistd::Pid;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, socket_with};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
@@ -43,6 +45,25 @@ pub fn former_peer(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
         _ => return None,
     };
     Some(SocketAddr::new(ip, port))
+}
+
+/// The network namespace of process `init` does not have the address: nobody could bind to it without leave.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_foreign(address: SocketAddr, init: Pid) -> Result<bool, Failure> {
+    if address.ip().is_unspecified() || address.ip().is_loopback() {
+        return Ok(false);
+    }
+    let what = || format!("ask whether {} is an address of the job", address.ip());
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let net = Namespace::of(init, Kind::Net)?;
+    let abroad = net.as_ref().map(Namespace::enter).transpose()?;
+    let asker = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None).doing(what)?;
+    drop(abroad);
+    let mut any_port = address;
+    any_port.set_port(0);
+    Ok(rustix::net::bind(&asker, &any_port) == Err(rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 fn plain(address: &SocketAddrAny) -> Option<SocketAddr> {

@@ -59,8 +59,22 @@ impl Begun<'_> {
         super::datagram::filter(self.fd(), &self.socket.class, &self.inet.phase)
     }
 
+    /// Takes leave to bind to an address that is none of the network namespace's, if the job had it, or gives it back
+    /// where the job did. It is for both families (the kernel's `inet_can_nonlocal_bind`).
+    fn leave_to_bind(&self, wanted: bool) -> Result<(), Failure> {
+        let kept = ["ip-freebind", "ipv6-freebind", "ip-transparent", "ipv6-transparent"]
+            .iter()
+            .any(|name| self.inet.numbers.get(*name).is_some_and(|on| *on != 0));
+        if !self.inet.foreign || kept {
+            return Ok(());
+        }
+        sockopt::set_number(self.fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, i32::from(wanted))
+            .doing(|| self.what("set the option ip-freebind of"))
+    }
+
     /// Binds and listens.
     pub fn place(&self) -> Result<(), Failure> {
+        self.leave_to_bind(true)?;
         let Some(local) = self.inet.local else { return Ok(()) };
         match &self.inet.phase {
             Phase::Connected { link: Link::Owned, .. } => Ok(()),
@@ -247,6 +261,7 @@ impl Begun<'_> {
 
     /// What had to wait until all contents are there.
     pub fn last(&self) -> Result<(), Failure> {
+        self.leave_to_bind(false)?;
         let connected = matches!(self.inet.phase, Phase::Connected { .. } | Phase::Closed { .. });
         if !connected {
             options::set(self.fd(), self.socket.class.protocol, &self.inet.numbers, When::Last)?;

@@ -95,6 +95,14 @@ pub(crate) fn fill(
     for one in &begun {
         one.place()?;
     }
+    let init = making.worker.host();
+    let forger = forger(init, begun.iter().map(|one| one.inet))?;
+    // What has been closed by both sides is in nobody's way; before, the rest of a connection could be in its.
+    for one in &begun {
+        if let Phase::Closed { peer, received, error } = &one.inet.phase {
+            one.close(*peer, bytes(image, received)?, *error, &forger)?;
+        }
+    }
     let mut inside = Vec::new();
     let mut late = Late::default();
     for one in &begun {
@@ -112,8 +120,6 @@ pub(crate) fn fill(
             inside.push((one, link, connection, queues));
         }
     }
-    let init = making.worker.host();
-    let forger = forger(init, begun.iter().map(|one| one.inet))?;
     // The ends of a connection come to life together: alone, one would be told that there is no other.
     let made = |link: &Link| matches!(link, Link::Inside | Link::Gone);
     for (one, ..) in inside.iter().filter(|(_, link, ..)| made(link)) {
@@ -137,9 +143,6 @@ pub(crate) fn fill(
     for one in &begun {
         match &one.inet.phase {
             Phase::Connecting { peer } => one.begin_to_connect(*peer)?,
-            Phase::Closed { peer, received, error } => {
-                one.close(*peer, bytes(image, received)?, *error, &forger)?;
-            }
             Phase::Datagrams { content, received, .. } => {
                 let content = bytes(image, content)?;
                 super::datagram::refill(one.inet, &content, received, &forger)?;

@@ -45,6 +45,9 @@ pub struct Inet {
     /// The address that it is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<SocketAddr>,
+    /// That is no address of the network namespace: the job had leave to take it (IP_FREEBIND), maybe only for a moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foreign: bool,
     /// Options of its protocols that are numbers.
     pub numbers: Numbers,
     /// The name of TCP's way to avoid congestion.
@@ -164,9 +167,14 @@ impl Job<'_> {
         let congestion = congestion.filter(|name| !name.is_empty());
         // Without a port only a raw socket, which has none, can be bound.
         let local = local.filter(|local| local.port() != 0 || class.kind == libc::SOCK_RAW);
+        let foreign = match (local, init) {
+            (Some(local), Some(init)) if !self.running() => address::is_foreign(local, init)?,
+            _ => false,
+        };
         Ok(Inet {
             owner,
             local,
+            foreign,
             numbers,
             congestion: congestion.map(|name| String::from_utf8_lossy(name).into_owned()),
             buffers: (number(libc::SO_SNDBUF), number(libc::SO_RCVBUF)),
