@@ -4,6 +4,8 @@
 // The clock has an edge for each thing that happens. `advance` lets a cycle of the design pass; without it the edge carries
 // out one access of the bus, which takes no time of the design's, or a fault. Reading needs no edge.
 //
+// The test access port has a clock of its own, and sees and changes the same registers.
+//
 // Assignments are blocking, because within a cycle one thing follows the other, as in a pipeline drawn from its end.
 
 module accelerator #(
@@ -23,7 +25,16 @@ module accelerator #(
     output logic        irq,
     output logic [63:0] cycle,
     output logic        full,        // no room for a word that is pushed
-    output logic        empty        // nothing to pop
+    output logic        empty,       // nothing to pop
+    input  logic        tck,         // the test access port, see tap.sv
+    input  logic        tms,
+    input  logic        tdi,
+    input  logic        trst,
+    output logic        tdo,
+    output logic        tap_runs,
+    output logic        tap_writes,
+    output logic [31:0] tap_number,
+    output logic [31:0] tap_data
 );
     localparam logic [2:0] WRITE_REGISTER = 1, WRITE_RAM = 2, PUSH = 3, POP = 4, FLIP = 5, READ_RAM = 6, PEEK = 7;
     localparam logic [4:0] IDLE = 1, MIX = 2, MULTIPLY = 4, STORE = 8, OUTPUT = 16;
@@ -47,6 +58,27 @@ module accelerator #(
 
     function automatic logic [31:0] rotated(input logic [31:0] bits, input int count);
         rotated = (bits << count) | (bits >> (32 - count));
+    endfunction
+
+    // Whether there is such a register, and its value.
+    function automatic logic [32:0] register(input logic [31:0] number);
+        case (number)
+            0: register = {1'b1, 32'h54464f53};
+            1: register = {1'b1, 25'b0, stage != 32'(IDLE), irq, out_count >= FIFO, empty, full, in_count == 0, boot == 0};
+            2: register = {1'b1, enable};
+            3: register = {1'b1, pending};
+            4: register = {1'b1, period};
+            5: register = {1'b1, timer};
+            6: register = {1'b1, random[31:0]};
+            7: register = {1'b1, key};
+            8: register = {1'b1, accumulator};
+            9: register = {1'b1, in_count};
+            10: register = {1'b1, out_count};
+            11: register = {1'b1, RAM};
+            12: register = {1'b1, FIFO};
+            13: register = {1'b1, boot > 64'hffffffff ? 32'hffffffff : boot[31:0]};
+            default: register = number >= 16 && number < 32 ? {1'b1, scratch[4'(number)]} : 0;
+        endcase
     endfunction
 
     always_comb begin
@@ -82,26 +114,17 @@ module accelerator #(
                 20: value = boot[63:32];
                 default: there = 0;
             endcase
-        end else case (address)
-            0: value = 32'h54464f53;
-            1: value = {25'b0, stage != 32'(IDLE), irq, out_count >= FIFO, empty, full, in_count == 0, boot == 0};
-            2: value = enable;
-            3: value = pending;
-            4: value = period;
-            5: value = timer;
-            6: value = random[31:0];
-            7: value = key;
-            8: value = accumulator;
-            9: value = in_count;
-            10: value = out_count;
-            11: value = RAM;
-            12: value = FIFO;
-            13: value = boot > 64'hffffffff ? 32'hffffffff : boot[31:0];
-            default:
-                if (address >= 16 && address < 32) value = scratch[4'(address)];
-                else there = 0;
-        endcase
+        end else {there, value} = register(address);
     end
+
+    logic [31:0] tap_value;
+    logic        tap_there;
+    always_comb {tap_there, tap_value} = register(tap_number);
+    tap #(.IDCODE(32'h1c0de0ff)) port (
+        .tck, .tms, .tdi, .trst, .tdo, .cycle,
+        .runs(tap_runs), .writes(tap_writes), .number(tap_number), .data(tap_data),
+        .value(tap_there ? tap_value : 0)
+    );
 
     // One cycle of the design.
     task automatic tick;

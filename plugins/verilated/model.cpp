@@ -65,6 +65,9 @@ constexpr size_t BEGIN = 16 + 1 + 8;
 // And how it ends.
 constexpr size_t END = 8;
 
+// Of accelerator.sv.
+constexpr uint32_t WRITE_REGISTER = 1;
+
 }  // namespace
 
 extern "C" {
@@ -93,10 +96,12 @@ model* model_power_on(uint64_t boot) {
     made->top->clk = 0;
     made->top->boot_cycles = boot;
     made->top->reset = 1;
+    made->top->trst = 1;
     // The first evaluation looks for no edges.
     made->top->eval();
     made->edge();
     made->top->reset = 0;
+    made->top->trst = 0;
     made->top->eval();
     return made;
 }
@@ -133,6 +138,27 @@ int model_look(model* of, uint32_t operation, uint32_t address, uint32_t element
     *value = top.value;
     return top.there;
 }
+
+// Sets the pins of the test access port. This is the board: with a rising edge of TCK in Run-Test/Idle a cycle of the design
+// passes, and a register is written at the end of the Update-DR that asks for it.
+void model_port(model* of, int tck, int tms, int tdi) {
+    Vaccelerator& top = *of->top;
+    const bool rises = tck && !top.tck, falls = !tck && top.tck;
+    const bool runs = rises && top.tap_runs;
+    if (falls && top.tap_writes) model_access(of, WRITE_REGISTER, top.tap_number, top.tap_data, 0);
+    top.tck = tck;
+    top.tms = tms;
+    top.tdi = tdi;
+    top.eval();
+    if (runs) model_step(of, 1, 0);
+}
+
+void model_port_reset(model* of, int reset) {
+    of->top->trst = reset;
+    of->top->eval();
+}
+
+int model_port_tdo(model* of) { return of->top->tdo; }
 
 uint64_t model_cycle(model* of) { return of->top->cycle; }
 int model_interrupt(model* of) { return of->top->irq; }

@@ -9,6 +9,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// A design that is simulated cycle by cycle. Accesses take no time; cycles pass by [`Hardware::step`].
 pub trait Hardware: Sized + fmt::Debug {
+    /// Whether it has a test access port (JTAG).
+    const HAS_PORT: bool = false;
+
     /// A design at power on; the error says which sizes it can have.
     fn power_on(parameters: Parameters) -> Result<Self>;
 
@@ -58,6 +61,17 @@ pub trait Hardware: Sized + fmt::Debug {
 
     /// Pops a word from the output FIFO.
     fn pop(&mut self) -> Option<u32>;
+
+    /// Sets TCK, TMS and TDI of the test access port.
+    fn set_port(&mut self, _tck: bool, _tms: bool, _tdi: bool) {}
+
+    /// Sets its TRST.
+    fn reset_port(&mut self, _reset: bool) {}
+
+    /// Its TDO.
+    fn tdo(&self) -> bool {
+        false
+    }
 
     /// Flips bit `bit` of an element; the error says what there is instead.
     fn flip(&mut self, element: &Element, bit: u32) -> Result<()>;

@@ -6,6 +6,7 @@
 //! | `unix:PATH` | a Unix stream socket |
 //! | `dev:PATH` | a device file: a pty |
 //! | `shm:PATH` | a ring in shared memory, see [`ring`] |
+//! | `jtag:HOST:PORT` | a TCP connection on which a JTAG adapter speaks, no testbench |
 
 pub mod ring;
 mod stream;
@@ -30,15 +31,17 @@ pub enum Kind {
     Pty = 3,
     /// A ring in shared memory.
     Ring = 4,
+    /// A JTAG adapter's TCP connection: OpenOCD's remote_bitbang.
+    Jtag = 5,
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind that testbenches open.
     pub const ALL: [Kind; 4] = [Kind::Tcp, Kind::Unix, Kind::Pty, Kind::Ring];
 
     /// The kind that state files know by this number.
     pub fn from_number(number: u32) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| *kind as u32 == number)
+        Kind::ALL.into_iter().chain([Kind::Jtag]).find(|kind| *kind as u32 == number)
     }
 }
 
@@ -49,6 +52,7 @@ impl fmt::Display for Kind {
             Kind::Unix => "unix",
             Kind::Pty => "pty",
             Kind::Ring => "ring",
+            Kind::Jtag => "jtag",
         })
     }
 }
@@ -69,6 +73,7 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Name> {
         let kind = match text.split_once(':') {
             Some(("tcp", address)) if address.contains(':') => Kind::Tcp,
+            Some(("jtag", address)) if address.contains(':') => Kind::Jtag,
             Some(("unix", path)) if !path.is_empty() => Kind::Unix,
             Some(("dev", path)) if !path.is_empty() => Kind::Pty,
             Some(("shm", path)) if !path.is_empty() => Kind::Ring,
@@ -91,6 +96,7 @@ impl fmt::Display for Name {
             Kind::Unix => "unix",
             Kind::Pty => "dev",
             Kind::Ring => "shm",
+            Kind::Jtag => "jtag",
         };
         write!(f, "{scheme}:{}", self.address)
     }
@@ -128,6 +134,12 @@ impl Link {
     pub fn open(name: &Name) -> Result<Link> {
         let wire = match name.kind {
             Kind::Ring => Wire::Ring(Ring::open(name.address.as_ref())?),
+            Kind::Jtag => {
+                return Err(Error::Argument {
+                    what: format!("link {name}"),
+                    why: "is for a JTAG adapter: OpenOCD's remote_bitbang".into(),
+                });
+            }
             _ => Wire::Stream(Stream::open(name)?),
         };
         Ok(Link { name: name.clone(), wire })

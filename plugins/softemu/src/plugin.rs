@@ -107,9 +107,20 @@ fn state_file(folder: &Path) -> Result<PathBuf, Fault> {
     }
 }
 
+/// Under which key ckrun keeps the virtual name that is for a JTAG adapter. Otherwise it looks like a testbench's.
+const ADAPTER: &str = "jtag";
+
+/// That name, if there is one.
+fn adapter(ckrun: &mut Ckrun) -> Result<Option<String>, Fault> {
+    Ok(ckrun.get(ADAPTER)?.and_then(|name| name.as_str().map(str::to_owned)))
+}
+
 /// A virtual name, and the kind of link that can stand behind it.
-fn kind(binding: &Binding) -> Result<Kind, Fault> {
+fn kind(binding: &Binding, adapter: Option<&str>) -> Result<Kind, Fault> {
     match binding {
+        Binding::Socket { virtual_address, .. } if Some(virtual_address.to_string().as_str()) == adapter => {
+            Ok(Kind::Jtag)
+        }
         Binding::Device { .. } => Ok(Kind::Pty),
         Binding::Memory { .. } => Ok(Kind::Ring),
         Binding::Socket { virtual_address: Address::Tcp(..), .. } => Ok(Kind::Tcp),
@@ -144,7 +155,11 @@ impl Plugin for Softemu {
         let options = self.options()?;
         let listing = server.list()?;
         options.fit(&server, &listing)?;
-        self.attach(&server, &self.options()?.virtual_names(), false)
+        let names = options.virtual_names();
+        if let Some(name) = &options.adapter {
+            ckrun.put(ADAPTER, Some(json!(name.to_string())))?;
+        }
+        self.attach(ckrun, &server, &names, false)
     }
 
     fn presuspend(&mut self, ckrun: &mut Ckrun) -> Result<(), Fault> {
@@ -195,7 +210,8 @@ impl Plugin for Softemu {
         let server = self.server(ckrun)?;
         let listing = server.list()?;
         Softemu::fits(&server, &listing, &saved.requirements)?;
-        saved.bindings.iter().try_for_each(|binding| kind(binding).map(drop))?;
+        let adapter = adapter(ckrun)?;
+        saved.bindings.iter().try_for_each(|binding| kind(binding, adapter.as_deref()).map(drop))?;
         server.check(&state_file(&saved.folder)?)?;
         server.has_room(&listing, self.options()?.slot)
     }
@@ -204,7 +220,7 @@ impl Plugin for Softemu {
         let server = self.server(ckrun)?;
         Softemu::fits(&server, &server.list()?, &saved.requirements)?;
         let file = state_file(&saved.folder)?;
-        let attachment = self.attach(&server, &saved.bindings, true)?;
+        let attachment = self.attach(ckrun, &server, &saved.bindings, true)?;
         let Some(hold) = self.hold.clone() else { return Ok(attachment) };
         let loaded = hold.load(&file).and_then(|summary| {
             match saved.requirements.get("digest").and_then(Value::as_str) {
@@ -259,9 +275,17 @@ impl Plugin for Softemu {
 
 impl Softemu {
     /// Claims a slot with a link for each of the virtual names.
-    fn attach(&mut self, server: &Server, names: &[Binding], frozen: bool) -> Result<Attachment, Fault> {
+    fn attach(
+        &mut self,
+        ckrun: &mut Ckrun,
+        server: &Server,
+        names: &[Binding],
+        frozen: bool,
+    ) -> Result<Attachment, Fault> {
+        let adapter = adapter(ckrun)?;
         let options = self.options()?;
-        let links = names.iter().map(kind).collect::<Result<Vec<_>, _>>()?;
+        let kinds = names.iter().map(|name| kind(name, adapter.as_deref()));
+        let links = kinds.collect::<Result<Vec<_>, _>>()?;
         let claimed = server.claim(options.slot, links, options.reconnect, frozen)?;
         self.hold = Some(Hold { server: server.clone(), slot: claimed.slot });
         let bindings = names.iter().cloned().zip(&claimed.links).map(|(name, link)| bound(name, link));

@@ -3,6 +3,7 @@
 //! In the server's directory are `control`, and for each slot that has such links `slotN.socket`, `slotN.pty` (a
 //! symbolic link to the pty) and `slotN.ring` (one to the ring). They end with the claim.
 
+mod bitbang;
 mod conversation;
 mod link;
 mod port;

@@ -51,6 +51,7 @@ fn asked(kind: Kind) -> (&'static str, &'static str) {
         Kind::Unix => ("socket", "unix:/run/emu.socket"),
         Kind::Pty => ("device", "/dev/emu7"),
         Kind::Ring => ("link", "memory"),
+        Kind::Jtag => ("link", "jtag"),
     }
 }
 

@@ -32,6 +32,9 @@ unsafe extern "C" {
     fn model_step(of: *mut Opaque, cycles: u64, until_interrupt: c_int) -> u64;
     fn model_access(of: *mut Opaque, operation: u32, address: u32, data: u32, element: u32);
     fn model_look(of: *mut Opaque, operation: u32, address: u32, element: u32, value: *mut u32) -> c_int;
+    fn model_port(of: *mut Opaque, tck: c_int, tms: c_int, tdi: c_int);
+    fn model_port_reset(of: *mut Opaque, reset: c_int);
+    fn model_port_tdo(of: *mut Opaque) -> c_int;
     fn model_cycle(of: *mut Opaque) -> u64;
     fn model_interrupt(of: *mut Opaque) -> c_int;
     fn model_full(of: *mut Opaque) -> c_int;
@@ -81,6 +84,21 @@ impl Raw {
         // SAFETY: see step(); the value is written to a living u32.
         let there = unsafe { model_look(self.0.as_ptr(), operation, address, element, &raw mut value) };
         (there != 0).then_some(value)
+    }
+
+    pub fn set_port(&mut self, tck: bool, tms: bool, tdi: bool) {
+        // SAFETY: see step().
+        unsafe { model_port(self.0.as_ptr(), tck.into(), tms.into(), tdi.into()) }
+    }
+
+    pub fn reset_port(&mut self, reset: bool) {
+        // SAFETY: see step().
+        unsafe { model_port_reset(self.0.as_ptr(), reset.into()) }
+    }
+
+    pub fn tdo(&self) -> bool {
+        // SAFETY: see step().
+        unsafe { model_port_tdo(self.0.as_ptr()) != 0 }
     }
 
     pub fn cycle(&self) -> u64 {

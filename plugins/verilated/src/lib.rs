@@ -66,6 +66,8 @@ fn place(element: &Element) -> (u32, u32) {
 }
 
 impl Hardware for Model {
+    const HAS_PORT: bool = true;
+
     fn power_on(parameters: Parameters) -> Result<Model> {
         let (ram, fifo) = ffi::sizes();
         if (parameters.ram, parameters.fifo) != (ram, fifo) {
@@ -172,6 +174,18 @@ impl Hardware for Model {
         let word = self.raw.look(operation::POP, 0, 0);
         self.raw.access(operation::POP, 0, 0, 0);
         word
+    }
+
+    fn set_port(&mut self, tck: bool, tms: bool, tdi: bool) {
+        self.raw.set_port(tck, tms, tdi);
+    }
+
+    fn reset_port(&mut self, reset: bool) {
+        self.raw.reset_port(reset);
+    }
+
+    fn tdo(&self) -> bool {
+        self.raw.tdo()
     }
 
     fn flip(&mut self, element: &Element, bit: u32) -> Result<()> {

@@ -20,7 +20,7 @@ impl Stream {
         let doing = || format!("open the link {name}");
         let address = &name.address;
         let fd: OwnedFd = match name.kind {
-            Kind::Tcp => {
+            Kind::Tcp | Kind::Jtag => {
                 let stream = TcpStream::connect(address).doing(doing)?;
                 stream.set_nodelay(true).doing(doing)?;
                 stream.into()

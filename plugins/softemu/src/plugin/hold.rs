@@ -27,7 +27,7 @@ pub fn parameters(listing: &Listing) -> Map<String, Value> {
 /// A link's name as bindings have it.
 pub fn real(link: &Name) -> String {
     match link.kind {
-        Kind::Tcp => format!("tcp:{}", link.address),
+        Kind::Tcp | Kind::Jtag => format!("tcp:{}", link.address),
         Kind::Unix => format!("unix:{}", link.address),
         Kind::Pty | Kind::Ring => link.address.clone(),
     }
@@ -206,18 +206,20 @@ impl Hold {
     pub fn on_the_way(&self, ckrun: &mut Ckrun) -> Result<OnTheWay, Fault> {
         let mut links = self.ask(Control::drain)?;
         links.retain(|link| {
-            matches!(link.link, Kind::Tcp | Kind::Unix) && link.connected && link.broken.is_none()
+            matches!(link.link, Kind::Tcp | Kind::Unix | Kind::Jtag)
+                && link.connected
+                && link.broken.is_none()
         });
         let mut way = OnTheWay::default();
         for link in links {
             let mut unread = sent(&link);
-            if link.link == Kind::Tcp {
+            if link.link != Kind::Unix {
                 // After the server's queues: what has left them is in this one.
-                let end = self.far_end(&FarEnds::of(ckrun)?)?;
+                let end = self.far_end(link.link, &FarEnds::of(ckrun)?)?;
                 unread += end.unread;
-                way.flying = (end.unacknowledged > 0).then(|| {
+                way.flying = way.flying.or((end.unacknowledged > 0).then(|| {
                     format!("{} bytes of the job's requests have not reached the server", end.unacknowledged)
-                });
+                }));
             }
             if unread > 0 {
                 way.unread = Some(format!("the job has not read all replies on its {} link", link.link));
@@ -226,11 +228,11 @@ impl Hold {
         Ok(way)
     }
 
-    /// The job's end of the TCP connection.
-    fn far_end(&self, ends: &FarEnds) -> Result<FarEnd, Fault> {
+    /// The job's end of the TCP connection of that kind.
+    fn far_end(&self, kind: Kind, ends: &FarEnds) -> Result<FarEnd, Fault> {
         let listing = self.ask(|control, _| control.list())?;
         let slots = listing.slots.iter().filter(|slot| slot.slot == self.slot);
-        let mut links = slots.flat_map(|slot| &slot.links).filter(|link| link.kind == Kind::Tcp);
+        let mut links = slots.flat_map(|slot| &slot.links).filter(|link| link.kind == kind);
         let address = links.next().map(|link| link.address.as_str()).unwrap_or_default();
         ends.of_address(address).ok_or_else(|| {
             Fault::veto(format!(

@@ -7,8 +7,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The names of the options.
-const NAMES: [&str; 11] =
-    ["server", "slot", "link", "device", "socket", "ring", "reconnect", "patience", "ram", "fifo", "boot"];
+const NAMES: [&str; 12] = [
+    "server",
+    "slot",
+    "link",
+    "device",
+    "socket",
+    "ring",
+    "jtag",
+    "reconnect",
+    "patience",
+    "ram",
+    "fifo",
+    "boot",
+];
+
+/// Those that name a link.
+const LINKS: [&str; 4] = ["device", "socket", "ring", "jtag"];
 
 /// The options.
 #[derive(Debug, Clone)]
@@ -21,6 +36,8 @@ pub struct Options {
     pub reconnect: bool,
     /// How long the job may take to read what was sent to it, before a checkpoint.
     pub patience: Duration,
+    /// To what a JTAG adapter of a new job connects: one of the virtual names.
+    pub adapter: Option<Address>,
     names: Vec<Binding>,
     sizes: Vec<(&'static str, u64)>,
 }
@@ -64,8 +81,9 @@ impl Options {
                 sizes.push((name, number(name, text, "a number")?));
             }
         }
-        let names = names(&given)?;
-        Ok(Options { server, slot, reconnect, patience: Duration::from_secs(patience), names, sizes })
+        let (names, adapter) = names(&given)?;
+        let patience = Duration::from_secs(patience);
+        Ok(Options { server, slot, reconnect, patience, adapter, names, sizes })
     }
 
     /// What a new job is to find, with nothing behind it yet.
@@ -89,15 +107,18 @@ impl Options {
 }
 
 /// The links: those whose virtual names are given, or those of the option `link` by their usual names, or a device.
-fn names<'a>(given: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<Binding>, Fault> {
-    let given_names = ["device", "socket", "ring"].map(|name| given(name).is_some());
+/// And which of them is for a JTAG adapter.
+fn names<'a>(given: &impl Fn(&str) -> Option<&'a str>) -> Result<(Vec<Binding>, Option<Address>), Fault> {
+    let given_names = LINKS.map(|name| given(name).is_some());
     let link = match given("link") {
         None if given_names.contains(&true) => given_names,
-        None | Some("device") => [true, false, false],
-        Some("socket") => [false, true, false],
-        Some("memory") => [false, false, true],
-        Some("all") => [true, true, true],
-        Some(other) => return Err(wrong("link", other, "must be device, socket, memory or all")),
+        None | Some("device") => [true, false, false, false],
+        Some("socket") => [false, true, false, false],
+        Some("memory") => [false, false, true, false],
+        Some("jtag") => [false, false, false, true],
+        // Of designs that have no test access port too.
+        Some("all") => [true, true, true, given_names[3]],
+        Some(other) => return Err(wrong("link", other, "must be device, socket, memory, jtag or all")),
     };
     let path = |name: &str, usual: &str| {
         let path = given(name).unwrap_or(usual);
@@ -107,8 +128,8 @@ fn names<'a>(given: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<Binding>, F
             Err(wrong(name, path, "must be an absolute path"))
         }
     };
-    let mut names = Vec::new();
-    for (n, name) in ["device", "socket", "ring"].into_iter().enumerate() {
+    let (mut names, mut adapter) = (Vec::new(), None);
+    for (n, name) in LINKS.into_iter().enumerate() {
         if !link[n] {
             if given_names[n] {
                 let link = given("link").unwrap_or_default();
@@ -119,6 +140,16 @@ fn names<'a>(given: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<Binding>, F
         names.push(match name {
             "device" => Binding::device(path(name, "/dev/emu0")?, ""),
             "ring" => Binding::memory(path(name, "/dev/shm/ring0")?, ""),
+            "jtag" => {
+                let text = given(name).unwrap_or("tcp:emu:4001");
+                let address = text.parse().ok().filter(|address| matches!(address, Address::Tcp(..)));
+                let address = address.ok_or_else(|| wrong(name, text, "must be tcp:HOST:PORT"))?;
+                if names.contains(&Binding::socket(address.clone(), "")) {
+                    return Err(wrong(name, text, "is the name of the socket too"));
+                }
+                adapter = Some(address.clone());
+                Binding::socket(address, "")
+            }
             _ => {
                 let text = given(name).unwrap_or("tcp:emu:4000");
                 let address =
@@ -130,7 +161,7 @@ fn names<'a>(given: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<Binding>, F
             }
         });
     }
-    Ok(names)
+    Ok((names, adapter))
 }
 
 fn number(name: &str, text: &str, what: &str) -> Result<u64, Fault> {

@@ -63,10 +63,33 @@ impl Link {
                 }
                 Ok(None) if self.ready => self.receive(),
                 Ok(None) => return None,
-                Err(why) => self.broken = Some(format!("the job does not keep to the protocol: {why}")),
+                Err(why) => self.breaks(&why.to_string()),
             }
         }
         None
+    }
+
+    /// The next commands of a JTAG adapter, so many at most.
+    pub fn commands(&mut self, most: usize) -> Vec<u8> {
+        while self.is_reading() && self.requests.is_empty() && self.ready {
+            self.receive();
+        }
+        let count = if self.is_reading() { most.min(self.requests.len()) } else { 0 };
+        if count > 0 {
+            // It has been used.
+            self.next = Some(0);
+        }
+        self.requests.drain(..count).collect()
+    }
+
+    /// The job has said something that makes no sense.
+    pub fn breaks(&mut self, why: &str) {
+        self.broken = Some(format!("the job does not keep to the protocol: {why}"));
+    }
+
+    /// Takes bytes to be sent.
+    pub fn says(&mut self, bytes: &[u8]) {
+        self.replies.extend_from_slice(bytes);
     }
 
     fn receive(&mut self) {

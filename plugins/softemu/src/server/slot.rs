@@ -1,10 +1,12 @@
 //! A slot: one copy of the design, whose it is, its links, the transaction under way, the faults that are armed.
 
+use super::bitbang;
 use super::link::Link;
 use crate::control::{Drain, Fault, Listed, Summary, When};
 use crate::design::Parameters;
 use crate::error::{Error, Refusal, Result};
 use crate::hardware::Hardware;
+use crate::link::Kind;
 use crate::state::{LinkState, Snapshot};
 use crate::transaction::Work;
 use std::path::Path;
@@ -13,6 +15,8 @@ use std::path::Path;
 const SLICE: u64 = 1 << 20;
 /// Transactions of a link, likewise.
 const BATCH: usize = 256;
+/// Commands of a JTAG adapter, likewise, of which there are many more.
+const COMMANDS: usize = 256;
 
 /// A slot.
 #[derive(Debug)]
@@ -71,8 +75,29 @@ impl<H: Hardware> Slot<H> {
         more
     }
 
+    /// Carries out the next commands of a JTAG adapter, each of which is a transaction.
+    fn serve_adapter(&mut self, link: usize) -> bool {
+        let commands = self.links[link].commands(COMMANDS);
+        for command in &commands {
+            match bitbang::serve(&mut self.design, *command) {
+                Ok(Some(answer)) => self.links[link].says(&[answer]),
+                Ok(None) => {}
+                Err(why) => {
+                    self.links[link].breaks(&why);
+                    return false;
+                }
+            }
+            self.served += 1;
+            self.count();
+        }
+        !commands.is_empty()
+    }
+
     /// Begins the next transaction of a link, and perhaps ends it. False if there is none.
     fn serve(&mut self, link: usize) -> bool {
+        if self.links[link].kind == Kind::Jtag {
+            return self.serve_adapter(link);
+        }
         let Some((sequence, request)) = self.links[link].next() else { return false };
         let work = Work::begin(&mut self.design, &request);
         self.underway = Some(Underway { link, sequence, work });

@@ -31,12 +31,12 @@ enum Listener {
 
 impl Socket {
     /// Listens on a port of the kernel's choice.
-    pub fn tcp(host: &str, reconnect: bool) -> Result<Socket> {
+    pub fn tcp(kind: Kind, host: &str, reconnect: bool) -> Result<Socket> {
         let doing = || format!("listen on {host}");
         let listener = TcpListener::bind((host, 0)).doing(doing)?;
         listener.set_nonblocking(true).doing(doing)?;
         let address = listener.local_addr().doing(doing)?.to_string();
-        let name = Name { kind: Kind::Tcp, address };
+        let name = Name { kind, address };
         Ok(Socket { name, listener: Some(Listener::Tcp(listener)), peer: None, reconnect, met: false })
     }
 

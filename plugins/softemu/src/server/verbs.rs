@@ -93,7 +93,11 @@ impl<H: Hardware> Server<H> {
     fn open(&self, slot: usize, kind: Kind, reconnect: bool) -> Result<Box<dyn Port>> {
         let place = |suffix: &str| self.options.directory.join(format!("slot{slot}.{suffix}"));
         Ok(match kind {
-            Kind::Tcp => Box::new(Socket::tcp(&self.options.listen, reconnect)?),
+            Kind::Tcp => Box::new(Socket::tcp(kind, &self.options.listen, reconnect)?),
+            Kind::Jtag if !H::HAS_PORT => {
+                return refuse(Refusal::Request, "this design has no test access port (JTAG)".into());
+            }
+            Kind::Jtag => Box::new(Socket::tcp(kind, &self.options.listen, reconnect)?),
             Kind::Unix => Box::new(Socket::unix(&place("socket"), reconnect)?),
             Kind::Pty => Box::new(Pty::open(&place("pty"), reconnect)?),
             Kind::Ring => {
