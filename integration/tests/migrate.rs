@@ -60,6 +60,11 @@ impl Move {
 
     /// Moves it, with a ckrun there whose environment has `fault`, and with more options.
     fn go(&self, fault: &str, more: &[&str]) -> Ended {
+        self.go_from("", fault, more)
+    }
+
+    /// With a fault here, too.
+    fn go_from(&self, here: &str, fault: &str, more: &[&str]) -> Ended {
         let store = self.there.container.store();
         let ckrun = format!("env CKRUN_FAULT={fault} {} --root {}", binary().display(), store.display());
         // Not by `ip netns exec`, which mounts a /sys without cgroups.
@@ -68,7 +73,9 @@ impl Move {
         let mut words = vec!["migrate", &to, "--via", "nsenter", "--ckrun", &ckrun];
         words.extend_from_slice(more);
         words.extend(["ID", "--", "--bundle", path(&bundle), "--map", &map, "--changed-files", "ignore"]);
-        self.here.container.ckrun(&words)
+        let mut command = self.here.container.command(&words);
+        command.env("CKRUN_FAULT", here);
+        finish(command)
     }
 
     /// ckrun of the other host.
@@ -146,6 +153,26 @@ fn a_job_that_can_not_be_restored_there_goes_on_here() {
         .fails(1, &["/no/such"]);
     job.stays();
     // And then it moves.
+    job.go("", &[]).ok();
+    job.ask(&["delete", "--force"]).ok();
+}
+
+/// ckrun is killed here before it has given the job away.
+#[test]
+fn a_killed_ckrun_leaves_no_image() {
+    let job = Move::new();
+    for fault in ["checkpoint:commit", "checkpoint:committed"] {
+        assert_eq!(job.go_from(fault, "", &[]).code, -9);
+        job.stays();
+    }
+    // And when it was just about to, nothing is lost.
+    assert_eq!(job.go_from("checkpoint:kill", "", &[]).code, -9);
+    job.here.is_well();
+    let given = |image: &&PathBuf| path(image).ends_with("-given");
+    let kept = images(&job.here).iter().find(given).unwrap().clone();
+    job.here.container.ckrun(&["inspect", path(&kept)]).ok();
+    fs::remove_dir_all(kept).unwrap();
+    job.stays();
     job.go("", &[]).ok();
     job.ask(&["delete", "--force"]).ok();
 }

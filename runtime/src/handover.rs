@@ -54,7 +54,7 @@ impl Arrival {
             // Not ours to remove.
             return Err(image::Error::Exists { path: dir.to_owned() }.into());
         }
-        let guardian = Guardian::post(None, Charge::Received(dir.as_os_str()))?;
+        let guardian = Guardian::post(None, Charge::Passing(dir.as_os_str()))?;
         let mut from = BufReader::new(from);
         let mut progress = Progress::new("receive");
         stream::receive(&mut from, dir, &mut |done, all| progress.update(done, all))?;

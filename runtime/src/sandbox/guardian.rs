@@ -58,8 +58,8 @@ pub enum Charge<'a> {
     Container(&'a OsStr, &'a str),
     /// What there is of an image that was to be in this directory, if it is not complete.
     Image(&'a OsStr),
-    /// An image that came from elsewhere to be in this directory, complete or not.
-    Received(&'a OsStr),
+    /// An image in this directory that nobody wants after ckrun's end, complete or not.
+    Passing(&'a OsStr),
 }
 
 impl Guardian {
@@ -128,7 +128,7 @@ impl Orders {
                 ]);
             }
             Charge::Image(dir) => words.extend([option("clear-away"), option("--image"), dir]),
-            Charge::Received(dir) => words.extend([option("clear-away"), option("--received"), dir]),
+            Charge::Passing(dir) => words.extend([option("clear-away"), option("--passing"), dir]),
         }
         words.extend([option("--line"), OsStr::new(&number), option("--after"), OsStr::new(&ckrun)]);
         let words: Vec<CString> = words

@@ -20,9 +20,9 @@ pub struct Args {
     /// An image that was not finished
     #[arg(long, value_name = "DIR")]
     image: Option<PathBuf>,
-    /// An image that was received for one restart
+    /// An image that was to be used once
     #[arg(long, value_name = "DIR")]
-    received: Option<PathBuf>,
+    passing: Option<PathBuf>,
     /// The pipe from the ckrun that has ended
     #[arg(long, value_name = "FD")]
     line: RawFd,
@@ -48,10 +48,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         // Of a job whose checkpoint has ended like this.
         snapshot::sweep(init.pid())?;
     }
-    if let Some(dir) = args.received.as_deref().filter(|dir| dir.exists()) {
+    if let Some(dir) = args.passing.as_deref().filter(|dir| dir.exists()) {
         std::fs::remove_dir_all(dir).map_err(|e| Error::file(dir, &e))?;
     }
-    args.image.iter().chain(&args.received).try_for_each(|dir| remove(dir))
+    args.image.iter().chain(&args.passing).try_for_each(|dir| remove(dir))
 }
 
 /// Waits until the ckrun that we watched has ended altogether. The kernel closes the pipe first, and only then lets go of

@@ -59,15 +59,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let began = Instant::now();
     let image = args.image_path.clone().unwrap_or_else(|| fresh(&args.id));
     let subject = Subject::find(context, "migrate", &args.id, &image, false, Outward::default())?;
-    let mut moving = Move::by(args.there(&subject.state.bundle));
+    let mut moving = Move::by(args.there(&subject.state.bundle), &image, args.image_path.is_some());
     let taken = subject.take(&mut moving);
     let unsure = moving.given && !moving.runs;
-    let keep = args.image_path.is_some() || unsure;
-    if !keep && let Err(e) = std::fs::remove_dir_all(&image) {
-        log::debug!("remove {}: {e}", image.display());
+    if !moving.kept
+        && !unsure
+        && let Err(e) = std::fs::remove_dir_all(&moving.image)
+    {
+        log::debug!("remove {}: {e}", moving.image.display());
     }
     if unsure {
-        return Err(Error::Unheard { host: args.to.clone(), image });
+        return Err(Error::Unheard { host: args.to.clone(), image: moving.image });
     }
     let report = taken.map_err(|e| match moving.given {
         true => e,
@@ -141,6 +143,9 @@ fn fresh(id: &str) -> PathBuf {
 /// A move under way.
 struct Move {
     there: Command,
+    /// Where the image is, and whether somebody wants to have it.
+    image: PathBuf,
+    kept: bool,
     talk: Option<Talk>,
     /// Until the other side had the image.
     sent: Duration,
@@ -165,13 +170,38 @@ struct Talk {
 }
 
 impl Move {
-    fn by(there: Command) -> Move {
-        let none = Duration::ZERO;
-        Move { there, talk: None, sent: none, restored: none, bytes: 0, given: false, runs: false }
+    fn by(there: Command, image: &Path, kept: bool) -> Move {
+        let (image, none) = (image.to_owned(), Duration::ZERO);
+        Move {
+            there,
+            image,
+            kept,
+            talk: None,
+            sent: none,
+            restored: none,
+            bytes: 0,
+            given: false,
+            runs: false,
+        }
+    }
+
+    /// From now on the image may be all that there is of the job, which is about to be killed here: the guardian does not
+    /// find it under another name.
+    fn rescue(&mut self) {
+        let mut name = self.image.clone().into_os_string();
+        name.push("-given");
+        match std::fs::rename(&self.image, &name) {
+            Ok(()) => self.image = name.into(),
+            Err(e) => log::warn!("rename {}: {e}", self.image.display()),
+        }
     }
 }
 
 impl Taker for Move {
+    fn keeps(&self) -> bool {
+        self.kept
+    }
+
     /// Sends the image, and waits until the job is made there.
     fn committed(&mut self, image: &Path) -> Result<()> {
         let began = Instant::now();
@@ -198,6 +228,9 @@ impl Taker for Move {
         }
         self.bytes = sent?;
         self.talk = Some(talk);
+        if !self.kept {
+            self.rescue();
+        }
         Ok(())
     }
 

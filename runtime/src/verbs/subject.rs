@@ -27,6 +27,11 @@ use std::path::Path;
 
 /// Somebody for whom the image is made.
 pub trait Taker {
+    /// The image is to stay when ckrun comes to a sudden end after it has been completed.
+    fn keeps(&self) -> bool {
+        true
+    }
+
     /// The image is complete, and the job stands still. If this fails the job goes on.
     fn committed(&mut self, _image: &Path) -> Result<()> {
         Ok(())
@@ -117,7 +122,9 @@ impl Subject {
             None => None,
         };
         // After a sudden end of ckrun no half image stays. The job needs nobody's help: the kernel lets traced tasks go.
-        let guardian = Guardian::post(entry.held(), Charge::Image(options.image.as_os_str()))?;
+        let image = options.image.as_os_str();
+        let charge = if taker.keeps() { Charge::Image(image) } else { Charge::Passing(image) };
+        let guardian = Guardian::post(entry.held(), charge)?;
         if let Some(init) = state.init {
             guardian.tell(init)?;
         }
