@@ -8,7 +8,8 @@ text=WORD         what it saves, in its folder and by `put`; a restart finds the
 design=WORD       what it requires at a restart, and what it has
 how=WHAT,on=EVENT what it does at an event, see `misbehave`
 seconds=N         the deadline that it asks for at that event
-gate=DIR          for how=pause: it writes to DIR/here, and reads from DIR/go
+gate=DIR          for how=pause and how=ask-late: it writes to DIR/here, and reads from DIR/go; the latter then asks for
+                  the tasks, and writes what it was told to DIR/said
 poke=ADDRESS      what how=poke writes to, in process 1
 """
 
@@ -95,6 +96,14 @@ def misbehave(how, id):
             here.write("here\n")
         with open(f"{gate}/go") as go:
             go.read()
+        return False
+    elif how == "ask-late":
+        with open(f"{options['gate']}/here", "w") as here:
+            here.write("here\n")
+        with open(f"{options['gate']}/go") as go:
+            go.read()
+        with open(f"{options['gate']}/said", "w") as said:
+            said.write(str(call("tasks")))
         return False
     elif how == "poke":
         note("tasks", len(call("tasks")["tasks"]))

@@ -11,6 +11,7 @@
 //! - [`snapshot`]: the processes of a job as the host sees them;
 //! - [`clients`]: podman, buildah, containerd and Docker, each in directories of its own;
 //! - [`told`]: plugins that write down what they hear;
+//! - [`supervisor`]: the processes that such a job has of ckrun;
 //! - [`trace`]: ckrun killed at any of its system calls;
 //! - [`hosts`]: two emulator hosts, made of namespaces;
 //! - [`images`]: images that no job was needed for;
@@ -35,6 +36,7 @@ pub mod programs;
 pub mod run;
 pub mod snapshot;
 pub mod status;
+pub mod supervisor;
 pub mod terminal;
 pub mod told;
 pub mod trace;

@@ -6,6 +6,7 @@ use ckrun_integration::bundle::Container;
 use ckrun_integration::guests::guest;
 use ckrun_integration::job::{path, quietly};
 use ckrun_integration::pipes::{await_end, pidfd};
+use ckrun_integration::supervisor::{kill_both, kill_supervisor, killed, supervisor};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -106,7 +107,9 @@ fn a_host_that_only_the_job_knows_is_elsewhere_after_each_restart() {
         assert_eq!(server.ask("again"), format!("again {} {virtual_name}", count + 1));
         server = accept(&listener);
         assert_eq!(server.ask("new"), format!("new {} {virtual_name}", count + 2));
+        kill_supervisor(&container);
         assert_eq!(server.ask("last"), format!("last {} {virtual_name}", count + 3));
+        container.ckrun(&["plugin", "restart", "ID"]).exits(0);
         let shown = container.ckrun(&["ids", "ID", "--to-real", "sock:emu:4000"]).ok();
         assert_eq!(shown.trim_end(), format!("sock:{address}"));
     }
@@ -249,6 +252,10 @@ fn a_number_of_a_driver_is_the_jobs_own_in_a_claimed_ioctl() {
     // The same command of another device, and of the same device by another name, is the driver's alone.
     let native = server.ask("ioctl /dev/urandom");
     assert_ne!(native, "ioctl /dev/urandom 2 7");
+    // Who answers is killed, and the number stays the job's.
+    kill_supervisor(&container);
+    assert_eq!(server.ask("ioctl /dev/emu0"), "ioctl /dev/emu0 3 7");
+    container.ckrun(&["plugin", "restart", "ID"]).exits(0);
     let image = container.file("image");
     checkpoint(&container, &image);
     drop(server);
@@ -256,7 +263,66 @@ fn a_number_of_a_driver_is_the_jobs_own_in_a_claimed_ioctl() {
         ["restore", "--detach", "--image-path", path(&image), "--plugin", plugin, "--map", &map, "ID"];
     quietly(&container, &words).ok();
     let mut server = accept(&listener);
-    assert_eq!(server.ask("ioctl /dev/emu0"), "ioctl /dev/emu0 3 7");
+    assert_eq!(server.ask("ioctl /dev/emu0"), "ioctl /dev/emu0 4 7");
+    let end = pidfd(container.pid());
+    drop(server);
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
+/// The threads of a process that wait in a system call.
+fn wait_in(process: i32, number: libc::c_long) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let call = |task: fs::DirEntry| fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+    tasks.map(|task| call(task.unwrap())).any(|call| call.split(' ').next() == Some(&number.to_string()))
+}
+
+#[test]
+fn a_job_without_a_supervisor_and_without_its_keeper_is_told() {
+    let container = caller(&["emu", "4000"]);
+    let (listener, address) = listen();
+    quietly(&container, &["run", "--detach", "--map", &format!("tcp:emu:4000={address}"), "ID"]).ok();
+    let mut server = accept(&listener);
+    kill_both(&container);
+    let end = pidfd(container.pid());
+    // The answer needs getpeername(2).
+    server.link.get_mut().write_all(b"one\n").unwrap();
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
+#[test]
+fn a_connection_that_is_being_made_outlives_the_supervisor() {
+    let container = caller(&["/run/emu.sock"]);
+    let real = container.file("real.sock");
+    // It takes one connection before it is asked to accept it, and no more.
+    let full =
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&full, &rustix::net::SocketAddrUnix::new(&real).unwrap()).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let listener = UnixListener::from(full);
+    let map = format!("unix:/run/emu.sock={}", real.display());
+    quietly(&container, &["run", "--detach", "--map", &map, "ID"]).ok();
+    let mut server = accept_unix(&listener);
+    assert_eq!(server.ask("one"), "one 1 /run/emu.sock");
+    let mut count = 1;
+    for _ in 0..3 {
+        let other = UnixStream::connect(&real).unwrap();
+        count += 1;
+        assert_eq!(server.ask("again"), format!("again {count} /run/emu.sock"));
+        let victim = supervisor(&container);
+        while !wait_in(victim, libc::SYS_connect) {
+            std::thread::yield_now();
+        }
+        killed(victim);
+        listener.accept().unwrap();
+        drop(other);
+        server = accept_unix(&listener);
+        count += 1;
+        assert_eq!(server.ask("more"), format!("more {count} /run/emu.sock"));
+    }
     let end = pidfd(container.pid());
     drop(server);
     await_end(end);

@@ -6,6 +6,7 @@ use ckrun_integration::bundle::Container;
 use ckrun_integration::job::{path, quietly};
 use ckrun_integration::pipes::{any_ready, await_end, pidfd, try_pidfd};
 use ckrun_integration::run::{finish, needs};
+use ckrun_integration::supervisor::kill_supervisor;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::json;
 use std::fs;
@@ -92,6 +93,16 @@ fn a_job_asks_for_checkpoints_and_sees_both_sides() {
     let asked = ["checkpoint", "--image-path", path(&image), "ID"];
     container.ckrun(&asked).fails(1, &["the job has forbidden checkpoints: the flash is being written"]);
     assert_eq!(container.status(), "running");
+
+    // Nothing of that ends with the one who has heard it.
+    fs::remove_file(&log).unwrap();
+    kill_supervisor(&container);
+    await_line(&log, "after 0");
+    let said = container.ckrun(&asked).exits(1);
+    assert!(
+        said.stderr.contains("the job has forbidden checkpoints: the flash is being written"),
+        "{said:?}"
+    );
     container.ckrun(&["delete", "--force", "ID"]).ok();
     container.no_trace();
 

@@ -22,6 +22,8 @@ struct ckrun_job {
     ckrun_after *after;
     void *data;
     int wants_calls;
+    /* Why it forbids checkpoints; "" if it does not. */
+    char forbids[LINE];
     /* Received and not yet read. */
     char bytes[LINE];
     size_t held;
@@ -113,10 +115,11 @@ static int join(ckrun_job *job) {
 
 static int request(ckrun_job *job, const char *format, const char *word);
 
-/* The connection has ended: the job was restarted, or ckrun is gone. */
+/* The connection has ended: the job was restarted, or ckrun's process was, or it is gone. */
 static int rejoin(ckrun_job *job) {
     long before = job->generation;
     if (join(job) || (job->wants_calls && request(job, "%s", "callbacks"))) return -1;
+    if (job->forbids[0] && request(job, "forbid %s", job->forbids)) return -1;
     int restarted = job->generation != before;
     if (job->wants_calls && job->after) job->after(restarted, job->data);
     return restarted ? CKRUN_RESTARTED : CKRUN_HERE;
@@ -177,8 +180,16 @@ static int ask(ckrun_job *job, const char *format, const char *word) {
     return request(job, format, word);
 }
 
-int ckrun_job_forbid(ckrun_job *job, const char *why) { return ask(job, "forbid %s", why); }
-int ckrun_job_allow(ckrun_job *job) { return ask(job, "%s", "allow"); }
+int ckrun_job_forbid(ckrun_job *job, const char *why) {
+    if (ask(job, "forbid %s", why)) return -1;
+    snprintf(job->forbids, sizeof job->forbids, "%s", why[0] ? why : "-");
+    return 0;
+}
+
+int ckrun_job_allow(ckrun_job *job) {
+    if (job) job->forbids[0] = 0;
+    return ask(job, "%s", "allow");
+}
 
 int ckrun_job_callbacks(ckrun_job *job, ckrun_before *before, ckrun_after *after, void *data) {
     if (!job) return -1;
@@ -193,7 +204,10 @@ int ckrun_job_checkpoint(ckrun_job *job, const char *name, int leave_running) {
     const char *rest;
     if (ask(job, leave_running ? "checkpoint %s leave-running" : "checkpoint %s", name)) return CKRUN_FAILED;
     for (;;) {
-        if (hear(job, line, -1) < 0) return rejoin(job);
+        if (hear(job, line, -1) < 0) {
+            int side = rejoin(job);
+            return side == CKRUN_HERE ? fail(job, "ckrun was killed: perhaps there is an image") : side;
+        }
         if (starts(line, "done", &rest)) return CKRUN_HERE;
         if (starts(line, "failed", &rest)) return fail(job, "%s", rest);
         if (heed(job, line)) return CKRUN_FAILED;

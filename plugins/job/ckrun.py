@@ -36,6 +36,7 @@ class Job:
         self._socket = None
         self._before = self._after = None
         self._wants_calls = False
+        self._forbids = None
         #: How often the job has been restarted.
         self.generation = 0
         #: The container's id.
@@ -58,7 +59,9 @@ class Job:
         while True:
             line = self._hear()
             if line is None:
-                return self._rejoin()
+                if self._rejoin():
+                    return True
+                raise Error("ckrun was killed: perhaps there is an image")
             word, _, rest = line.partition(" ")
             if word == "done":
                 return False
@@ -69,9 +72,11 @@ class Job:
     def forbid(self, why):
         """No checkpoint from now on; whoever asks for one is told why."""
         self._ask(f"forbid {why}")
+        self._forbids = why
 
     def allow(self):
         """Takes forbid() back."""
+        self._forbids = None
         self._ask("allow")
 
     def callbacks(self, before=None, after=None):
@@ -110,7 +115,7 @@ class Job:
         self.generation, self.id = int(said["generation"]), said.get("id", "")
 
     def _rejoin(self):
-        """The connection has ended: the job was restarted, or ckrun is gone."""
+        """The connection has ended: the job was restarted, or ckrun's process was, or it is gone."""
         before = self.generation
         try:
             self._join()
@@ -118,6 +123,8 @@ class Job:
             raise Error(f"ckrun is gone: {error}") from error
         if self._wants_calls:
             self._request("callbacks")
+        if self._forbids is not None:
+            self._request(f"forbid {self._forbids}")
         restarted = self.generation != before
         if self._wants_calls and self._after:
             self._after(restarted)

@@ -1,5 +1,6 @@
 //! A system call that waits for an answer, and the task that makes it.
 
+use super::pending::Held;
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -12,6 +13,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 #[derive(Debug)]
 pub struct Call<'a> {
     listener: BorrowedFd<'a>,
+    /// Where it is kept until it is answered.
+    pub slot: &'a mut Held,
     id: u64,
     /// The thread, in ckrun's pid namespace.
     task: Pid,
@@ -39,25 +42,11 @@ impl From<Errno> for Answer {
 }
 
 impl<'a> Call<'a> {
-    /// Waits for the next call. `ENOENT` when its task was killed meanwhile.
-    pub fn receive(listener: BorrowedFd<'a>) -> Result<Call<'a>, Errno> {
-        // The kernel insists that it is zero.
-        let mut got = libc::seccomp_notif {
-            id: 0,
-            pid: 0,
-            flags: 0,
-            data: libc::seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] },
-        };
-        // SAFETY: the kernel writes one `struct seccomp_notif`, which this is.
-        let done = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut got) };
-        Errno::result(done)?;
-        Ok(Call {
-            listener,
-            id: got.id,
-            task: Pid::from_raw(got.pid.cast_signed()),
-            number: got.data.nr.into(),
-            args: got.data.args,
-        })
+    /// The one in a slot.
+    pub fn of(listener: BorrowedFd<'a>, slot: &'a mut Held) -> Option<Call<'a>> {
+        let got = slot.call()?;
+        let task = Pid::from_raw(got.pid.cast_signed());
+        Some(Call { listener, slot, id: got.id, task, number: got.data.nr.into(), args: got.data.args })
     }
 
     /// Answers it. That its task is gone is no error.
@@ -77,6 +66,7 @@ impl<'a> Call<'a> {
         {
             log::warn!("a call of task {} can't be answered: {e}", self.task);
         }
+        self.slot.clear();
     }
 
     /// A duplicate of its task's descriptor `number`.
@@ -102,6 +92,15 @@ impl<'a> Call<'a> {
         Ok(bytes)
     }
 
+    /// Reads `length` bytes of its task's memory into the room of its slot.
+    pub fn fetch(&mut self, address: u64, length: usize) -> Result<(), Errno> {
+        let there = [RemoteIoVec { base: address as usize, len: length }];
+        let here = self.slot.room().get_mut(..length).ok_or(Errno::EINVAL)?;
+        let read = process_vm_readv(self.task, &mut [IoSliceMut::new(here)], &there)?;
+        self.still_waits()?;
+        if read == length { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
     /// Writes to its task's memory.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.still_waits()?;
@@ -112,7 +111,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn still_waits(&self) -> Result<(), Errno> {
+    /// Its task has not been killed.
+    pub fn still_waits(&self) -> Result<(), Errno> {
         // SAFETY: the kernel reads one u64.
         let valid = unsafe {
             libc::ioctl(self.listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const self.id)

@@ -3,6 +3,8 @@
 use super::call::{Answer, Call, errno};
 use super::listen::lock;
 use super::names::Name;
+use super::notes::Note;
+use super::pending::Step;
 use super::{Claims, Route};
 use nix::errno::Errno;
 use rustix::net::sockopt;
@@ -15,7 +17,7 @@ const LARGEST: usize = 128;
 
 /// Connects the task's socket to where the address is. The socket stays in its own network namespace; the path of a Unix
 /// socket is one of the host.
-pub fn answer(call: &Call<'_>, claims: &Claims) -> Answer {
+pub fn answer(call: &mut Call<'_>, claims: &Claims) -> Answer {
     let [number, address, length, ..] = call.args;
     let Ok(bytes) = call.read(address, (length as usize).min(LARGEST)) else { return Answer::GoOn };
     let Some(name) = Name::read(&bytes) else { return Answer::GoOn };
@@ -32,12 +34,22 @@ pub fn answer(call: &Call<'_>, claims: &Claims) -> Answer {
     }
     log::debug!("connect: {} is {} here", route.to, route.real);
     // Of a socket that does not wait (`EINPROGRESS`) the connection is made all the same.
-    let done = connect(&socket, &route.real);
+    // Somebody else had begun, and was killed.
+    let again = call.slot.step() == Step::Doing;
+    if rustix::net::getpeername(&socket).is_err() {
+        call.slot.begin();
+    }
+    let done = match connect(&socket, &route.real) {
+        Err(Errno::EISCONN) if again => Ok(()),
+        Err(Errno::EALREADY) if again => Err(Errno::EINPROGRESS),
+        done => done,
+    };
     if matches!(done, Ok(()) | Err(Errno::EINPROGRESS))
         && ambiguous(claims, &route)
         && let Ok(cookie) = sockopt::socket_cookie(&socket)
     {
-        lock(&claims.used).insert(cookie, name);
+        lock(&claims.used).insert(cookie, name.clone());
+        claims.notes.add(&Note::Peer { cookie, name });
     }
     done.map_or_else(Answer::Failed, |()| Answer::Done(0))
 }

@@ -2,6 +2,8 @@
 
 use super::call::{Answer, Call};
 use super::listen::lock;
+use super::notes::Note;
+use super::pending::{ROOM, Step};
 use super::{Claims, Command};
 use ckrun_plugin::binding::{Direction, Handle};
 use nix::errno::Errno;
@@ -11,11 +13,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 const SIZE_SHIFT: u32 = 16;
 const SIZE_MASK: u32 = (1 << 14) - 1;
 
-/// The longest argument: what a command can say, and a page for handles beyond that in commands that say nothing.
-const LARGEST: u64 = 1 << 16;
-
 /// Carries a claimed command out in the task's place, on the same open file description.
-pub fn answer(call: &Call<'_>, claims: &Claims) -> Answer {
+pub fn answer(call: &mut Call<'_>, claims: &Claims) -> Answer {
     let [number, command, argument, ..] = call.args;
     let command = command as u32;
     let mut claimed = claims.ioctls.iter().filter(|c| c.claim.command.0 as u32 == command).peekable();
@@ -39,7 +38,7 @@ fn is(device: &OwnedFd, command: &Command) -> bool {
 }
 
 fn carry_out(
-    call: &Call<'_>,
+    call: &mut Call<'_>,
     claims: &Claims,
     command: &Command,
     device: &OwnedFd,
@@ -49,38 +48,60 @@ fn carry_out(
     let handles = &command.claim.handles;
     let said = u64::from(number >> SIZE_SHIFT & SIZE_MASK);
     let length = handles.iter().map(|handle| handle.offset.saturating_add(handle.size)).fold(said, u64::max);
-    if length > LARGEST {
-        return Err(Errno::EINVAL);
+    let length = usize::try_from(length).ok().filter(|length| *length <= ROOM).ok_or(Errno::EINVAL)?;
+    match call.slot.step() {
+        Step::Received => {
+            call.fetch(address, length)?;
+            let bytes = &mut call.slot.room()[..length];
+            for handle in handles.iter().filter(|handle| handle.direction != Direction::Out) {
+                let known = get(bytes, handle)?;
+                let Some(real) = lock(&claims.handles).to_real(&handle.space, known) else {
+                    log::warn!("ioctl {number:#x}: {} {known} is bound to nothing", handle.space);
+                    return Err(Errno::EINVAL);
+                };
+                put(bytes, handle, real)?;
+            }
+            drive(call, device, number);
+        }
+        // Whoever did it was killed. A driver that is interrupted has done it or not, and so says this error: to do it again
+        // could be once too often.
+        Step::Doing => return Err(Errno::EINTR),
+        Step::Done => {}
     }
-    let mut bytes = call.read(address, length as usize)?;
-    if bytes.len() < length as usize {
-        return Err(Errno::EFAULT);
-    }
-    for handle in handles.iter().filter(|handle| handle.direction != Direction::Out) {
-        let known = get(&bytes, handle)?;
-        let Some(real) = lock(&claims.handles).to_real(&handle.space, known) else {
-            log::warn!("ioctl {number:#x}: {} {known} is bound to nothing", handle.space);
-            return Err(Errno::EINVAL);
-        };
-        put(&mut bytes, handle, real)?;
-    }
-    // SAFETY: the command's driver takes the argument for a pointer to a structure of the size that the command or its claim
-    // says, and so many bytes are there. That it is such a command is the claim.
-    let done = unsafe { libc::ioctl(device.as_raw_fd(), number.into(), bytes.as_mut_ptr()) };
-    let result = Errno::result(done)?;
+    let result = call.slot.result()?;
+    // What the driver has said stays as it is until the answer is given.
+    let mut bytes = call.slot.room()[..length].to_vec();
     for handle in handles {
         let real = get(&bytes, handle)?;
-        let mut known = lock(&claims.handles);
-        // One that only goes in comes back as it went.
         let number = match handle.direction {
-            Direction::In => known.to_virtual(&handle.space, real).unwrap_or(real),
-            Direction::Out | Direction::Both => known.meet(&handle.space, real),
+            // One that only goes in comes back as it went.
+            Direction::In => lock(&claims.handles).to_virtual(&handle.space, real).unwrap_or(real),
+            Direction::Out | Direction::Both => meet(claims, &handle.space, real),
         };
-        drop(known);
         put(&mut bytes, handle, number)?;
     }
     call.write(address, &bytes)?;
-    Ok(result.into())
+    Ok(result)
+}
+
+/// What the job calls a number of the driver. That is known for good before the job hears it.
+fn meet(claims: &Claims, space: &str, real: u64) -> u64 {
+    let (number, new) = lock(&claims.handles).meet(space, real);
+    if new {
+        claims.notes.add(&Note::Handle { space: space.into(), number, real });
+    }
+    number
+}
+
+/// Has the command carried out, with the argument in the room of the call's slot.
+fn drive(call: &mut Call<'_>, device: &OwnedFd, number: u32) {
+    call.slot.begin();
+    let argument = call.slot.room().as_mut_ptr();
+    // SAFETY: the command's driver takes the argument for a pointer to a structure of the size that the command or its claim
+    // says, and so many bytes are there. That it is such a command is the claim.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), number.into(), argument) };
+    let done = Errno::result(done);
+    call.slot.done(done);
 }
 
 /// The number at a handle's place.

@@ -39,10 +39,10 @@ impl Handles {
     }
 
     /// What the job calls a number that comes from the driver. A new one gets itself as its virtual number, or the next that
-    /// is free: so they are those of the vendor until the first move.
-    pub fn meet(&mut self, space: &str, real: u64) -> u64 {
+    /// is free: so they are those of the vendor until the first move. The answer also says whether it is new.
+    pub fn meet(&mut self, space: &str, real: u64) -> (u64, bool) {
         if let Some(known) = self.to_virtual(space, real) {
-            return known;
+            return (known, false);
         }
         let numbers = self.0.entry(space.into()).or_default();
         let mut number = real;
@@ -50,7 +50,7 @@ impl Handles {
             number = number.wrapping_add(1);
         }
         numbers.insert(number, real);
-        number
+        (number, true)
     }
 
     /// All of them: name space, virtual number, real number.
@@ -80,11 +80,11 @@ mod tests {
     #[test]
     fn a_new_number_of_the_driver_is_its_own_virtual_one_unless_that_is_taken() {
         let mut handles = Handles::default();
-        assert_eq!(handles.meet("session", 5), 5);
-        assert_eq!(handles.meet("session", 5), 5);
+        assert_eq!(handles.meet("session", 5), (5, true));
+        assert_eq!(handles.meet("session", 5), (5, false));
         // After a move the old number stands for another one.
         handles.bind("session", 5, 9).unwrap();
-        assert_eq!(handles.meet("session", 5), 6);
+        assert_eq!(handles.meet("session", 5), (6, true));
         assert_eq!(handles.iter().collect::<Vec<_>>(), [("session", 5, 9), ("session", 6, 5)]);
     }
 }

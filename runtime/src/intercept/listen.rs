@@ -4,6 +4,7 @@
 
 use super::Claims;
 use super::call::{Answer, Call};
+use super::pending::{Held, Pending};
 use super::{connect, device, peer};
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;
@@ -19,6 +20,7 @@ const SYNC_WAKE_UP: libc::c_ulong = 1;
 struct Shared {
     listener: OwnedFd,
     claims: Arc<Claims>,
+    pending: Pending,
     /// Threads that wait for a call.
     idle: AtomicUsize,
     /// Who has it receives.
@@ -26,43 +28,57 @@ struct Shared {
 }
 
 /// Answers, from now on and in threads of its own, the calls that come to `listener`, until no task has the filter any
-/// more.
+/// more; first of all those that somebody else has received and not answered.
 ///
 /// # Errors
 /// No thread can be started.
-pub fn serve(listener: OwnedFd, claims: Arc<Claims>) -> Result<(), Failure> {
+pub fn serve(listener: OwnedFd, claims: Arc<Claims>, pending: Pending) -> Result<(), Failure> {
     // SAFETY: takes no pointer. An older kernel refuses, and is a little slower.
     unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, SYNC_WAKE_UP) };
-    let shared = Shared { listener, claims, idle: AtomicUsize::new(0), receiving: Mutex::new(()) };
-    spawn(&Arc::new(shared)).doing(|| "start a thread that answers system calls")
+    let idle = AtomicUsize::new(0);
+    let shared = Arc::new(Shared { listener, claims, pending, idle, receiving: Mutex::new(()) });
+    let doing = || "start a thread that answers system calls";
+    let left = pending.inherit();
+    left.into_iter().try_for_each(|held| start(&shared, held)).doing(doing)?;
+    spawn(&shared).doing(doing)
 }
 
 fn spawn(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let held = shared.pending.claim();
+    held.map_or_else(|| Err(Errno::ENOBUFS.into()), |held| start(shared, held))
+}
+
+fn start(shared: &Arc<Shared>, held: Held) -> std::io::Result<()> {
     shared.idle.fetch_add(1, Ordering::Relaxed);
     let own = Arc::clone(shared);
-    let started = std::thread::Builder::new().name("calls".into()).spawn(move || work(&own));
+    let started = std::thread::Builder::new().name("calls".into()).spawn(move || work(&own, held));
     if started.is_err() {
         shared.idle.fetch_sub(1, Ordering::Relaxed);
     }
     started.map(drop)
 }
 
-fn work(shared: &Arc<Shared>) {
+fn work(shared: &Arc<Shared>, mut held: Held) {
     loop {
-        let received = {
-            let _turn = lock(&shared.receiving);
-            receive(shared)
+        let received = match held.call() {
+            Some(_) => Ok(()),
+            None => {
+                let _turn = lock(&shared.receiving);
+                receive(shared, &mut held)
+            }
         };
         match received {
-            Ok(call) => {
+            Ok(()) => {
                 // If none can be started, the next call waits for this one.
                 if shared.idle.fetch_sub(1, Ordering::Relaxed) == 1
                     && let Err(e) = spawn(shared)
                 {
                     log::warn!("no thread can be started to answer system calls: {e}");
                 }
-                let answer = decide(&call, &shared.claims);
-                call.answer(answer);
+                if let Some(mut call) = Call::of(shared.listener.as_fd(), &mut held) {
+                    let answer = decide(&mut call, &shared.claims);
+                    call.answer(answer);
+                }
                 shared.idle.fetch_add(1, Ordering::Relaxed);
             }
             // Killed while it waited, or a signal of ours.
@@ -74,11 +90,11 @@ fn work(shared: &Arc<Shared>) {
 }
 
 /// Receiving waits for ever when the last task with the filter has ended (before Linux 6.11); poll(2) says so.
-fn receive(shared: &Shared) -> Result<Call<'_>, Errno> {
+fn receive(shared: &Shared, held: &mut Held) -> Result<(), Errno> {
     let mut polled = [PollFd::new(shared.listener.as_fd(), PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::NONE)?;
     match polled[0].revents() {
-        Some(events) if events.contains(PollFlags::POLLIN) => Call::receive(shared.listener.as_fd()),
+        Some(events) if events.contains(PollFlags::POLLIN) => held.receive(shared.listener.as_fd()),
         _ => Err(Errno::EPIPE),
     }
 }
@@ -89,7 +105,7 @@ fn over(shared: &Shared) -> bool {
     asked.is_err() || polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
-fn decide(call: &Call<'_>, claims: &Claims) -> Answer {
+fn decide(call: &mut Call<'_>, claims: &Claims) -> Answer {
     match call.number {
         libc::SYS_connect => connect::answer(call, claims),
         libc::SYS_getpeername => peer::answer(call, claims),

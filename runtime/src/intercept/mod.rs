@@ -16,15 +16,20 @@ pub mod handles;
 pub mod hosts;
 pub mod listen;
 pub mod names;
+pub mod notes;
 mod peer;
+pub mod pending;
 
+use crate::error::Result;
 use crate::sandbox::seccomp::{Asked, Filter};
 use ckrun_plugin::binding::Ioctl;
 use handles::Handles;
+use listen::lock;
 use names::Name;
+use notes::{Note, Notes};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// An address that the job knows, and where it is on this host.
@@ -48,7 +53,9 @@ pub struct Claims {
     /// The numbers in those.
     pub handles: Mutex<Handles>,
     /// Which name the job has used for a socket, by the socket's cookie, when its peer's address does not tell.
-    used: Mutex<BTreeMap<u64, Name>>,
+    pub used: Mutex<BTreeMap<u64, Name>>,
+    /// What of this has changed since it was last written down as a whole.
+    pub notes: Notes,
 }
 
 /// A claimed command, and the device on this host.
@@ -63,7 +70,26 @@ pub struct Command {
 impl Claims {
     /// Answers for these.
     pub fn new(routes: Vec<Route>, ioctls: Vec<Command>, handles: Handles) -> Claims {
-        Claims { routes: routes.into(), ioctls, handles: handles.into(), used: Mutex::default() }
+        Claims { routes: routes.into(), ioctls, handles: handles.into(), ..Claims::default() }
+    }
+
+    /// Writes down in `dir` what changes, from now on, and takes over what somebody before has written there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn note_in(&mut self, dir: &Path) -> Result<()> {
+        for note in Notes::read(dir)? {
+            match note {
+                Note::Handle { space, number, real } => {
+                    if let Err(other) = lock(&self.handles).bind(&space, number, real) {
+                        log::warn!("{space} {number} and {other} are both {real}");
+                    }
+                }
+                Note::Peer { cookie, name } => drop(lock(&self.used).insert(cookie, name)),
+            }
+        }
+        self.notes = Notes::open(dir)?;
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::net::sockopt;
 use std::os::fd::OwnedFd;
 
 /// Says the address that the task knows.
-pub fn answer(call: &Call<'_>, claims: &Claims) -> Answer {
+pub fn answer(call: &mut Call<'_>, claims: &Claims) -> Answer {
     let [number, address, length, ..] = call.args;
     // For all errors the kernel has the right number.
     let Ok(socket) = call.descriptor(number) else { return Answer::GoOn };

@@ -1,5 +1,6 @@
 use super::listen::{lock, serve};
 use super::names::Name;
+use super::pending::{Held, Pending};
 use super::{Claims, Command, Route, filter};
 use ckrun_plugin::binding::{Direction, Handle, Ioctl};
 use ckrun_plugin::number::Hex;
@@ -23,7 +24,7 @@ fn under<T: Send>(claims: Claims, job: impl FnOnce() -> T + Send) -> (T, Arc<Cla
             listeners.send(filter.load().unwrap().expect("a listener")).unwrap();
             job()
         });
-        serve(listener.recv().unwrap(), Arc::clone(&claims)).unwrap();
+        serve(listener.recv().unwrap(), Arc::clone(&claims), Pending::new().unwrap()).unwrap();
         job.join().unwrap()
     });
     (done, claims)
@@ -115,6 +116,110 @@ fn unix_paths_and_abstract_names_are_routed_too() {
     assert_eq!(peers.as_deref(), Some(Path::new("/run/emu.sock")));
     server.accept().unwrap();
     server.accept().unwrap();
+}
+
+/// As [`under`], but the first call comes to a process that ends without an answer, when it has done `some` of it.
+fn orphaned<T: Send>(
+    claims: Claims,
+    job: impl FnOnce() -> T + Send,
+    some: impl FnOnce(&mut Held, &OwnedFd),
+) -> T {
+    let claims = Arc::new(claims);
+    let sockets = !lock(&claims.routes).is_empty();
+    let filter = filter(sockets, claims.ioctls.iter().map(|command| &command.claim)).expect("claims");
+    let (listeners, listener) = std::sync::mpsc::channel::<OwnedFd>();
+    let pending = Pending::new().unwrap();
+    std::thread::scope(|scope| {
+        let job = scope.spawn(move || {
+            listeners.send(filter.load().unwrap().expect("a listener")).unwrap();
+            job()
+        });
+        let listener = listener.recv().unwrap();
+        // SAFETY: the child allocates nothing: another thread may hold the lock of the allocator.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                if let Some(mut held) = pending.claim()
+                    && held.receive(listener.as_fd()).is_ok()
+                {
+                    some(&mut held, &listener);
+                    // SAFETY: nothing of this process is to be run any more, and its slot stays taken.
+                    unsafe { libc::_exit(0) }
+                }
+                // SAFETY: likewise.
+                unsafe { libc::_exit(1) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                let end = nix::sys::wait::waitpid(child, None).unwrap();
+                assert_eq!(end, nix::sys::wait::WaitStatus::Exited(child, 0));
+            }
+        }
+        serve(listener, claims, pending).unwrap();
+        job.join().unwrap()
+    })
+}
+
+#[test]
+fn a_call_that_was_received_by_one_who_was_killed_is_answered() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let real = server.local_addr().unwrap();
+    let route = || Route { name: String::new(), to: inet("198.18.0.1:4000"), real: Name::Inet(real) };
+    let job = || TcpStream::connect("198.18.0.1:4000").unwrap().peer_addr().unwrap().to_string();
+    assert_eq!(orphaned(routed([route()]), job, |_, _| ()), "198.18.0.1:4000");
+    server.accept().unwrap();
+    // It had begun, and had not come to the connection.
+    assert_eq!(orphaned(routed([route()]), job, |held, _| held.begin()), "198.18.0.1:4000");
+    server.accept().unwrap();
+}
+
+#[test]
+fn a_connection_that_was_made_by_one_who_was_killed_is_not_made_twice() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let real = server.local_addr().unwrap();
+    let claims = routed([Route { name: String::new(), to: inet("198.18.0.1:4000"), real: Name::Inet(real) }]);
+    let job = || TcpStream::connect("198.18.0.1:4000").map(drop);
+    let done = orphaned(claims, job, |held, _| {
+        held.begin();
+        let call = held.call().unwrap();
+        // The job is a thread of the parent.
+        let process = rustix::process::Pid::from_raw(nix::unistd::getppid().as_raw()).unwrap();
+        let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+        let none = rustix::process::PidfdGetfdFlags::empty();
+        let socket = rustix::process::pidfd_getfd(process, call.data.args[0] as i32, none).unwrap();
+        rustix::net::connect(&socket, &real).unwrap();
+    });
+    done.unwrap();
+    server.accept().unwrap();
+    server.set_nonblocking(true).unwrap();
+    assert_eq!(server.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn an_ioctl_is_never_carried_out_twice() {
+    let pty = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY).unwrap();
+    let fd = pty.as_raw_fd();
+    let ask = move || {
+        let mut number: libc::c_int = -1;
+        // SAFETY: the command is about one int.
+        Errno::result(unsafe { libc::ioctl(fd, libc::TIOCGPTLCK, &raw mut number) })
+            .map(|result| (result, number))
+    };
+    let claims = || {
+        let get = locked(Path::new("/dev/ptmx"), libc::TIOCGPTLCK, Direction::Out);
+        let claims = Claims { ioctls: vec![get], ..Claims::default() };
+        lock(&claims.handles).bind("lock", 41, 1).unwrap();
+        lock(&claims.handles).bind("lock", 47, 7).unwrap();
+        claims
+    };
+    assert_eq!(orphaned(claims(), ask, |_, _| ()), Ok((0, 41)));
+    assert_eq!(orphaned(claims(), ask, |held, _| held.begin()), Err(Errno::EINTR));
+    // What the driver has answered reaches the job, even if nobody could ask again.
+    let answered = orphaned(claims(), ask, |held, _| {
+        held.room()[..4].copy_from_slice(&7_i32.to_ne_bytes());
+        held.done(Ok(3));
+    });
+    assert_eq!(answered, Ok((3, 47)));
+    let refused = orphaned(claims(), ask, |held, _| held.done(Err(Errno::EBUSY)));
+    assert_eq!(refused, Err(Errno::EBUSY));
 }
 
 #[test]

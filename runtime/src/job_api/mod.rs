@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::Mode;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -68,6 +68,17 @@ impl JobApi {
         rustix::fs::chmod(&path, Mode::from_raw_mode(0o666)).doing(doing)?;
         let id = id.to_owned();
         Ok((JobApi { listener, clients: Vec::new(), id, generation, asker: None, next: 0 }, name))
+    }
+
+    /// Over a socket that was made by [`JobApi::bind`].
+    pub fn over(listener: OwnedFd, id: &str, generation: u64) -> JobApi {
+        let (listener, id) = (listener.into(), id.to_owned());
+        JobApi { listener, clients: Vec::new(), id, generation, asker: None, next: 0 }
+    }
+
+    /// The socket to which the job connects.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// What to wait for; then [`JobApi::attend`].

@@ -9,7 +9,7 @@ use super::round::{Asked, Round, Turn, look};
 use crate::error::{Error, Result};
 use ckrun_plugin::event::PROTOCOL;
 use ckrun_plugin::occasion::{
-    Committed, Exit, Going, Hello, Named, Occasion, Precheckpoint, Recover, Requirements, Saved, Welcome,
+    Committed, Exit, Going, Hello, Named, Occasion, Precheckpoint, Requirements, Saved, Welcome,
 };
 use ckrun_plugin::{After, Binding, Event, Job, Reason};
 use nix::poll::PollFlags;
@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 /// The plugins of a job, in the order in which they were given. When this is dropped, they are killed.
 #[derive(Debug)]
 pub struct Company {
-    job: Job,
-    peers: Vec<Peer>,
+    pub(super) job: Job,
+    pub(super) peers: Vec<Peer>,
     /// Those whose turn came at the last `presuspend`, in the order given: they hear of a failure.
-    sent: Vec<usize>,
+    pub(super) sent: Vec<usize>,
 }
 
 /// A folder of an image, for `precheckpoint`, `check` and `restart`.
@@ -109,26 +109,10 @@ impl Company {
     }
 
     fn hello(&mut self, calls: &mut dyn Calls) -> Result<()> {
-        let hello = |peer: &Peer| {
-            let plugin = Named { name: peer.name().into(), options: peer.manifest.options.clone() };
-            let granted = peer.manifest.grants.clone();
-            let (protocol, ckrun) = (PROTOCOL.into(), env!("CARGO_PKG_VERSION").into());
-            Occasion::Hello(Hello { protocol, ckrun, plugin, granted })
-        };
         let asked = self.each(|peer| Ok((hello(peer), None)))?;
         for turn in self.round(asked, true, calls) {
-            let read = |reply: Reply| {
-                let welcome: Welcome = serde_json::from_value(reply.result).map_err(|e| e.to_string())?;
-                if welcome.protocol.split('.').next() != PROTOCOL.split('.').next() {
-                    return Err(format!(
-                        "it speaks protocol {:?}, ckrun speaks {PROTOCOL}",
-                        welcome.protocol
-                    ));
-                }
-                Ok(welcome)
-            };
             let peer = turn.peer;
-            self.peers[peer].welcome = self.understood(turn, read)?;
+            self.peers[peer].welcome = self.understood(turn, welcome)?;
         }
         Ok(())
     }
@@ -203,18 +187,6 @@ impl Company {
     ) -> (Vec<Rebound>, Vec<Failed>) {
         let turns = self.tell(order, &Occasion::Resume(Going { after }), false, calls);
         self.rebind(turns)
-    }
-
-    /// ckrun's supervisor has been started again: new processes take over from those that it had started.
-    pub fn recover(
-        &mut self,
-        in_force: impl Fn(&str) -> Vec<Binding>,
-        calls: &mut dyn Calls,
-    ) -> Result<(Vec<Rebound>, Vec<Failed>)> {
-        let recover = |peer: &Peer| Occasion::Recover(Recover { bindings: in_force(peer.name()) });
-        let asked = self.each(|peer| Ok((recover(peer), None)))?;
-        let turns = self.round(asked, false, calls);
-        Ok(self.rebind(turns))
     }
 
     /// The job is about to run. After a failure only those hear of it that were sent `presuspend`.
@@ -320,7 +292,7 @@ impl Company {
         attached
     }
 
-    fn rebind(&mut self, turns: Vec<Turn>) -> (Vec<Rebound>, Vec<Failed>) {
+    pub(super) fn rebind(&mut self, turns: Vec<Turn>) -> (Vec<Rebound>, Vec<Failed>) {
         let (mut bound, mut failed) = (Vec::new(), Vec::new());
         for turn in turns {
             let (peer, event) = (turn.peer, turn.event);
@@ -363,7 +335,11 @@ impl Company {
     }
 
     /// Reads an answer.
-    fn understood<T>(&self, turn: Turn, read: impl Fn(Reply) -> Result<T, String>) -> Result<T, Failed> {
+    pub(super) fn understood<T>(
+        &self,
+        turn: Turn,
+        read: impl Fn(Reply) -> Result<T, String>,
+    ) -> Result<T, Failed> {
         let reply = turn.outcome?;
         let after = reply.took;
         read(reply).map_err(|why| Failed { after, ..wrong(&self.peers[turn.peer], turn.event, why) })
@@ -395,9 +371,26 @@ impl Company {
         self.peers.iter().enumerate().map(one).collect()
     }
 
-    fn round(&mut self, asked: Vec<Asked>, stops: bool, calls: &mut dyn Calls) -> Vec<Turn> {
+    pub(super) fn round(&mut self, asked: Vec<Asked>, stops: bool, calls: &mut dyn Calls) -> Vec<Turn> {
         Round { peers: &mut self.peers, job: &self.job, stops }.run(asked, calls)
     }
+}
+
+/// What a plugin is told of itself.
+pub(super) fn hello(peer: &Peer) -> Occasion {
+    let plugin = Named { name: peer.name().into(), options: peer.manifest.options.clone() };
+    let granted = peer.manifest.grants.clone();
+    let (protocol, ckrun) = (PROTOCOL.into(), env!("CARGO_PKG_VERSION").into());
+    Occasion::Hello(Hello { protocol, ckrun, plugin, granted })
+}
+
+/// Reads the answer to `hello`.
+pub(super) fn welcome(reply: Reply) -> Result<Welcome, String> {
+    let welcome: Welcome = serde_json::from_value(reply.result).map_err(|e| e.to_string())?;
+    if welcome.protocol.split('.').next() != PROTOCOL.split('.').next() {
+        return Err(format!("it speaks protocol {:?}, ckrun speaks {PROTOCOL}", welcome.protocol));
+    }
+    Ok(welcome)
 }
 
 fn failures(turns: Vec<Turn>) -> Vec<Failed> {

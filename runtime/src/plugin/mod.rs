@@ -6,11 +6,13 @@
 //! - [`peer`]: one plugin: requests, answers, deadlines, its calls;
 //! - [`round`]: one event for several plugins, with all that comes meanwhile;
 //! - [`company`]: all plugins of a job, and the order in which they hear of what happens;
+//! - [`again`]: a plugin in the place of one that was killed or has failed;
 //! - [`attach`]: what they bind, with its descriptors;
 //! - [`calls`]: what they may ask, and [`area`]: what they keep;
 //! - [`check`]: a whole life with a plugin that is to be tried;
 //! - [`failed`]: what a plugin did wrong, at which event, after how many seconds.
 
+pub mod again;
 pub mod area;
 pub mod asked;
 pub mod attach;

@@ -54,7 +54,7 @@ pub struct Peer {
     pub welcome: Welcome,
     /// What it has bound, as far as its answers say.
     pub bindings: Vec<Bound>,
-    process: Confined,
+    process: Option<Confined>,
     wire: Option<Wire>,
     /// The requests that were made, in their order: the first has the id 1.
     requests: Vec<(Event, Fate)>,
@@ -70,18 +70,28 @@ impl Peer {
     pub fn start(manifest: Manifest, log: BorrowedFd<'_>) -> Result<Peer> {
         let (process, socket) = start(&manifest, log)?;
         Ok(Peer {
+            process: Some(process),
+            wire: Some(Wire::new(socket)),
+            gone: None,
+            ..Peer::absent(manifest, String::new())
+        })
+    }
+
+    /// One that has no process, and why.
+    pub fn absent(manifest: Manifest, why: String) -> Peer {
+        Peer {
             manifest,
             welcome: Welcome::default(),
             bindings: Vec::new(),
-            process,
-            wire: Some(Wire::new(socket)),
+            process: None,
+            wire: None,
             requests: Vec::new(),
             under_way: None,
             outcome: None,
             barrier: None,
             last: None,
-            gone: None,
-        })
+            gone: Some(why),
+        }
     }
 
     /// Its name in the job.
@@ -90,8 +100,8 @@ impl Peer {
     }
 
     /// Its process.
-    pub fn process(&self) -> &Confined {
-        &self.process
+    pub fn process(&self) -> Option<&Confined> {
+        self.process.as_ref()
     }
 
     /// Why it can't be used any more.
@@ -186,11 +196,11 @@ impl Peer {
     /// Its descriptors, and what to wait for. One whose answers to calls have not been read, or who waits at a barrier, is
     /// not listened to.
     pub fn polled(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        let Some(wire) = &self.wire else { return Vec::new() };
+        let (Some(wire), Some(process)) = (&self.wire, &self.process) else { return Vec::new() };
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::POLLIN, self.listens());
         wanted.set(PollFlags::POLLOUT, wire.unsent() > 0);
-        vec![(wire.as_fd(), wanted), (self.process.as_fd(), PollFlags::POLLIN)]
+        vec![(wire.as_fd(), wanted), (process.as_fd(), PollFlags::POLLIN)]
     }
 
     /// Whether it is listened to: it waits at no barrier, and has read what it was answered.
@@ -342,17 +352,28 @@ impl Peer {
         let why = match why {
             Why::Broken(broken @ (Broken::Ended | Broken::Torn)) => {
                 // The kernel closes the files of a process just before its end.
-                match self.process.ends_within(DYING) {
-                    Ok(true) => Why::Ended(how(self.process.end())),
+                match self.process.as_mut().map(|process| (process.ends_within(DYING), process)) {
+                    Some((Ok(true), process)) => Why::Ended(how(process.end())),
                     _ => Why::Broken(broken),
                 }
             }
             other => other,
         };
         self.wire = None;
-        self.process.end();
+        if let Some(process) = &mut self.process {
+            process.end();
+        }
         self.gone = Some(why.to_string());
         self.conclude(Err(why));
+    }
+
+    /// It is of no use any more, and is killed.
+    pub fn give_up(&mut self, why: String) {
+        self.wire = None;
+        if let Some(mut process) = self.process.take() {
+            process.end();
+        }
+        self.gone.get_or_insert(why);
     }
 
     /// Closes the socket and waits for the end of the process, to `until`; then it is killed.
@@ -364,9 +385,10 @@ impl Peer {
         if self.gone.is_some() {
             return Ok(());
         }
+        let Some(process) = &mut self.process else { return Ok(()) };
         let left = (since + limit).saturating_duration_since(Instant::now());
-        let ended = self.process.ends_within(left);
-        self.gone = Some(format!("it ended ({})", how(self.process.end())));
+        let ended = process.ends_within(left);
+        self.gone = Some(format!("it ended ({})", how(process.end())));
         if let Ok(true) = ended {
             return Ok(());
         }

@@ -271,7 +271,7 @@ fn calls_between_events_are_answered() {
 #[test]
 fn a_plugin_that_ends_between_events_is_named_by_the_next() {
     let mut it = Trio::new([QUIET; 3]);
-    let process = it.company.peers()[1].process();
+    let process = it.company.peers()[1].process().unwrap();
     kill(process.pid(), Signal::SIGKILL).unwrap();
     assert!(process.ends_within(std::time::Duration::from_secs(60)).unwrap());
     it.company.attend(&mut it.calls);

@@ -1,14 +1,18 @@
 //! What the supervisor answers to a job, as it follows from what the plugins have claimed and bound.
 
 use super::record::{Plugin, Record};
+use crate::error::Result;
 use crate::intercept::handles::Handles;
 use crate::intercept::{Claims, Command};
 use ckrun_plugin::{Binding, Real};
 use std::path::{Path, PathBuf};
 
 impl Record {
-    /// What is answered at this moment.
-    pub(super) fn claims(&self) -> Claims {
+    /// What is answered at this moment; `dir` is for what is learned in doing so.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn claims(&self, dir: &Path) -> Result<Claims> {
         let ioctls = self.plugins.iter().flat_map(|plugin| &plugin.ioctls);
         let command = |claim: &ckrun_plugin::binding::Ioctl| {
             let device = self.device(Path::new(&claim.device))?;
@@ -22,7 +26,10 @@ impl Record {
                 log::warn!("plugin {owner}: {space} {virtual_number} and {other} are both {real_number}");
             }
         }
-        Claims::new(self.routes.clone(), ioctls.filter_map(command).collect(), handles)
+        let mut claims = Claims::new(self.routes.clone(), ioctls.filter_map(command).collect(), handles);
+        claims.used = self.used.clone().into();
+        claims.note_in(dir)?;
+        Ok(claims)
     }
 
     /// Where a device of the job is on this host.

@@ -1,7 +1,7 @@
 //! The verb's end of the talk with the supervisor.
 
 use super::record::{Plugin, Saved};
-use super::request::{self, Failures, Request, Tie, Tied};
+use super::request::{self, Failures, Mended, Request, Tie, Tied};
 use super::still;
 use crate::error::{Error, Result};
 use crate::intercept::Route;
@@ -43,6 +43,15 @@ impl Client {
     /// Starts the plugins of a job whose supervisor was killed.
     pub fn recover(&mut self, job: Job, init: InitProcess) -> Result<Vec<Failed>> {
         self.failures(&Request::Recover { job, init }, Vec::new(), None)
+    }
+
+    /// Starts those plugins anew whose processes have ended, and says so. One that can't take over is of no use; the job goes
+    /// on without it.
+    pub fn mend(&mut self) -> Result<()> {
+        let Mended { news, failures } = self.answer(&Request::Mend {}, Vec::new(), None)?;
+        news.iter().for_each(|news| log::warn!("{news}"));
+        failures.failed().iter().for_each(|failed| log::warn!("{failed}"));
+        Ok(())
     }
 
     /// `init`: to what the plugins tie the job.

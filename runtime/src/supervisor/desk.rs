@@ -2,45 +2,29 @@
 //! passes on to him.
 
 use super::errand::Errands;
-use super::launch;
+use super::guest::Guest;
+use super::keeper::Shelf;
 use super::logs::Logs;
 use super::record::{Record, in_table};
 use crate::error::Result;
 use crate::intercept::listen::lock;
 use crate::intercept::names::Name as Address;
+use crate::intercept::pending::Pending;
 use crate::intercept::{self, Claims, Route};
 use crate::plugin::Calls;
 use crate::plugin::attach::Bound;
 use ckrun_plugin::binding::{Kind, Name};
 use ckrun_plugin::call::{Answer, Call, Signal, Space, Translate, Unbind};
 use ckrun_plugin::message::{Id as MessageId, Message};
-use ckrun_plugin::wire::{Broken, Incoming, Wire};
 use ckrun_plugin::{Binding, Code, Event, Fault, Level, Real};
 use ckrun_virt::table::{Generation, Id, Table, Time, live};
 use ckrun_virt::{Failure, Process};
 use nix::poll::PollFlags;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// A verb that is connected.
-#[derive(Debug)]
-pub struct Guest {
-    /// What is said.
-    pub wire: Wire,
-    /// Who it is.
-    pub process: Process,
-}
-
-impl Guest {
-    /// Takes a connection; None when its other end is somebody who has no business here, or has gone.
-    pub fn new(socket: OwnedFd) -> Option<Guest> {
-        let process = launch::peer(&socket)?;
-        Some(Guest { wire: Wire::new(socket), process })
-    }
-}
 
 /// All that the supervisor has but the plugins themselves.
 #[derive(Debug)]
@@ -63,11 +47,17 @@ pub struct Desk {
     pub sockets: BTreeMap<String, Rc<OwnedFd>>,
     /// The record as it was last written.
     written: Option<Record>,
+    /// The calls that are being answered.
+    pending: Pending,
+    /// For what must not end with this process.
+    pub shelf: Shelf,
+    /// How often the verb that holds the job was asked for something.
+    asked: u64,
 }
 
 impl Desk {
     /// For the container in `home`.
-    pub fn new(home: &Path, record: Record) -> Desk {
+    pub fn new(home: &Path, record: Record, pending: Pending, shelf: Shelf) -> Desk {
         Desk {
             home: home.into(),
             record,
@@ -78,16 +68,19 @@ impl Desk {
             claims: None,
             sockets: BTreeMap::new(),
             written: None,
+            pending,
+            shelf,
+            asked: 0,
         }
     }
 
     /// Answers the system calls that come to `listener`, from now on.
     ///
     /// # Errors
-    /// No thread can be started.
+    /// No thread can be started; the kernel's.
     pub fn listen(&mut self, listener: OwnedFd) -> Result<()> {
-        let claims = Arc::new(self.record.claims());
-        intercept::listen::serve(listener, Arc::clone(&claims))?;
+        let claims = Arc::new(self.record.claims(&self.home)?);
+        intercept::listen::serve(listener, Arc::clone(&claims), self.pending)?;
         self.claims = Some(claims);
         Ok(())
     }
@@ -111,18 +104,26 @@ impl Desk {
             }
         }
         self.record.routes.clone_from(&routes);
+        self.record.used.clone_from(&lock(&claims.used));
     }
 
     /// Writes the record if it has changed.
     pub fn save(&mut self) {
+        let claims = self.claims.clone();
+        let settling = claims.as_ref().map(|claims| claims.notes.settle());
         self.agree();
         // Before it is told anything it has nothing to say, and what another one has left must stay.
-        if self.record.job.id.is_empty() || self.written.as_ref() == Some(&self.record) {
+        if self.record.job.id.is_empty() {
             return;
         }
-        match self.record.write(&self.home) {
-            Ok(()) => self.written = Some(self.record.clone()),
-            Err(e) => log::warn!("{e}"),
+        if self.written.as_ref() != Some(&self.record) {
+            if let Err(e) = self.record.write(&self.home) {
+                return log::warn!("{e}");
+            }
+            self.written = Some(self.record.clone());
+        }
+        if let Some(settling) = settling {
+            settling.settled();
         }
     }
 
@@ -138,6 +139,12 @@ impl Desk {
         }
         for (bound, binding) in bound.iter().zip(new) {
             let name = binding.virtual_name();
+            if let (Some(claims), Binding::Handle { space, virtual_number, real_number }) =
+                (&self.claims, &binding)
+                && let Err(other) = lock(&claims.handles).bind(space, *virtual_number, *real_number)
+            {
+                log::warn!("{space} {virtual_number} and {other} are both {real_number}");
+            }
             plugin.bindings.retain(|old| old.virtual_name() != name);
             plugin.bindings.push(binding);
             match &bound.fd {
@@ -331,21 +338,11 @@ impl Desk {
     fn relay(&mut self, call: &Call) -> Result<Answer, Fault> {
         let runs = || Fault::new(Code::State, format!("{}: nobody holds the job", call.name()));
         let owner = self.owner.as_mut().ok_or_else(runs)?;
-        let id = MessageId::Text(call.name().into());
+        self.asked += 1;
+        let id = MessageId::Text(format!("{} {}", call.name(), self.asked));
         let (method, params) = call.request();
         let message = Message::Request { id: id.clone(), method, params, fds: 0 };
-        let lost =
-            |broken: Broken| Fault::new(Code::Internal, format!("the ckrun that holds the job: it {broken}"));
-        owner.wire.queue(&message, Vec::new()).and_then(|()| owner.wire.flush(true)).map_err(lost)?;
-        loop {
-            // It asks for nothing before it has its answer, so that this is what comes.
-            let Incoming { message, .. } = owner.wire.receive().map_err(lost)?;
-            if let Message::Answer { id: of, outcome, .. } = message
-                && of == id
-            {
-                return outcome.and_then(|value| Ok(serde_json::from_value(value)?));
-            }
-        }
+        Ok(serde_json::from_value(owner.ask(&message, &id)?)?)
     }
 }
 
@@ -391,7 +388,8 @@ impl Calls for Desk {
 
     fn polled(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let job = self.errands.iter().flat_map(Errands::polled).map(|fd| (fd, PollFlags::POLLIN));
-        self.logs.polled().chain(job).collect()
+        let bell = self.claims.iter().filter_map(|claims| claims.notes.bell());
+        self.logs.polled().chain(job).chain(bell.map(|fd| (fd, PollFlags::POLLIN))).collect()
     }
 
     fn attend(&mut self, _: &[PollFlags]) {
@@ -399,12 +397,5 @@ impl Calls for Desk {
         if let Some(errands) = &mut self.errands {
             errands.attend();
         }
-    }
-}
-
-/// Readable when a verb has asked for something, or has gone.
-impl AsFd for Guest {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wire.as_fd()
     }
 }

@@ -1,7 +1,9 @@
 //! Checkpoints that the job asks for: each is a ckrun of its own, which comes back to the supervisor as every other does.
 
 use super::desk::Desk;
+use super::keeper::Thing;
 use super::names;
+use super::record::JobSocket;
 use crate::error::{Error, Result};
 use crate::job_api::{JobApi, LIMIT, Wish};
 use ckrun_virt::{Doing, Process};
@@ -9,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -41,9 +43,18 @@ impl Desk {
     pub(super) fn open_job_api(&mut self, images: PathBuf) -> Result<()> {
         let Self { home, record, .. } = self;
         let (job, name) = JobApi::bind(home, names::JOB_API, &record.job.id, record.job.generation)?;
-        record.job_api = Some(name);
+        self.shelf.put(Thing::Job, Some(job.listener()))?;
+        record.job_api = Some(JobSocket { name, images: images.clone() });
         self.errands = Some(Errands { job, home: home.clone(), images, errand: None });
         Ok(())
+    }
+
+    /// The socket of a supervisor that was killed. Its connections have ended.
+    pub(super) fn keep_job_api(&mut self, listener: OwnedFd) {
+        let Self { home, record, .. } = self;
+        let Some(JobSocket { images, .. }) = &record.job_api else { return };
+        let job = JobApi::over(listener, &record.job.id, record.job.generation);
+        self.errands = Some(Errands { job, home: home.clone(), images: images.clone(), errand: None });
     }
 
     /// A checkpoint is about to be taken.

@@ -6,6 +6,7 @@ use super::record::Record;
 use super::request::Request;
 use crate::error::{Error, Result};
 use crate::plugin::failed::seconds;
+use crate::state::InitProcess;
 use ckrun_plugin::Event;
 use ckrun_plugin::message::{Id, Message};
 use ckrun_plugin::wire::Wire;
@@ -107,19 +108,33 @@ pub fn open(home: &Path) -> Result<OwnedFd> {
     Ok(make().doing(|| format!("listen on {}", path.display()))?)
 }
 
-/// The process at the other end of a socket, if it is one of the same user or of root.
-pub fn peer(socket: impl AsFd) -> Option<Process> {
-    let credentials = getsockopt(&socket, sockopt::PeerCredentials).ok()?;
-    let trusted = credentials.uid() == 0 || credentials.uid() == geteuid().as_raw();
-    trusted.then(|| Process::open_now(Pid::from_raw(credentials.pid())))?
+/// Those who connect find this process at the other end (SO_PEERCRED): it is that which has last called listen(2).
+///
+/// # Errors
+/// The kernel's.
+pub fn own(socket: &OwnedFd) -> Result<()> {
+    Ok(listen(socket, Backlog::MAXCONN).doing(|| "listen for verbs")?)
 }
 
-/// A connection to the supervisor of the container in `home`, and its process; None when there is none.
-fn reach(home: &Path) -> Result<Option<(OwnedFd, Process)>> {
+/// The id of the process at the other end of a socket, if it is one of the same user or of root.
+fn trusted(socket: impl AsFd) -> Option<Pid> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials).ok()?;
+    let trusted = credentials.uid() == 0 || credentials.uid() == geteuid().as_raw();
+    trusted.then(|| Pid::from_raw(credentials.pid()))
+}
+
+/// The process at the other end of a socket, likewise; None if it has gone.
+pub fn peer(socket: impl AsFd) -> Option<Process> {
+    Process::open_now(trusted(socket)?)
+}
+
+/// A connection to the supervisor of the container in `home`, and its process unless its keeper is about to start another;
+/// None when there is neither.
+fn reach(home: &Path) -> Result<Option<(OwnedFd, Option<Process>)>> {
     let connected =
         stream().and_then(|fd| with_address(home, |address| connect(fd.as_raw_fd(), address)).map(|()| fd));
     match connected {
-        Ok(fd) => Ok(peer(&fd).map(|process| (fd, process))),
+        Ok(fd) => Ok(trusted(&fd).map(|pid| (fd, Process::open_now(pid)))),
         Err(Errno::ENOENT | Errno::ECONNREFUSED) => Ok(None),
         Err(e) => Err(Failure::new(format!("connect to {}", home.join(names::SOCKET).display()), e).into()),
     }
@@ -144,36 +159,62 @@ pub fn lives(home: &Path) -> bool {
 /// The kernel's.
 pub fn part(home: &Path) -> Result<()> {
     let limit = limit(home);
+    let keeper = || record(home).and_then(|record| record.keeper).and_then(held);
     if let Some((fd, process)) = reach(home)? {
         let (method, params) = Request::End {}.words();
         let message = Message::Request { id: Id::Number(1), method, params, fds: 0 };
         let mut wire = Wire::new(fd);
         // One that does not listen is about to end, or will be killed.
         let _ = wire.queue(&message, Vec::new()).and_then(|()| wire.flush(true));
-        if !process.wait(limit)? {
-            log::warn!(
-                "the supervisor of the job's plugins had not ended within {} s: killed",
-                seconds(limit)
-            );
-            process.signal(Signal::SIGKILL)?;
-            process.wait(GRACE)?;
+        // It is the keeper that ends last. One that was killed has left a supervisor alone.
+        for process in process.into_iter().chain(keeper()) {
+            if !process.wait(limit)? {
+                log::warn!(
+                    "the supervisor of the job's plugins had not ended within {} s: killed",
+                    seconds(limit)
+                );
+                keeper().map_or(Ok(()), |keeper| kill(&keeper))?;
+                kill(&process)?;
+            }
         }
     }
     sweep(home)
 }
 
-/// Kills what plugins a supervisor that was killed has left.
+fn kill(process: &Process) -> Result<()> {
+    process.signal(Signal::SIGKILL)?;
+    process.wait(GRACE)?;
+    Ok(())
+}
+
+fn held(process: InitProcess) -> Option<Process> {
+    Process::open(Pid::from_raw(process.pid), process.started)
+}
+
+/// Kills what a supervisor that was killed has left.
 ///
 /// # Errors
 /// The kernel's.
 pub fn sweep(home: &Path) -> Result<()> {
-    let processes =
-        record(home).into_iter().flat_map(|record| record.plugins).filter_map(|plugin| plugin.process);
-    for process in processes.filter_map(|p| Process::open(Pid::from_raw(p.pid), p.started)) {
+    let Some(record) = record(home) else { return Ok(()) };
+    if let Some(keeper) = record.keeper.and_then(held)
+        && !keeper.wait(GRACE)?
+    {
+        kill(&keeper)?;
+    }
+    sweep_plugins(&record)
+}
+
+/// Likewise, of its plugins.
+///
+/// # Errors
+/// The kernel's.
+pub fn sweep_plugins(record: &Record) -> Result<()> {
+    let processes = record.plugins.iter().filter_map(|plugin| plugin.process);
+    for process in processes.filter_map(held) {
         // Its socket is closed: it is about to end, or does not know how.
         if !process.wait(Duration::from_millis(500))? {
-            process.signal(Signal::SIGKILL)?;
-            process.wait(GRACE)?;
+            kill(&process)?;
         }
     }
     Ok(())

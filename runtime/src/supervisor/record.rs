@@ -3,6 +3,7 @@
 
 use super::names;
 use crate::error::{Error, Result};
+use crate::intercept::names::Name;
 use crate::intercept::{self, Route};
 use crate::plugin::Asked;
 use crate::plugin::area::Area;
@@ -16,7 +17,7 @@ use ckrun_virt::table::{Id, Row, Table, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The file of an image that tells of plugins.
 pub const IN_IMAGE: &str = "plugins.json";
@@ -74,6 +75,35 @@ pub struct Saved {
     pub area: Area,
 }
 
+/// Where the job is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// A verb makes it.
+    #[default]
+    Making,
+    /// It needs no verb.
+    Lives,
+    /// A checkpoint is under way.
+    Checkpoint {
+        /// Its image is complete.
+        committed: bool,
+    },
+    /// Its image has taken its place.
+    Doomed,
+    /// It is gone, and the plugins have been told.
+    Over,
+}
+
+/// The socket of a job that may speak with the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSocket {
+    /// The name that the kernel has for it.
+    pub name: String,
+    /// Where the images go that the job asks for.
+    pub images: PathBuf,
+}
+
 /// The whole of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -84,9 +114,9 @@ pub struct Record {
     pub init: Option<InitProcess>,
     /// The plugins, in the order in which they were given.
     pub plugins: Vec<Plugin>,
-    /// The name of the socket at which the job can speak with the supervisor.
+    /// The socket at which the job can speak with the supervisor.
     #[serde(default)]
-    pub job_api: Option<String>,
+    pub job_api: Option<JobSocket>,
     /// Where what the job connects to is.
     #[serde(default)]
     pub routes: Vec<Route>,
@@ -96,6 +126,21 @@ pub struct Record {
     /// The plugins have been told that the job is gone.
     #[serde(default)]
     pub over: Option<Reason>,
+    /// Where the job is.
+    #[serde(default)]
+    pub stage: Stage,
+    /// The supervisor's keeper.
+    #[serde(default)]
+    pub keeper: Option<InitProcess>,
+    /// How often a supervisor of this job was killed, and another one has taken over.
+    #[serde(default)]
+    pub killed: u32,
+    /// What the next verb is to say of that.
+    #[serde(default)]
+    pub news: Vec<String>,
+    /// By which of several names the job has connected a socket, by the socket's cookie.
+    #[serde(default)]
+    pub used: BTreeMap<u64, Name>,
 }
 
 impl Plugin {
@@ -133,6 +178,24 @@ impl Plugin {
 }
 
 impl Record {
+    /// Of a job of which nothing else is known.
+    pub fn new(job: Job, plugins: Vec<Plugin>) -> Record {
+        Record {
+            job,
+            init: None,
+            plugins,
+            job_api: None,
+            routes: Vec::new(),
+            event: None,
+            over: None,
+            stage: Stage::Making,
+            keeper: None,
+            killed: 0,
+            news: Vec::new(),
+            used: BTreeMap::new(),
+        }
+    }
+
     /// Reads that of the container in `home`; None if it has none.
     ///
     /// # Errors

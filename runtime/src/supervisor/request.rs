@@ -39,6 +39,8 @@ pub enum Request {
         /// Its first process.
         init: InitProcess,
     },
+    /// Start those plugins anew whose processes have ended; the answer is [`Mended`].
+    Mend {},
     /// `init`; the answer is [`Tied`].
     Init {},
     /// `check`, with the plugins' folders; the answer is [`Failures`].
@@ -131,6 +133,15 @@ pub struct Tied {
 pub struct Failures {
     /// See [`Failure`].
     pub failures: Vec<Failure>,
+}
+
+/// An answer: what has happened since the last verb, and which plugins could not be started anew.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mended {
+    /// For a person.
+    pub news: Vec<String>,
+    /// See [`Failures`].
+    pub failures: Failures,
 }
 
 /// A plugin has failed.

@@ -1,6 +1,8 @@
 //! The supervisor's loop: verbs, plugins, the job's end.
 
-use super::desk::{Desk, Guest};
+use super::desk::Desk;
+use super::guest::Guest;
+use super::keeper::{Kept, Shelf};
 use super::launch;
 use super::record::Record;
 use super::request::{self, Request};
@@ -17,28 +19,24 @@ use serde_json::Value;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-/// Serves the container in `home` until its job is gone. `socket` leads to the verb that has started us.
+/// Serves the container in `home` until its job is gone. `socket` leads to the verb that has started us, if one has.
 ///
 /// # Errors
 /// The kernel's.
-pub fn serve(home: &Path, socket: OwnedFd) -> Result<()> {
-    let listener = launch::open(home)?;
+pub fn serve(home: &Path, socket: Option<OwnedFd>, mut kept: Kept) -> Result<()> {
+    launch::own(&kept.verbs)?;
     let job = Job { id: String::new(), generation: 0, host: String::new(), bundle: "/".into() };
-    let record = Record {
-        job,
-        init: None,
-        plugins: Vec::new(),
-        job_api: None,
-        routes: Vec::new(),
-        event: None,
-        over: None,
-    };
-    let mut desk = Desk::new(home, record);
-    desk.owner = Guest::new(socket);
-    let mut service = Service { listener, story: Story::new(desk), visitors: Vec::new() };
-    if service.story.desk.owner.is_none() {
+    let record = Record { keeper: Some(kept.keeper), ..Record::new(job, Vec::new()) };
+    let shelf = std::mem::replace(&mut kept.shelf, Shelf::new()?);
+    let mut desk = Desk::new(home, record, kept.pending, shelf);
+    desk.owner = socket.and_then(Guest::new);
+    let mut story = Story::new(desk);
+    if kept.again {
+        story.take_over(&mut kept)?;
+    } else if story.desk.owner.is_none() {
         return Ok(());
     }
+    let mut service = Service { listener: kept.verbs, story, visitors: Vec::new() };
     while !service.story.is_over() {
         service.turn()?;
     }
@@ -57,6 +55,9 @@ impl Service {
     fn turn(&mut self) -> Result<()> {
         self.wait()?;
         self.story.attend();
+        let guests = self.story.desk.owner.iter_mut().chain(&mut self.visitors);
+        // One that has gone is found out by the next look.
+        guests.for_each(|guest| drop(guest.wire.flush(false)));
         self.accept();
         self.hear_owner();
         self.hear_visitors();
@@ -73,7 +74,7 @@ impl Service {
         let desk = &self.story.desk;
         let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         let guests = desk.owner.iter().chain(&self.visitors);
-        fds.extend(guests.map(|guest| PollFd::new(guest.as_fd(), PollFlags::POLLIN)));
+        fds.extend(guests.map(|guest| PollFd::new(guest.as_fd(), guest.wanted())));
         if let Some(job) = desk.job.as_ref().filter(|_| self.story.awaits_end()) {
             fds.push(PollFd::new(job.as_fd(), PollFlags::POLLIN));
         }
@@ -108,8 +109,7 @@ impl Service {
                 Heard::Said(incoming) => {
                     let answer = said(&mut self.story, incoming);
                     if let (Some((message, fds)), Some(owner)) = (answer, &mut self.story.desk.owner) {
-                        // One that has gone is found out by the next look.
-                        let _ = owner.wire.queue(&message, fds).and_then(|()| owner.wire.flush(true));
+                        owner.say(&message, fds);
                     }
                 }
                 Heard::Gone => {
@@ -136,18 +136,18 @@ impl Service {
             let ends = matches!(&incoming.message, Message::Request { method, .. } if method == "end");
             if self.story.desk.owner.is_some() && !ends {
                 let refused = Fault::new(Code::State, "another ckrun is at work on this job");
-                reply(&mut guest.wire, incoming, Err(refused));
+                reply(&mut guest, incoming, Err(refused));
                 self.visitors.push(guest);
             } else if self.story.desk.owner.is_some() {
                 if let Some((message, fds)) = said(&mut self.story, incoming) {
-                    let _ = guest.wire.queue(&message, fds).and_then(|()| guest.wire.flush(true));
+                    guest.say(&message, fds);
                 }
                 self.visitors.push(guest);
             } else {
                 self.story.desk.owner = Some(guest);
                 let answer = said(&mut self.story, incoming);
                 if let (Some((message, fds)), Some(owner)) = (answer, &mut self.story.desk.owner) {
-                    let _ = owner.wire.queue(&message, fds).and_then(|()| owner.wire.flush(true));
+                    owner.say(&message, fds);
                 }
             }
         }
@@ -190,9 +190,8 @@ fn said(story: &mut Story, incoming: Incoming) -> Option<(Message, Vec<OwnedFd>)
     Some((Message::Answer { id, outcome, fds: fds.len() }, fds))
 }
 
-fn reply(wire: &mut Wire, incoming: Incoming, outcome: Result<Value, Fault>) {
+fn reply(guest: &mut Guest, incoming: Incoming, outcome: Result<Value, Fault>) {
     if let Message::Request { id, .. } = incoming.message {
-        let message = Message::Answer { id, outcome, fds: 0 };
-        let _ = wire.queue(&message, Vec::new()).and_then(|()| wire.flush(true));
+        guest.say(&Message::Answer { id, outcome, fds: 0 }, Vec::new());
     }
 }

@@ -1,40 +1,25 @@
 //! What the supervisor does for a verb: the stories of the plugins of a job.
 
 use super::desk::Desk;
-use super::record::{Plugin, Record};
-use super::request::{self, Failures, Plugins, Request};
+use super::keeper::Thing;
+use super::record::{Plugin, Record, Stage};
+use super::request::{self, Failures, Mended, Plugins, Request};
 use super::{PLUGINS, names};
 use crate::error::{Error, Result};
-use crate::plugin::attach::Bound;
+use crate::plugin::start::Confined;
 use crate::plugin::{Company, Failed, Manifest, Why};
 use crate::state::InitProcess;
-use ckrun_plugin::binding::Kind;
 use ckrun_plugin::{After, Event, Job, Reason};
 use ckrun_virt::proc::Stat;
 use ckrun_virt::{Doing, Process};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// How long the end of a killed process may take.
 const DYING: Duration = Duration::from_secs(10);
-
-/// Where the job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// A verb makes it.
-    Making,
-    /// It needs no verb.
-    Lives,
-    /// A checkpoint is under way; whether its image is complete.
-    Checkpoint { committed: bool },
-    /// Its image has taken its place.
-    Doomed,
-    /// It is gone, and the plugins have been told.
-    Over,
-}
 
 /// The plugins of a job, and all that is needed for them.
 #[derive(Debug)]
@@ -43,11 +28,11 @@ pub struct Story {
     pub company: Option<Company>,
     /// The rest.
     pub desk: Desk,
-    stage: Stage,
+    pub(super) stage: Stage,
     /// The verb that made the job has succeeded.
-    done: bool,
+    pub(super) done: bool,
     /// The plugins have been told of a job in earnest.
-    tied: bool,
+    pub(super) tied: bool,
 }
 
 /// What a request is answered with: an object and descriptors.
@@ -66,7 +51,11 @@ impl Story {
 
     /// Whether the end of the job is the supervisor's to see: no verb is about to say what it means.
     pub fn awaits_end(&self) -> bool {
-        self.stage == Stage::Lives && (self.done || self.desk.owner.is_none())
+        match self.stage {
+            Stage::Lives => self.done || self.desk.owner.is_none(),
+            Stage::Doomed => self.desk.owner.is_none(),
+            _ => false,
+        }
     }
 
     /// Does what a verb asks for.
@@ -89,6 +78,11 @@ impl Story {
         match request {
             Request::Begin { job } => self.begin(job, fds).map(nothing),
             Request::Recover { job, init } => failures(self.recover(job, init)?),
+            Request::Mend {} => {
+                let failures = Failures::of(self.mend());
+                let news = std::mem::take(&mut self.desk.record.news);
+                Ok((json!(Mended { news, failures }), Vec::new()))
+            }
             Request::Init {} => {
                 self.tied = true;
                 let (company, desk) = self.company()?;
@@ -114,7 +108,11 @@ impl Story {
             }
             Request::Made { init } => {
                 self.made(init)?;
-                fds.into_iter().try_for_each(|listener| self.desk.listen(listener)).map(nothing)
+                for listener in fds {
+                    self.desk.shelf.put(Thing::Calls, Some(listener.as_fd()))?;
+                    self.desk.listen(listener)?;
+                }
+                Ok(nothing(()))
             }
             Request::Running { after } => {
                 let (company, desk) = self.company()?;
@@ -177,9 +175,8 @@ impl Story {
         if plugins.len() > PLUGINS {
             return Err(Error::Usage(format!("a job has at most {PLUGINS} plugins, not {}", plugins.len())));
         }
-        let event = Some(Event::Hello);
-        self.desk.record =
-            Record { job, init: None, plugins, job_api: None, routes: Vec::new(), event, over: None };
+        let (event, keeper) = (Some(Event::Hello), self.desk.record.keeper);
+        self.desk.record = Record { event, keeper, ..Record::new(job, plugins) };
         self.desk.save();
         self.start()
     }
@@ -207,44 +204,11 @@ impl Story {
         }
     }
 
-    /// A supervisor before this one was killed.
-    fn recover(&mut self, job: Job, init: InitProcess) -> Result<Vec<Failed>> {
-        let record = Record::read(&self.desk.home)?.ok_or_else(|| out_of_turn("a job without plugins"))?;
-        if record.over.is_some() {
-            let why = "the plugins have let go of this job: it was not made to the end, or has ended";
-            return Err(Error::Usage(why.into()));
-        }
-        let generation = record.job.generation;
-        self.desk.record = Record { job: Job { generation, ..job }, init: Some(init), ..record };
-        for plugin in &mut self.desk.record.plugins {
-            plugin.gone = None;
-        }
-        self.made(init)?;
-        self.start()?;
-        (self.stage, self.done, self.tied) = (Stage::Lives, true, true);
-        let in_force: BTreeMap<String, Vec<_>> =
-            self.desk.record.plugins.iter().map(|p| (p.name().to_owned(), p.bindings.clone())).collect();
-        let (company, desk) = self.company()?;
-        for peer in company.peers_mut() {
-            let bindings = in_force.get(peer.name()).cloned().unwrap_or_default();
-            let others = bindings.into_iter().filter(|binding| binding.kind() != Kind::Handle);
-            peer.bindings = others.map(|binding| Bound { binding, fd: None }).collect();
-        }
-        if desk.record.filter().is_some() {
-            log::warn!(
-                "system calls that the killed one answered fail with ENOSYS until the job is restarted"
-            );
-        }
-        let (bound, failed) =
-            company.recover(|name| in_force.get(name).cloned().unwrap_or_default(), desk)?;
-        Ok(self.rebind(bound, failed))
-    }
-
-    fn made(&mut self, init: InitProcess) -> Result<()> {
+    pub(super) fn made(&mut self, init: InitProcess) -> Result<()> {
         let process = Process::open(Pid::from_raw(init.pid), init.started);
+        self.desk.record.init = Some(init);
         let ended = || Error::InitEnded { during: "its making", how: "early".into() };
         self.desk.job = Some(process.ok_or_else(ended)?);
-        self.desk.record.init = Some(init);
         Ok(())
     }
 
@@ -339,12 +303,13 @@ impl Story {
     }
 
     /// Takes over how the plugins are.
-    fn sync(&mut self) {
+    pub(super) fn sync(&mut self) {
+        self.desk.record.stage = self.stage;
         let peers = self.company.iter().flat_map(|company| company.peers());
         for peer in peers {
             let Some(plugin) = self.desk.record.plugin(peer.name()) else { continue };
-            if plugin.process.is_none_or(|process| process.pid != peer.process().pid().as_raw()) {
-                let pid = peer.process().pid();
+            let pid = peer.process().map(Confined::pid);
+            if let Some(pid) = pid.filter(|pid| plugin.process.is_none_or(|old| old.pid != pid.as_raw())) {
                 let started = Stat::of(pid).map_or(0, |stat| stat.started);
                 plugin.process = Some(InitProcess { pid: pid.as_raw(), started });
                 plugin.version.clone_from(&peer.welcome.version);
@@ -372,7 +337,7 @@ impl Story {
     }
 }
 
-fn tell(failed: Vec<Failed>) {
+pub(super) fn tell(failed: Vec<Failed>) {
     for failed in failed {
         log::warn!("{failed}");
     }
@@ -387,7 +352,7 @@ pub(super) fn out_of_turn(what: &str) -> Error {
 fn event(request: &Request) -> Option<Event> {
     match request {
         Request::Begin { .. } => Some(Event::Hello),
-        Request::Recover { .. } => Some(Event::Recover),
+        Request::Recover { .. } | Request::Mend {} => Some(Event::Recover),
         Request::Init {} => Some(Event::Init),
         Request::Check { .. } => Some(Event::Check),
         Request::Restart { .. } => Some(Event::Restart),

@@ -404,7 +404,8 @@ fn sockets(
 /// # Errors
 /// The plugins have let go of the job; those of [`Client::recover`].
 pub fn reach(entry: &Entry, state: &State) -> Result<Client> {
-    if let Some(client) = launch::find(entry.dir())? {
+    if let Some(mut client) = launch::find(entry.dir())? {
+        client.mend()?;
         return Ok(client);
     }
     let ended = || Error::InitEnded { during: "its life", how: "early".into() };

@@ -1,10 +1,12 @@
-//! `ckrun plugin check`: does a plugin keep to the protocol? `ckrun plugin list`: how are those of a job?
+//! `ckrun plugin check`: does a plugin keep to the protocol? `ckrun plugin list`: how are those of a job? `ckrun plugin
+//! restart`: new processes for those that have ended.
 
-use super::{Context, columns, look, print_json, print_line};
+use super::{Context, columns, lock, look, print_json, print_line, require};
 use crate::error::{Error, Result};
 use crate::plugin::Manifest;
 use crate::plugin::asked::{GRANTS, named};
 use crate::plugin::check::{Step, Verdict, check};
+use crate::status::Status;
 use crate::supervisor::record::{Plugin, in_table};
 use crate::supervisor::{Record, launch};
 use ckrun_plugin::event::LONGEST;
@@ -24,6 +26,7 @@ pub struct Args {
 enum Verb {
     Check(Check),
     List(List),
+    Restart(Restart),
 }
 
 /// Show the plugins of a job
@@ -36,6 +39,18 @@ struct List {
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
+    /// The container's name
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Start those plugins of a job anew whose processes have ended
+///
+/// They hear of what they have bound, and take over (`recover`). Every verb that needs them does the same before anything
+/// else. The exit status is 1 if one is still of no use; the job goes on in any case.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  ckrun plugin restart tb1")]
+struct Restart {
     /// The container's name
     #[arg(value_name = "ID")]
     id: String,
@@ -70,17 +85,32 @@ pub fn run(args: Args, context: &Context) -> Result<i32> {
     match args.verb {
         Verb::Check(args) => try_out(&args, context),
         Verb::List(args) => list(&args, context).map(|()| 0),
+        Verb::Restart(args) => restart(&args, context),
     }
+}
+
+fn restart(args: &Restart, context: &Context) -> Result<i32> {
+    let (entry, state, status) = lock(context, &args.id)?;
+    let alive = [Status::Created, Status::Running, Status::Paused];
+    require("plugin restart", &args.id, status, &alive)?;
+    if state.supervised {
+        super::party::reach(&entry, &state)?;
+    }
+    let record = super::party::record(&entry, &state)?;
+    let gone = record.is_some_and(|record| record.plugins.iter().any(|plugin| plugin.gone.is_some()));
+    Ok(i32::from(gone))
 }
 
 fn list(args: &List, context: &Context) -> Result<()> {
     let (entry, state, _) = look(context, &args.id)?;
     let record = super::party::record(&entry, &state)?;
     let lives = record.is_some() && launch::lives(entry.dir());
+    let killed = record.as_ref().map_or(0, |record| record.killed);
     let plugins = record.map_or_else(Vec::new, |record| rows(&record, lives));
     if args.json {
         let supervisor = if lives { "running" } else { "gone" };
-        return print_json(&serde_json::json!({ "supervisor": supervisor, "plugins": plugins }));
+        let all = serde_json::json!({ "supervisor": supervisor, "killed": killed, "plugins": plugins });
+        return print_json(&all);
     }
     let head = ["NAME", "VERSION", "PID", "STATE", "LAST", "TOOK", "OWNS"].map(str::to_owned);
     let row = |row: &Row| {
@@ -120,6 +150,9 @@ fn rows(record: &Record, lives: bool) -> Vec<Row> {
                 "gone: the supervisor was killed; the next verb that needs it starts another".into()
             }
             (None, None, Some(event)) => format!("at {event}"),
+            (None, None, None) if record.killed > 0 => {
+                "attached: a supervisor was killed, another has taken over".into()
+            }
             (None, None, None) => "attached".into(),
         };
         let here = lives && plugin.gone.is_none();

@@ -95,7 +95,7 @@ impl Subject {
             closing: record
                 .as_ref()
                 .and_then(|record| record.job_api.as_ref())
-                .map(|name| name.as_str().into()),
+                .map(|socket| socket.name.as_str().into()),
             table: Some(table),
             stand: record.as_ref().is_some_and(|record| !record.plugins.is_empty()),
         };

@@ -1,8 +1,8 @@
 //! `ckrun supervise`: what the process of a job with plugins runs.
 
 use crate::error::{Error, Result};
+use crate::supervisor::keeper::keep;
 use crate::supervisor::launch::NUMBER;
-use crate::supervisor::serve::serve;
 use ckrun_virt::Doing;
 use nix::sys::prctl;
 use rustix::net::SocketType;
@@ -31,5 +31,5 @@ pub fn run(args: &Args) -> Result<()> {
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).doing(|| "keep a socket from plugins")?;
     // The exec named us after a link.
     prctl::set_name(c"ckrun").doing(|| "set the name of the process")?;
-    serve(&args.home, socket)
+    keep(&args.home, socket)
 }
