@@ -8,6 +8,7 @@ use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Bytes, Manifest, Writer};
 use crate::mounts::Places;
+use crate::network::Given;
 use crate::owned::{Outward, Owned};
 use crate::resource::Blocker;
 use crate::seize::{Frozen, Process};
@@ -17,7 +18,7 @@ use crate::storing::{Load, Storing};
 use crate::survey::survey;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
-use crate::{Error, fault, fd, mounts, tmpfs};
+use crate::{Error, fault, fd, mounts, network, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -52,6 +53,9 @@ pub struct Options {
     pub outward: Outward,
     /// The name of a unix socket outside of the job, connections to which it finds closed after a restart.
     pub closing: Option<Bytes>,
+    /// What is in the job's network namespace goes with it, but for what the sandbox of a restart brings there; None if that
+    /// is not the job's, or is to be left out.
+    pub network: Option<Given>,
 }
 
 impl Options {
@@ -294,6 +298,12 @@ impl Steps<'_> {
         refuse(changed.blockers)?;
         tmpfs::capture(self.init, &mounted, &changed.changes, image)?;
         image.json(mounts::FILE, &changed.changes)?;
+        if let Some(given) = &self.options.network {
+            let hosts: Vec<Pid> = frozen.processes.iter().map(|process| process.stopped.host).collect();
+            let (network, blockers) = network::capture(self.init, &hosts, &mounted, given)?;
+            refuse(blockers)?;
+            capture.job.network = network;
+        }
         Ok(capture)
     }
 }

@@ -6,6 +6,7 @@ use crate::fd::Files;
 use crate::image::{Image, Writer};
 use crate::login::LoginUid;
 use crate::memory::{Layout, MmState, Object};
+use crate::network::{self, Network};
 use crate::rooms::{OutsideProcess, OutsideThread, ProcessRooms, ThreadRooms};
 use crate::seccomp::Filters;
 use crate::sysv::SystemV;
@@ -47,6 +48,8 @@ pub struct Job {
     pub sysv: SystemV,
     /// Host and domain name, if they are the job's own.
     pub names: Option<Names>,
+    /// What is in its network namespace, if that is its own and not as a sandbox makes it.
+    pub network: Option<Network>,
 }
 
 impl Job {
@@ -75,6 +78,9 @@ impl Job {
         if let Some(names) = &self.names {
             image.json(Names::FILE, names)?;
         }
+        if let Some(network) = &self.network {
+            image.json(network::FILE, network)?;
+        }
         Ok(())
     }
 
@@ -99,6 +105,7 @@ impl Job {
             files: Files::read(image)?,
             sysv: if image.has(SystemV::FILE) { image.json(SystemV::FILE)? } else { SystemV::default() },
             names: if image.has(Names::FILE) { Some(image.json(Names::FILE)?) } else { None },
+            network: if image.has(network::FILE) { Some(image.json(network::FILE)?) } else { None },
         };
         job.check()?;
         Ok(job)
@@ -106,6 +113,9 @@ impl Job {
 
     fn check(&self) -> Result<(), Error> {
         self.filters.check()?;
+        if let Some(network) = &self.network {
+            network.check().map_err(|why| Error::Damaged(format!("{}: {why}", network::FILE)))?;
+        }
         for (tid, creds) in &self.threads.creds {
             creds.check().map_err(|why| Error::Damaged(format!("credentials.json: thread {tid}: {why}")))?;
         }

@@ -15,6 +15,7 @@
 //! - [`fd`]: descriptors and what is behind them; [`fs`]: directories and umask;
 //! - [`image`]: a checkpoint on disk;
 //! - [`memory`]: address spaces, read and built again;
+//! - [`netlink`]: questions to the kernel about network namespaces; [`network`]: what is in the job's;
 //! - [`sysv`]: semaphores and message queues; [`uts`]: host and domain name;
 //! - [`tmpfs`]: contents of file systems in memory; [`mounts`]: those that a job has made;
 //! - [`cpu`]: what a thread has in the CPU;
@@ -45,6 +46,8 @@ pub mod memory;
 pub mod mempolicy;
 pub mod mounts;
 pub mod namespace;
+pub mod netlink;
+pub mod network;
 pub mod nursery;
 pub mod oom;
 pub mod outside;

@@ -90,6 +90,8 @@ pub struct Options {
     pub promised: Vec<PathBuf>,
     /// Names of sockets for which the same holds.
     pub promised_sockets: BTreeSet<Bytes>,
+    /// The sandbox has made a network namespace for the job, in which everything is to be as it was.
+    pub network: bool,
     /// What else the job's names stand for here, said by those who answer for it: handles.
     pub bound: Vec<(Id, Id)>,
 }

@@ -13,7 +13,7 @@ use crate::seize::{self, descendants};
 use crate::status::Status;
 use crate::sysv::posix;
 use crate::timers::PosixTimers;
-use crate::{Error, Failure, fd, mounts, sched, seccomp, signals, tmpfs, unusual};
+use crate::{Error, Failure, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -36,6 +36,9 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     }
     blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);
+    if let Some(given) = &options.network {
+        blockers.extend(network::survey(init, &processes, &mounted, given)?);
+    }
     blockers.extend(posix::survey(init)?);
     blockers.extend(fd::survey(&processes, &options.owned())?);
     blockers.extend(lasting(|| {

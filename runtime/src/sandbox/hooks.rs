@@ -16,6 +16,14 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// There are hooks that may enter the container before its job is there, and do there what they like; a restart runs them
+/// again.
+pub fn before_start(spec: &Spec) -> bool {
+    ["prestart", "createRuntime", "createContainer", "startContainer"]
+        .iter()
+        .any(|kind| !spec.hook_list(kind).is_empty())
+}
+
 /// Runs all hooks of one kind (`prestart`, `createRuntime`, …) in order, until one fails. `state` is what they read.
 ///
 /// # Errors

@@ -8,6 +8,8 @@ mod route;
 
 use crate::config::Ask;
 use crate::error::{Error, Result};
+use crate::sandbox::hooks;
+use ckrun_virt::network::Given;
 use ckrun_virt::{Doing, Failure};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::LinkAttribute;
@@ -98,6 +100,16 @@ pub fn move_in(spec: &Spec, init: Pid) -> Result<()> {
         inside.set_up(arrived).map_err(|e| failed(name, "set it up", e))?;
     }
     Ok(())
+}
+
+/// What a sandbox brings into the network namespace that it makes; None when it makes none: it joins another one, which is
+/// its owner's business, or the host's.
+pub fn given(spec: &Spec) -> Option<Given> {
+    let makes = spec.namespace(LinuxNamespaceType::Network).is_some_and(|ns| ns.path().is_none());
+    makes.then(|| Given {
+        links: devices(spec).into_iter().map(|(name, device)| name_inside(name, device).to_owned()).collect(),
+        hooks: hooks::before_start(spec),
+    })
 }
 
 /// Sets the loopback interface up; in a new network namespace it is down.

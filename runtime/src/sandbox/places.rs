@@ -1,18 +1,15 @@
 //! Where the sandbox mounts something: whatever else is mounted in a container, its job has done.
 
-use super::devices;
 use super::root::clean;
+use super::{devices, hooks};
 use crate::config::Ask;
 use ckrun_virt::mounts::Places;
 use oci_spec::runtime::Spec;
 use std::path::{Path, PathBuf};
 
-/// Hooks that may enter the container and mount what they like; a restart runs them again.
-const HOOKS: [&str; 4] = ["prestart", "createRuntime", "createContainer", "startContainer"];
-
 /// All places; None when only the hooks know.
 pub fn of(spec: &Spec) -> Option<Places> {
-    if HOOKS.iter().any(|kind| !spec.hook_list(kind).is_empty()) {
+    if hooks::before_start(spec) {
         return None;
     }
     let mut places = Places::default();

@@ -48,8 +48,8 @@ pub struct CarryArgs {
     /// Taken for compatibility: the bundle's configuration says where the cgroups are
     #[arg(long, value_name = "MODE", hide = true, value_parser = ["soft", "full", "strict", "ignore"])]
     manage_cgroups_mode: Option<String>,
-    /// Taken for compatibility: the bundle's configuration says which namespaces there are
-    #[arg(long, value_name = "NAMESPACE", hide = true, value_parser = ["network"])]
+    /// Leave out what is in the container's network namespace: a restart's is as that of a new container
+    #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
     empty_ns: Vec<String>,
     /// Taken for compatibility: nothing is written to it unless memory is fetched later
     #[arg(long, value_name = "FD", hide = true, allow_hyphen_values = true)]
@@ -70,6 +70,11 @@ impl CarryArgs {
         // With runc it is `checkpoint` that tells by it when somebody can come for the pages.
         refuse(verb, "--status-fd", verb == "restore" && self.status_fd.is_some_and(|fd| fd >= 0))?;
         needs_root(verb)
+    }
+
+    /// What is in the network namespace is left out.
+    pub fn without_network(&self) -> bool {
+        !self.empty_ns.is_empty()
     }
 
     /// Leaves figures where clients look for them: in the directory of `--work-path`. The job has been written, or made,

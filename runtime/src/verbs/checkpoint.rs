@@ -65,7 +65,10 @@ impl Args {
 pub fn run(args: &Args, context: &Context) -> Result<i32> {
     self::check(args)?;
     let (image, outward) = (&args.carry.image_path, args.carry.outward());
-    let subject = Subject::find(context, "checkpoint", &args.id, image, args.leave_running, outward)?;
+    let mut subject = Subject::find(context, "checkpoint", &args.id, image, args.leave_running, outward)?;
+    if args.carry.without_network() {
+        subject = subject.without_network();
+    }
     if args.dry_run {
         return look(args, &subject);
     }

@@ -14,7 +14,7 @@ use crate::journal::Journal;
 use crate::progress::{Progress, size};
 use crate::sandbox::build::{Built, Parked, Restart, Start, build};
 use crate::sandbox::claim::At;
-use crate::sandbox::{self, console, destroy, hooks, labels, validate};
+use crate::sandbox::{self, console, destroy, hooks, labels, netdev, validate};
 use crate::status::Status;
 use crate::supervisor::Client;
 use crate::supervisor::record::{Plugin, of_image};
@@ -88,6 +88,7 @@ impl Args {
             devices: maps.paths,
             sockets: maps.sockets,
             unix: self.carry.ext_unix_sk,
+            network: !self.carry.without_network() && netdev::given(spec).is_some(),
             ..Options::default()
         };
         (options.changed, options.changed_files) = changed::policies(&self.changed_files, spec)?;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::plugin::Failed;
 use crate::progress::Progress;
 use crate::sandbox::guardian::{Charge, Guardian};
-use crate::sandbox::{destroy, places, seccomp};
+use crate::sandbox::{destroy, netdev, places, seccomp};
 use crate::state::{Entry, State};
 use crate::status::Status;
 use crate::supervisor::{Client, Record};
@@ -96,10 +96,17 @@ impl Subject {
                 .as_ref()
                 .and_then(|record| record.job_api.as_ref())
                 .map(|socket| socket.name.as_str().into()),
+            network: netdev::given(&spec),
             table: Some(table),
             stand: record.as_ref().is_some_and(|record| !record.plugins.is_empty()),
         };
         Ok(Subject { entry, state, init, options, record })
+    }
+
+    /// Leaves out what is in the job's network namespace.
+    pub fn without_network(mut self) -> Subject {
+        self.options.network = None;
+        self
     }
 
     /// What stands in the way.

@@ -92,6 +92,13 @@ impl<'a> Making<'a> {
         if let Some(names) = &job.names {
             names.restore(worker.host())?;
         }
+        match &job.network {
+            Some(network) if options.network => network.restore(worker.host())?,
+            Some(_) => {
+                log::warn!("what was in the job's network namespace is left out: this one is not made for it")
+            }
+            None => {}
+        }
         let shared = |id| handles.get(&id).map(|handle| handle.write);
         self.made = job.files.make(worker, self.image, &shared, options)?;
         if let Some(first) = job.members.first() {
