@@ -498,7 +498,7 @@ fn wrong_options_are_named() {
         (&[("server", "run/emu")], "option server=run/emu: must be an absolute path"),
         (&[("slto", "3")], "there is no option \"slto\"; there are server, slot, link"),
         (&[("slot", "first")], "option slot=first: must be any or a number"),
-        (&[("link", "usb")], "option link=usb: must be device, socket, memory or all"),
+        (&[("link", "usb")], "option link=usb: must be device, socket, memory, jtag or all"),
         (&[("link", "device"), ("ring", "/dev/shm/r")], "leaves out ring"),
         (&[("socket", "emu:4000")], "option socket=emu:4000: must be tcp:HOST:PORT or unix:PATH"),
         (&[("device", "emu0")], "option device=emu0: must be an absolute path"),
