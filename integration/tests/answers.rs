@@ -330,6 +330,69 @@ fn a_connection_that_is_being_made_outlives_the_supervisor() {
     container.no_trace();
 }
 
+/// Connects to the address in its options, and gives the connection to the job.
+const GIVER: &str = r#"#!/usr/bin/env python3
+import os, socket, sys
+sys.path.insert(0, os.environ.get("KIT", "@KIT@"))
+from ckrun_plugin import Plugin, Result, connection
+
+class Emulator(Plugin):
+    def tie(self):
+        host, port = self.ckrun.options["address"].rsplit(":", 1)
+        self.link = socket.create_connection((host, int(port)))
+        self.link.sendall(b"from the plugin\n")
+        return Result(bindings=[connection("tcp:emu:4000", fd=self.link.fileno())])
+
+    def running(self, event):
+        self.link.close()
+
+    def init(self, event):
+        return self.tie()
+
+    def restart(self, event):
+        return self.tie()
+
+sys.exit(Emulator().serve())
+"#;
+
+#[test]
+fn a_connection_that_a_plugin_has_made_is_the_jobs() {
+    let container = caller(&["emu", "4000"]);
+    let plugin = container.file("emu");
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/python");
+    fs::write(&plugin, GIVER.replace("@KIT@", path(&kit))).unwrap();
+    fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    let (listener, address) = listen();
+    // An option is key=value,…, and the name of an address has a colon in it.
+    let words = |address: &str| format!("{}:address={address}", path(&plugin));
+    quietly(&container, &["run", "--detach", "--plugin", &words(&address), "ID"]).ok();
+    let mut server = accept(&listener);
+    assert_eq!(server.answer(), "from the plugin");
+    let hosts = fs::read_to_string(format!("/proc/{}/root/etc/hosts", container.pid())).unwrap();
+    let line = hosts.lines().find(|line| line.ends_with(" emu")).expect("the container knows the name");
+    let name = line.replace(" emu", ":4000");
+    assert_eq!(server.ask("one"), format!("one 1 {name}"));
+    let image = container.file("image");
+    checkpoint(&container, &image);
+    drop(server);
+    let (listener, address) = listen();
+    let restore = ["restore", "--detach", "--image-path", path(&image), "--plugin", &words(&address), "ID"];
+    quietly(&container, &restore).ok();
+    let mut server = accept(&listener);
+    assert_eq!(server.answer(), "from the plugin");
+    assert_eq!(server.ask("two"), format!("two 2 {name}"));
+    // Another one is made as always.
+    assert_eq!(server.ask("again"), format!("again 3 {name}"));
+    assert_eq!(server.answer(), "", "the job has closed the first, and nobody else holds it");
+    let mut server = accept(&listener);
+    assert_eq!(server.ask("three"), format!("three 4 {name}"));
+    let end = pidfd(container.pid());
+    drop(server);
+    await_end(end);
+    container.ckrun(&["delete", "--force", "ID"]).ok();
+    container.no_trace();
+}
+
 #[test]
 fn the_jobs_own_filter_that_asks_somebody_can_not_be_had_together_with_it() {
     let container = caller(&["emu", "4000"]);

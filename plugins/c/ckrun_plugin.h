@@ -115,11 +115,13 @@ void ckrun_add_env(ckrun_result *result, const char *name, const char *value);
 /* options: separated by commas, "ro,nosuid"; may be NULL. */
 void ckrun_add_mount(ckrun_result *result, const char *source, const char *destination, const char *options);
 
-/* A handle in the structure of an ioctl. */
+/* A handle in an ioctl: in the structure that its argument points to, or, by `at`, "argument" or "result". `offset` and `size`
+ * are those in the structure; an argument has a `size`, or 0. */
 typedef struct ckrun_ioctl_handle {
     const char *space;
     unsigned offset, size;
     const char *direction;
+    const char *at;
 } ckrun_ioctl_handle;
 void ckrun_add_ioctl(ckrun_result *result, const char *device, uint64_t command, const ckrun_ioctl_handle *handles,
                      size_t count);

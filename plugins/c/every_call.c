@@ -28,6 +28,11 @@ static int init(ckrun *ck, const ckrun_event *event, ckrun_result *result) {
     ckrun_add_mount(result, "/opt/emu/lib", "/opt/emu/lib", "ro,nosuid");
     ckrun_ioctl_handle handle = {.space = "session", .offset = 0, .size = 4, .direction = "both"};
     ckrun_add_ioctl(result, "/dev/emu0", 0xc0084501, &handle, 1);
+    ckrun_ioctl_handle handles[] = {
+        {.space = "session", .at = "argument", .size = 4, .direction = "in"},
+        {.space = "buffer", .at = "result", .direction = "out"},
+    };
+    ckrun_add_ioctl(result, "/dev/emu0", 0x4502, handles, 2);
     close(real);
     close(other);
     return 0;

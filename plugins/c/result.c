@@ -101,10 +101,16 @@ void ckrun_add_ioctl(ckrun_result *result, const char *device, uint64_t command,
     for (size_t i = 0; i < count; i++) {
         ckrun_text_open(text, '{');
         pair(text, "space", handles[i].space);
-        ckrun_text_key(text, "offset");
-        ckrun_text_integer(text, handles[i].offset);
-        ckrun_text_key(text, "size");
-        ckrun_text_integer(text, handles[i].size);
+        if (handles[i].at) {
+            pair(text, "at", handles[i].at);
+        } else {
+            ckrun_text_key(text, "offset");
+            ckrun_text_integer(text, handles[i].offset);
+        }
+        if (handles[i].size || !handles[i].at) {
+            ckrun_text_key(text, "size");
+            ckrun_text_integer(text, handles[i].size);
+        }
         pair(text, "direction", handles[i].direction);
         ckrun_text_close(text, '}');
     }

@@ -24,7 +24,10 @@ class EveryCall(Plugin):
             env={"EMU_SLOTS": "1", "EMU_\"NAME\"": "Bär\n"},
             mounts=[{"source": "/opt/emu/lib", "destination": "/opt/emu/lib", "options": ["ro", "nosuid"]}],
             ioctls=[{"device": "/dev/emu0", "command": "0xc0084501",
-                     "handles": [{"space": "session", "offset": 0, "size": 4, "direction": "both"}]}],
+                     "handles": [{"space": "session", "offset": 0, "size": 4, "direction": "both"}]},
+                    {"device": "/dev/emu0", "command": "0x4502",
+                     "handles": [{"space": "session", "at": "argument", "size": 4, "direction": "in"},
+                                 {"space": "buffer", "at": "result", "direction": "out"}]}],
         )
 
     def precheckpoint(self, event):

@@ -321,19 +321,98 @@ pub enum Direction {
     Both,
 }
 
-/// Where a handle lies in the argument of an ioctl.
+/// Where a handle is in an ioctl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the structure that the argument points to.
+    Within {
+        /// Bytes from its beginning.
+        offset: u64,
+        /// Bytes: 1, 2, 4 or 8.
+        size: u64,
+    },
+    /// The argument is the handle, and points to nothing. It only goes in.
+    Argument {
+        /// How many bytes of it count: 4 or 8.
+        size: u64,
+    },
+    /// What the ioctl returns. It only comes out.
+    Result,
+}
+
+/// A handle in an ioctl.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawHandle", into = "RawHandle")]
 pub struct Handle {
     /// Where the number is unique.
     pub space: String,
-    /// Bytes from the beginning of the argument.
-    #[serde(deserialize_with = "integer")]
-    pub offset: u64,
-    /// Bytes: 1, 2, 4 or 8.
-    #[serde(deserialize_with = "integer")]
-    pub size: u64,
+    /// Where it is.
+    pub place: Place,
     /// Which way it goes.
     pub direction: Direction,
+}
+
+/// The word for a place that is none in a structure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum At {
+    Argument,
+    Result,
+}
+
+/// A handle as it is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct RawHandle {
+    space: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<At>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "maybe_integer")]
+    offset: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "maybe_integer")]
+    size: Option<u64>,
+    direction: Direction,
+}
+
+impl From<Handle> for RawHandle {
+    fn from(Handle { space, place, direction }: Handle) -> RawHandle {
+        let (at, offset, size) = match place {
+            Place::Within { offset, size } => (None, Some(offset), Some(size)),
+            Place::Argument { size } => (Some(At::Argument), None, Some(size)),
+            Place::Result => (Some(At::Result), None, None),
+        };
+        RawHandle { space, at, offset, size, direction }
+    }
+}
+
+impl TryFrom<RawHandle> for Handle {
+    type Error = String;
+
+    fn try_from(raw: RawHandle) -> Result<Handle, String> {
+        let RawHandle { space, at, offset, size, direction } = raw;
+        let place = match (at, offset, size, direction) {
+            (None, Some(offset), Some(size @ (1 | 2 | 4 | 8)), _) => Place::Within { offset, size },
+            (Some(At::Argument), None, None, Direction::In) => Place::Argument { size: 8 },
+            (Some(At::Argument), None, Some(size @ (4 | 8)), Direction::In) => Place::Argument { size },
+            (Some(At::Result), None, None, Direction::Out) => Place::Result,
+            (None, ..) => {
+                return Err(format!("handle of {space}: needs an offset and a size of 1, 2, 4 or 8"));
+            }
+            (Some(At::Argument), ..) => {
+                let why = "goes in, has no offset, and a size of 4 or 8 if any";
+                return Err(format!("handle of {space}: an argument {why}"));
+            }
+            (Some(At::Result), ..) => {
+                return Err(format!(
+                    "handle of {space}: a result comes out, and has neither offset nor size"
+                ));
+            }
+        };
+        Ok(Handle { space, place, direction })
+    }
+}
+
+fn maybe_integer<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    integer(from).map(Some)
 }
 
 /// An ioctl command that a plugin claims.

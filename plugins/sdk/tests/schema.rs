@@ -242,13 +242,18 @@ fn every_call_that_the_types_write_is_valid() {
 
 #[test]
 fn every_answer_that_the_types_write_is_valid() {
-    let handle = Handle { space: "session".into(), offset: 0, size: 8, direction: Direction::Out };
+    let handle = |place, direction| Handle { space: "session".into(), place, direction };
+    let handles = vec![
+        handle(Place::Within { offset: 0, size: 8 }, Direction::Both),
+        handle(Place::Argument { size: 4 }, Direction::In),
+        handle(Place::Result, Direction::Out),
+    ];
     let mount = Mount { source: "/opt".into(), destination: "/opt".into(), options: vec!["ro".into()] };
     let attachment = Attachment {
         bindings: bindings(),
         env: [("EMU".to_owned(), "1".to_owned())].into(),
         mounts: vec![mount],
-        ioctls: vec![Ioctl { device: "/dev/emu0".into(), command: Hex(0xc008_4501), handles: vec![handle] }],
+        ioctls: vec![Ioctl { device: "/dev/emu0".into(), command: Hex(0xc008_4501), handles }],
     };
     let welcome = Welcome {
         protocol: PROTOCOL.into(),

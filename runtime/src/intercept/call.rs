@@ -82,6 +82,28 @@ impl<'a> Call<'a> {
         pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).map_err(errno)
     }
 
+    /// Puts `new` in the place of its task's descriptor `number`; only that descriptor, whose flag for exec stays.
+    pub fn replace(&self, number: u64, new: &OwnedFd) -> Result<(), Errno> {
+        let number = number as u32;
+        let path = format!("/proc/{}/fdinfo/{number}", self.task);
+        let text = std::fs::read_to_string(path).map_err(|_| Errno::EBADF)?;
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).ok_or(Errno::EBADF)?;
+        let own = rustix::fs::OFlags::from_bits_retain(flags & libc::O_NONBLOCK as u32);
+        rustix::fs::fcntl_setfl(new, own).map_err(errno)?;
+        let mut add = libc::seccomp_notif_addfd {
+            id: self.id,
+            flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
+            srcfd: new.as_raw_fd().cast_unsigned(),
+            newfd: number,
+            newfd_flags: flags & libc::O_CLOEXEC as u32,
+        };
+        // SAFETY: the kernel reads one `struct seccomp_notif_addfd`, which this is.
+        let done =
+            unsafe { libc::ioctl(self.listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw mut add) };
+        Errno::result(done).map(drop)
+    }
+
     /// Reads `length` bytes of its task's memory; fewer if the memory ends before.
     pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, Errno> {
         let mut bytes = vec![0; length];

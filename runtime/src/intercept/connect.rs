@@ -38,6 +38,10 @@ pub fn answer(call: &mut Call<'_>, claims: &Claims) -> Answer {
     let again = call.slot.step() == Step::Doing;
     if rustix::net::getpeername(&socket).is_err() {
         call.slot.begin();
+        if let Some(given) = given(claims, &name, &socket) {
+            // Of this connection the plugin was the maker.
+            return call.replace(number, &given).map_or_else(Answer::Failed, |()| Answer::Done(0));
+        }
     }
     let done = match connect(&socket, &route.real) {
         Err(Errno::EISCONN) if again => Ok(()),
@@ -52,6 +56,16 @@ pub fn answer(call: &mut Call<'_>, claims: &Claims) -> Answer {
         claims.notes.add(&Note::Peer { cookie, name });
     }
     done.map_or_else(Answer::Failed, |()| Answer::Done(0))
+}
+
+/// A connection that a plugin has made already, for a socket of the same kind; once.
+fn given(claims: &Claims, name: &Name, socket: &OwnedFd) -> Option<OwnedFd> {
+    let mut all = lock(&claims.given);
+    let kind = |socket: &OwnedFd| (sockopt::socket_domain(socket), sockopt::socket_type(socket));
+    if kind(all.get(name)?) != kind(socket) {
+        return None;
+    }
+    all.remove(name)
 }
 
 /// Other names lead to the same place.

@@ -29,6 +29,7 @@ use names::Name;
 use notes::{Note, Notes};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -54,6 +55,8 @@ pub struct Claims {
     pub handles: Mutex<Handles>,
     /// Which name the job has used for a socket, by the socket's cookie, when its peer's address does not tell.
     pub used: Mutex<BTreeMap<u64, Name>>,
+    /// Connections that a plugin has made, by the names for which the job's first one is to be that.
+    pub given: Mutex<BTreeMap<Name, OwnedFd>>,
     /// What of this has changed since it was last written down as a whole.
     pub notes: Notes,
 }

@@ -2,7 +2,7 @@ use super::listen::{lock, serve};
 use super::names::Name;
 use super::pending::{Held, Pending};
 use super::{Claims, Command, Route, filter};
-use ckrun_plugin::binding::{Direction, Handle, Ioctl};
+use ckrun_plugin::binding::{Direction, Handle, Ioctl, Place};
 use ckrun_plugin::number::Hex;
 use nix::errno::Errno;
 use std::io::{Read, Write};
@@ -56,6 +56,32 @@ fn a_connection_goes_to_the_real_address_and_its_peer_has_the_virtual_one() {
     let mut said = String::new();
     server.accept().unwrap().0.read_to_string(&mut said).unwrap();
     assert_eq!(said, "hello");
+}
+
+#[test]
+fn a_connection_that_was_given_is_the_jobs_first() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let real = server.local_addr().unwrap();
+    let given = TcpStream::connect(real).unwrap();
+    let (first, _) = server.accept().unwrap();
+    let to = inet("198.18.0.1:4000");
+    let claims = routed([Route { name: String::new(), to: to.clone(), real: Name::Inet(real) }]);
+    lock(&claims.given).insert(to, given.into());
+    let (seen, claims) = under(claims, move || {
+        let mut socket = TcpStream::connect("198.18.0.1:4000").unwrap();
+        socket.write_all(b"hello").unwrap();
+        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+        let again = TcpStream::connect("198.18.0.1:4000").unwrap();
+        (socket.peer_addr().unwrap().to_string(), flags, again.peer_addr().unwrap().to_string())
+    });
+    let name = "198.18.0.1:4000".to_owned();
+    assert_eq!(seen, (name.clone(), rustix::io::FdFlags::CLOEXEC, name));
+    // The end of the job's descriptor is that of the connection.
+    let mut said = String::new();
+    (&first).read_to_string(&mut said).unwrap();
+    assert_eq!(said, "hello");
+    server.accept().unwrap();
+    assert!(lock(&claims.given).is_empty());
 }
 
 #[test]
@@ -259,7 +285,8 @@ fn a_slow_connection_keeps_no_other_waiting() {
 
 /// A claimed command with one handle: TIOCSPTLCK and TIOCGPTLCK take an int, which every pty has.
 fn locked(device: &Path, command: u64, direction: Direction) -> Command {
-    let handle = Handle { space: "lock".into(), offset: 0, size: 4, direction };
+    let place = Place::Within { offset: 0, size: 4 };
+    let handle = Handle { space: "lock".into(), place, direction };
     let claim = Ioctl { device: "/dev/emu0".into(), command: Hex(command), handles: vec![handle] };
     Command { claim, device: device.into() }
 }
@@ -293,6 +320,32 @@ fn handles_in_a_claimed_ioctl_are_translated_both_ways() {
         ]
     });
     assert_eq!(results, [Ok(40), Ok(40), Ok(41), Ok(41), Err(Errno::EINVAL), Ok(0)]);
+}
+
+#[test]
+fn an_argument_and_a_result_that_are_handles_are_translated() {
+    let pty = nix::pty::posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY).unwrap();
+    nix::pty::unlockpt(&pty).unwrap();
+    // Its argument is open(2)'s flags, and it returns a descriptor; here both count as handles.
+    let handle = |place, direction| Handle { space: "s".into(), place, direction };
+    let handles =
+        vec![handle(Place::Argument { size: 4 }, Direction::In), handle(Place::Result, Direction::Out)];
+    let claim = Ioctl { device: "/dev/emu0".into(), command: Hex(libc::TIOCGPTPEER), handles };
+    let claims = Claims { ioctls: vec![Command { claim, device: "/dev/ptmx".into() }], ..Claims::default() };
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    lock(&claims.handles).bind("s", 7, flags as u64).unwrap();
+    let fd = pty.as_raw_fd();
+    let (results, claims) = under(claims, move || {
+        // SAFETY: the command is about a number.
+        let ask = |argument: u64| Errno::result(unsafe { libc::ioctl(fd, libc::TIOCGPTPEER, argument) });
+        // Of a number of four bytes the rest is anything.
+        [ask(0xffff_ffff_0000_0007), ask(8)]
+    });
+    let Ok(number) = results[0] else { panic!("{results:?}") };
+    assert_eq!(results[1], Err(Errno::EINVAL));
+    let real = lock(&claims.handles).to_real("s", number as u64).unwrap();
+    // SAFETY: the listener's thread has made it for the job, whose it would be.
+    drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(real as i32) });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a plugin ties to a job, taken from its answer, with the descriptors that came along.
 
-use ckrun_plugin::binding::{Address, Attachment, Binding, Kind, Real, Rebinding};
+use ckrun_plugin::binding::{Address, Attachment, Binding, Ioctl, Kind, Place, Real, Rebinding};
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;
 use nix::fcntl::readlink;
@@ -22,6 +22,11 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// The same without its descriptor.
+    pub fn bare(&self) -> Bound {
+        Bound { binding: self.binding.clone(), fd: None }
+    }
+
     /// The binding as it is remembered and shown: what came as a descriptor has the name that the kernel has for it, the
     /// path of the file or the address of the peer.
     ///
@@ -105,9 +110,15 @@ impl Attached {
         if let Some(path) = absolute.into_iter().find(|path| !path.is_absolute()) {
             return Err(format!("mounts: {} is not an absolute path", path.display()));
         }
-        for handle in more.ioctls.iter().flat_map(|ioctl| &ioctl.handles) {
-            if !matches!(handle.size, 1 | 2 | 4 | 8) {
-                return Err(format!("ioctls: a handle of {} bytes; 1, 2, 4 and 8 are possible", handle.size));
+        for Ioctl { command, handles, .. } in &more.ioctls {
+            let is =
+                |wanted: fn(&Place) -> bool| handles.iter().filter(|handle| wanted(&handle.place)).count();
+            let argument = is(|place| matches!(place, Place::Argument { .. }));
+            if argument > 0 && is(|place| matches!(place, Place::Within { .. })) > 0 {
+                return Err(format!("ioctl {command}: an argument that is a handle points to no structure"));
+            }
+            if argument > 1 || is(|place| matches!(place, Place::Result)) > 1 {
+                return Err(format!("ioctl {command}: there is one argument, and one result"));
             }
         }
         Ok(Attached { plugin: plugin.into(), bindings, more })
@@ -194,10 +205,23 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let device = json!({"kind": "device", "virtual": "/dev/emu0", "real": "/dev/null"});
+        let ioctl =
+            |handles| json!({"ioctls": [{"device": "/dev/emu0", "command": "0x4502", "handles": handles}]});
         for (result, why) in [
             (json!({"bindings": [device, device]}), "/dev/emu0: is bound twice"),
             (json!({"bindings": [{"kind": "device", "virtual": "/dev/emu0"}]}), "needs one of real and fd"),
             (json!({"mounts": [{"source": "opt", "destination": "/opt"}]}), "opt is not an absolute path"),
+            (ioctl(json!([{"space": "s", "direction": "in"}])), "needs an offset and a size"),
+            (ioctl(json!([{"space": "s", "offset": 0, "size": 3, "direction": "in"}])), "1, 2, 4 or 8"),
+            (ioctl(json!([{"space": "s", "at": "argument", "direction": "out"}])), "an argument goes in"),
+            (ioctl(json!([{"space": "s", "at": "result", "direction": "in"}])), "a result comes out"),
+            (
+                ioctl(json!([
+                    {"space": "s", "at": "argument", "direction": "in"},
+                    {"space": "s", "offset": 0, "size": 4, "direction": "in"},
+                ])),
+                "ioctl 0x4502: an argument that is a handle points to no structure",
+            ),
         ] {
             let said = of(result, 0).unwrap_err();
             assert!(said.contains(why), "{said}");

@@ -281,7 +281,9 @@ impl Company {
                     return Err(wrong(&self.peers[peer], event, why));
                 }
             }
-            self.peers[peer].bindings.clone_from(&attached.bindings);
+            // Not their descriptors: whose they are to be decides when they are closed.
+            let bindings = attached.bindings.iter().map(Bound::bare);
+            self.peers[peer].bindings = bindings.collect();
             Ok(attached)
         });
         let attached: Result<Vec<Attached>, Failed> = attached.collect();
@@ -305,11 +307,11 @@ impl Company {
                         let old = &mut self.peers[peer].bindings;
                         match old.iter_mut().find(|old| old.binding.virtual_name() == name) {
                             Some(old) => {
-                                old.clone_from(&new);
+                                *old = new.bare();
                                 bound.push(Rebound { plugin: plugin.clone(), new });
                             }
                             None if event == Event::Recover => {
-                                old.push(new.clone());
+                                old.push(new.bare());
                                 bound.push(Rebound { plugin: plugin.clone(), new });
                             }
                             None => {

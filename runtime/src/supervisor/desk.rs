@@ -5,7 +5,7 @@ use super::errand::Errands;
 use super::guest::Guest;
 use super::keeper::Shelf;
 use super::logs::Logs;
-use super::record::{Record, in_table};
+use super::record::{Record, in_table, socket_name};
 use crate::error::Result;
 use crate::intercept::listen::lock;
 use crate::intercept::names::Name as Address;
@@ -85,6 +85,25 @@ impl Desk {
         Ok(())
     }
 
+    /// The job exists. A connection that a plugin has made for it is from now on the job's to close: who restores a job has
+    /// those that it had already, and the first connect(2) of a new one gets them.
+    pub fn part_with_sockets(&mut self) {
+        for (name, fd) in std::mem::take(&mut self.sockets) {
+            if self.record.job.generation == 0 {
+                self.give(&name, &fd);
+            }
+        }
+    }
+
+    /// The next connect(2) to a name gets this connection.
+    fn give(&self, name: &str, fd: &OwnedFd) {
+        let name = name.parse().map(|address| socket_name(&address).to_string());
+        let route = self.record.routes.iter().find(|route| Ok(&route.name) == name.as_ref());
+        if let (Some(claims), Some(route), Ok(fd)) = (&self.claims, route, fd.try_clone()) {
+            lock(&claims.given).insert(route.to.clone(), fd);
+        }
+    }
+
     /// Takes over the handles that the job has got from drivers meanwhile, and gives those that answer what has been
     /// bound.
     fn agree(&mut self) {
@@ -152,6 +171,11 @@ impl Desk {
                     drop(self.sockets.insert(name, Rc::clone(fd)))
                 }
                 _ => drop(self.sockets.remove(&name)),
+            }
+        }
+        if self.claims.is_some() {
+            for (name, fd) in std::mem::take(&mut self.sockets) {
+                self.give(&name, &fd);
             }
         }
         Ok(())

@@ -112,6 +112,7 @@ impl Story {
                     self.desk.shelf.put(Thing::Calls, Some(listener.as_fd()))?;
                     self.desk.listen(listener)?;
                 }
+                self.desk.part_with_sockets();
                 Ok(nothing(()))
             }
             Request::Running { after } => {
