@@ -64,6 +64,7 @@ impl Options {
         let mut owned = self.table.as_ref().map(Owned::of).unwrap_or_default();
         owned.outward = self.outward;
         owned.closing.clone_from(&self.closing);
+        owned.network = self.network.is_some();
         owned
     }
 

@@ -38,6 +38,8 @@ pub struct Owned {
     pub outward: Outward,
     /// The name of a unix socket outside of the job, connections to which the job finds closed after a restart.
     pub closing: Option<Bytes>,
+    /// What is in the job's network namespace goes with it.
+    pub network: bool,
 }
 
 impl Owned {

@@ -355,7 +355,10 @@ impl Job<'_> {
             _ if seen.path_only() => self.path_only(node).map(Object::Path),
             rustix::fs::FileType::CharacterDevice => match self.terminal(node)? {
                 Some(terminal) => Ok(Object::Terminal(terminal)),
-                None => self.device(node).map(Object::Device),
+                None => match self.tun(node)? {
+                    Some(tun) => Ok(Object::Tun(tun)),
+                    None => self.device(node).map(Object::Device),
+                },
             },
             _ => Err(refused::refuse(self, node)),
         }

@@ -100,6 +100,7 @@ impl Files {
             Object::Socket(socket) => socket.wrong(self),
             Object::Inotify(inotify) => inotify.wrong(),
             Object::Queue(queue) => queue.wrong(),
+            Object::Tun(tun) => tun.wrong(),
             Object::Pidfd(pidfd) => (pidfd.task.is_some() == pidfd.dead.is_some())
                 .then(|| "a pidfd of nobody, or of somebody who has gone".into()),
             Object::Eventfd(_) | Object::Signalfd(_) | Object::Timerfd(_) => None,
@@ -147,6 +148,7 @@ impl Files {
                     let number = (!device.owned).then_some(device.device);
                     expect(&device.path, libc::S_IFCHR, number).map(drop)?;
                 }
+                Object::Tun(tun) => expect(&tun.path, libc::S_IFCHR, None).map(drop)?,
                 Object::Socket(socket) => {
                     if let Some(to) = socket.leads_to() {
                         away.insert(to);

@@ -47,6 +47,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod timerfd;
+mod tun;
 
 pub use capture::{Captured, capture, survey};
 pub use lock::{Lock, Locks};
@@ -163,6 +164,8 @@ pub enum Object {
     Path(path::PathOnly),
     /// A device of the default set.
     Device(device::Device),
+    /// A device for packets.
+    Tun(tun::Tun),
     /// An end of a terminal.
     Terminal(terminal::TerminalUse),
     /// A file of `/proc`, `/sys` and the like.

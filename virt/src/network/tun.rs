@@ -1,7 +1,10 @@
 //! Devices of `/dev/net/tun`: each is a link, and those who have attached to it by a descriptor are its other side.
 
-use super::links::Link;
+use super::Given;
+use super::links::{self, Link};
+use crate::namespace::Namespace;
 use crate::netlink::record::{Record, number};
+use crate::netlink::{Netlink, protocols};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -69,6 +72,35 @@ pub(super) fn make(link: &Link, index: u32) -> Result<(), Failure> {
         }
     }
     order(&tun, SET_PERSISTENT, 1).doing(what)
+}
+
+/// What the kernel tells of a device only as of a link.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    /// It stays when nobody is attached.
+    pub persistent: bool,
+    /// Each packet has its protocol in front.
+    pub information: bool,
+}
+
+/// Looks at a device of `namespace`, or of ckrun's own.
+///
+/// # Errors
+/// The kernel's.
+pub fn look(namespace: Option<&Namespace>, name: &str) -> Result<Option<Told>, Failure> {
+    let abroad = namespace.map(Namespace::enter).transpose()?;
+    let route = Netlink::open(protocols::ROUTE);
+    drop(abroad);
+    let mut route = route.doing(|| format!("look at the device {name}"))?;
+    let (messages, names) = links::dump(&mut route)?;
+    for message in &messages {
+        let (link, _) = links::read(message, &names, &Given::default())?;
+        if link.name == name && link.is("tun") {
+            let has = |name| number(&link.data, name) != 0;
+            return Ok(Some(Told { persistent: has("persistent"), information: has("packet-information") }));
+        }
+    }
+    Ok(None)
 }
 
 /// Carries out an ioctl of `/dev/net/tun`.
