@@ -41,6 +41,18 @@ pub enum Changed {
     Ignore,
 }
 
+/// The network namespace of a job that is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NetworkIs {
+    /// Its owner's, who has made it: nothing in it is changed.
+    #[default]
+    Anothers,
+    /// Made by the sandbox. Everything in it is to be as it was.
+    Made,
+    /// Made by the sandbox, and to be left as that has made it.
+    LeftAsMade,
+}
+
 /// The other end of a connection, on this host.
 #[derive(Debug, Clone)]
 pub enum Peer {
@@ -90,8 +102,8 @@ pub struct Options {
     pub promised: Vec<PathBuf>,
     /// Names of sockets for which the same holds.
     pub promised_sockets: BTreeSet<Bytes>,
-    /// The sandbox has made a network namespace for the job, in which everything is to be as it was.
-    pub network: bool,
+    /// What is to be in the job's network namespace.
+    pub network: NetworkIs,
     /// What else the job's names stand for here, said by those who answer for it: handles.
     pub bound: Vec<(Id, Id)>,
 }

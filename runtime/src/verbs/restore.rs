@@ -22,7 +22,7 @@ use ckrun_plugin::After;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Image;
-use ckrun_virt::restore::{Baggage, Options, Problem, Report, check, look_around, restore};
+use ckrun_virt::restore::{Baggage, NetworkIs, Options, Problem, Report, check, look_around, restore};
 use ckrun_virt::still::Still;
 use ckrun_virt::table::Table;
 use ckrun_virt::table::rules::Rules;
@@ -88,7 +88,11 @@ impl Args {
             devices: maps.paths,
             sockets: maps.sockets,
             unix: self.carry.ext_unix_sk,
-            network: !self.carry.without_network() && netdev::given(spec).is_some(),
+            network: match netdev::given(spec) {
+                None => NetworkIs::Anothers,
+                Some(_) if self.carry.without_network() => NetworkIs::LeftAsMade,
+                Some(_) => NetworkIs::Made,
+            },
             ..Options::default()
         };
         (options.changed, options.changed_files) = changed::policies(&self.changed_files, spec)?;

@@ -13,7 +13,7 @@ use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
 use crate::nursery::{self, AREA, Birth};
 use crate::proc::Stat;
 use crate::program::Program;
-use crate::restore::{HATCH, Options};
+use crate::restore::{HATCH, NetworkIs, Options};
 use crate::signals::Action;
 use crate::sys::ptrace::Registers;
 use crate::tree::{self, Member, Step};
@@ -93,14 +93,17 @@ impl<'a> Making<'a> {
             names.restore(worker.host())?;
         }
         match &job.network {
-            Some(network) if options.network => network.restore(worker.host())?,
-            Some(_) => {
-                log::warn!("what was in the job's network namespace is left out: this one is not made for it")
+            Some(network) if options.network == NetworkIs::Made => network.restore(worker.host())?,
+            Some(_) if options.network == NetworkIs::Anothers => {
+                log::warn!("the job's links are left out: the network namespace was not made for it");
             }
-            None => {}
+            _ => {}
         }
         let shared = |id| handles.get(&id).map(|handle| handle.write);
         self.made = job.files.make(worker, self.image, &shared, options)?;
+        if let Some(network) = job.network.as_ref().filter(|_| options.network == NetworkIs::Made) {
+            network.finish(worker.host())?;
+        }
         if let Some(first) = job.members.first() {
             let has_terminal = Stat::of(worker.host()).is_some_and(|stat| stat.terminal != 0);
             let mut program = Program::new();

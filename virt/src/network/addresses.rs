@@ -38,8 +38,8 @@ pub(super) const ADDRESSES: List = List {
 };
 
 /// `IFA_F_*` that may be asked for: no question whether it is another's, home address, managed temporary, no prefix route,
-/// multicast join, stable privacy. The others tell what the kernel makes of the rest.
-const ASKED: u64 = NODAD | 0x10 | 0x100 | 0x200 | 0x400 | 0x800;
+/// multicast join. The others tell what the kernel makes of the rest.
+const ASKED: u64 = NODAD | 0x10 | 0x100 | 0x200 | 0x400;
 const NODAD: u64 = 0x02;
 const FOREVER: u64 = u32::MAX as u64;
 

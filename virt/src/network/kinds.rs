@@ -49,6 +49,9 @@ const BRIDGE: &[Field] = &[
     field(49, "most-learned", Kind::U32),
 ];
 
+/// Ports are numbered as they come.
+pub(super) const PORT_NUMBER: (u16, &str) = (18, "number");
+
 /// `IFLA_BRPORT_*`.
 pub(super) const PORT: &[Field] = &[
     field(2, "priority", Kind::U16),
@@ -61,6 +64,7 @@ pub(super) const PORT: &[Field] = &[
     field(9, "unicast-flood", Kind::U8),
     field(10, "proxy-arp", Kind::U8),
     field(12, "proxy-arp-wifi", Kind::U8),
+    field(PORT_NUMBER.0, PORT_NUMBER.1, Kind::U16),
     field(25, "multicast-router", Kind::U8),
     field(27, "multicast-flood", Kind::U8),
     field(28, "multicast-to-unicast", Kind::U8),

@@ -2,9 +2,9 @@
 
 use super::links::{ADDRESS_GENERATION, ATTRIBUTES, FLAGS, Link, Origin, UP, dump, ifla, info, read};
 use super::{FILE, Given, kinds, tun};
-use crate::netlink::record::{Record, write};
-use crate::netlink::{Attributes, Netlink, record::Names};
-use crate::{Error, Failure};
+use crate::netlink::record::{Names, Record, number, write};
+use crate::netlink::{Attributes, Netlink};
+use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 
@@ -140,7 +140,9 @@ impl Maker<'_> {
 
     fn change_those(&mut self, settled: bool) -> Result<(), Error> {
         let now = self.now()?;
-        for link in self.links.iter().filter(|link| link.origin != Origin::Given) {
+        let mut all: Vec<&Link> = self.links.iter().filter(|link| link.origin != Origin::Given).collect();
+        all.sort_by_key(|link| number(&link.port, kinds::PORT_NUMBER.1));
+        for link in all {
             let Some(there) = now.get(&link.name) else { continue };
             let own = |name: &str| {
                 let from_ports = link.is("bridge") && ["address", "mtu"].contains(&name);
@@ -150,7 +152,8 @@ impl Maker<'_> {
             new.retain(|name, _| own(name));
             let mut details = Attributes::default();
             if link.master.is_some() && there.master == link.master {
-                let port = different(&link.port, &there.port);
+                let mut port = different(&link.port, &there.port);
+                port.remove(kinds::PORT_NUMBER.1);
                 if !port.is_empty() {
                     let port = write(kinds::PORT, &port, &self.names).map_err(|why| damaged(link, why))?;
                     details.put_text(info::SLAVE_KIND, "bridge").nest(info::SLAVE_DATA, &port);
@@ -226,10 +229,23 @@ impl Maker<'_> {
         height
     }
 
-    /// Lets links make addresses for themselves as before.
-    pub fn let_generate(&mut self) -> Result<(), Error> {
+    /// Waits until all know of the state of the wires: the kernel tells it a little later, but before it answers a question
+    /// about one link (`rtnl_getlink`).
+    pub fn wires(&mut self) -> Result<(), Error> {
+        for link in self.links.iter().filter(|link| link.is_made()) {
+            let index = self.names.index(&link.name).unwrap_or(0);
+            let what = || format!("look at the link {}", link.name);
+            self.route.ask(libc::RTM_GETLINK, header(index, 0, 0).bytes()).doing(what)?;
+        }
+        Ok(())
+    }
+
+    /// Lets links make addresses for themselves as before. When its wire is connected a link begins with that, so those of
+    /// which that is still to come are left for a second time.
+    pub fn let_generate(&mut self, tuns: bool) -> Result<(), Error> {
         let now = self.now()?;
-        for link in self.links.iter().filter(|link| link.origin != Origin::Given) {
+        let due = |link: &&Link| link.origin != Origin::Given && (tuns || !link.is("tun"));
+        for link in self.links.iter().filter(due) {
             let there = now.get(&link.name).and_then(|there| there.address_generation);
             if let Some(mode) = link.address_generation
                 && there.is_some_and(|there| there != mode)

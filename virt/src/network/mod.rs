@@ -239,7 +239,29 @@ impl Network {
         self.make()
     }
 
-    /// The same in the namespace that this thread is in.
+    /// Does what is left when the job's descriptors are attached to its devices again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn finish(&self, init: Pid) -> Result<(), Error> {
+        if !self.links.iter().any(|link| link.is("tun")) {
+            return Ok(());
+        }
+        let Some(namespace) = Namespace::of(init, Kind::Net)? else { return Ok(()) };
+        let _abroad = namespace.enter()?;
+        self.attached()
+    }
+
+    fn attached(&self) -> Result<(), Error> {
+        let mut route =
+            Netlink::open(protocols::ROUTE).doing(|| "open a socket to the job's network namespace")?;
+        let (_, names) = links::dump(&mut route)?;
+        let mut maker = making::Maker { route: &mut route, links: &self.links, names };
+        maker.wires()?;
+        maker.let_generate(true)
+    }
+
+    /// The same as [`Network::restore`] in the namespace that this thread is in.
     fn make(&self) -> Result<(), Error> {
         sysctls::restore(&self.sysctls)?;
         let mut route =
@@ -250,11 +272,12 @@ impl Network {
         sysctls::restore_links(&self.sysctls, &self.links)?;
         maker.change()?;
         maker.raise()?;
+        maker.wires()?;
         let names = maker.names.clone();
         let given = self.links.iter().filter(|link| link.origin == Origin::Given);
         let given: BTreeSet<&str> = given.map(|link| link.name.as_str()).collect();
         let elsewhere = addresses::restore(&self.addresses, &given, maker.route, &names)?;
-        maker.let_generate()?;
+        maker.let_generate(false)?;
         routes::restore_neighbours(&self.neighbours, &mut route, &names)?;
         routes::restore_rules(&self.rules, &mut route, &names)?;
         routes::restore(&self.routes, &given, &elsewhere, &mut route, &names)?;

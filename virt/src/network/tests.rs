@@ -82,6 +82,7 @@ fn survives_beside(sandbox: &'static str, script: &'static str) {
             assert_eq!(image, before);
             image.check().unwrap();
             image.make().unwrap_or_else(|e| panic!("{e}"));
+            image.attached().unwrap();
             same(&look(LOOK), &said);
             let (after, troubles) = read(&Given::default());
             same(
