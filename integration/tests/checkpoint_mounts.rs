@@ -140,15 +140,45 @@ fn peers_are_peers_again() {
 }
 
 #[test]
+fn who_only_receives_goes_on_to_receive() {
+    survives(
+        "mkdir -p /one/dir /two /three /four; mount --bind /one /one; mount --make-shared /one; mount --bind /one /two
+        mount --make-slave /two; mount --bind /two /three; mount --make-shared /two; mount --bind /one/dir /four",
+        "mkdir -p /one/dir/in; mount -t tmpfs one /one/dir/in; mount -t tmpfs two /two/dir; grep -c '^one' /proc/mounts
+        grep -c '^two' /proc/mounts; umount /two/dir /one/dir/in; grep -c '^one\\|^two' /proc/mounts || true",
+    );
+}
+
+#[test]
+fn what_was_deleted_stays_mounted() {
+    survives(
+        "mkdir -p /gone/deep /scratch/gone /at /there; touch /file /scratch/at; echo content > /scratch/file
+        chmod 751 /gone/deep; mount --bind /gone/deep /at; rmdir /gone/deep; mount --bind /scratch/gone /there; rmdir /scratch/gone
+        mount --bind /scratch/file /scratch/at; mount --bind /scratch/file /file; rm /scratch/file",
+        "stat -c %a /at; ! touch /at/x 2>/dev/null; ls /scratch /at /there; cat /file; : > /scratch/at; wc -c /file; echo content > /scratch/at; cat /file",
+    );
+}
+
+#[test]
+fn whatever_is_hidden_comes_back() {
+    survives(
+        "mkdir -p /a/b; mount -t tmpfs one /a/b; echo 1 > /a/b/1; mount -t tmpfs two /a/b; mkdir /a/b/c; echo 2 > /a/b/2
+        mount -t tmpfs three /a/b/c; echo 3 > /a/b/c/3; mount -t tmpfs four /a; echo 4 > /a/4; mkdir /a/b
+        mount -t tmpfs five /a/b; echo 5 > /a/b/5; echo scratch > /scratch/0; mount -t tmpfs over /scratch",
+        "unshare -m sh -c 'cat /a/b/*; umount /a/b; cat /a/*; umount /a; cat /a/b/c/*; umount /a/b/c; cat /a/b/*
+        umount /a/b; cat /a/b/*; umount /a/b; ls /a/b; umount /scratch; cat /scratch/*' 2>&1",
+    );
+}
+
+#[test]
 fn what_can_not_be_mounted_again_is_named_and_the_job_goes_on() {
     for (script, point, why) in [
-        ("mkdir /gone; mkdir /at; mount --bind /gone /at; rmdir /gone", "mount /at", "has been deleted"),
-        (
-            "echo x > /scratch/x; mount -t tmpfs over /scratch",
-            "mount /scratch",
-            "hides a file system in memory",
-        ),
         ("mkdir /t; mount -t ramfs r /t", "mount /t", "can't be made again"),
+        (
+            "mkdir /t /u; mount -t tmpfs t /t; mkdir /t/d; mount --bind /t/d /u; umount /t",
+            "mount /u",
+            "a part of what is mounted nowhere",
+        ),
     ] {
         let container = sleeper();
         sh(&container, script).ok();

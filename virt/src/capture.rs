@@ -58,10 +58,13 @@ impl Capture {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn begin(init: Pid, limit: u64, cpu: usize) -> Result<Self, Error> {
+    pub fn begin(frozen: &Frozen, limit: u64, cpu: usize) -> Result<Self, Error> {
+        let processes = frozen.running();
+        let missing = || Failure::new("find the first process", nix::errno::Errno::ESRCH);
+        let init = *processes.first().ok_or_else(missing)?;
         Ok(Capture {
             job: Job::default(),
-            census: Census::new(init, limit)?,
+            census: Census::new(&processes, limit)?,
             blockers: Vec::new(),
             witnesses: Witnesses::default(),
             init,

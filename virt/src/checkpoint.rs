@@ -276,7 +276,7 @@ impl Steps<'_> {
         events: &mut dyn Events,
         give: &mut dyn FnMut(Load),
     ) -> Result<Capture, Error> {
-        let mut capture = Capture::begin(self.init, DELETED, self.cpu)?;
+        let mut capture = Capture::begin(frozen, DELETED, self.cpu)?;
         capture.job.filters.foreign.clone_from(&self.options.asks);
         capture.processes(frozen, self.options.goes_on().then_some(&mut self.copies), give)?;
         refuse(std::mem::take(&mut capture.blockers))?;
@@ -294,10 +294,9 @@ impl Steps<'_> {
 
         fault::point("checkpoint:tmpfs")?;
         let mounted = fd::mounts(self.init)?;
-        let survey = |places| mounts::survey(self.init, &mounted, places);
-        let changed = self.options.places.as_ref().map(survey).transpose()?.unwrap_or_default();
-        refuse(changed.blockers)?;
-        tmpfs::capture(self.init, &mounted, &changed.changes, image)?;
+        let mut changed = mounts::survey(&frozen.running(), &mounted, self.options.places.as_ref())?;
+        refuse(std::mem::take(&mut changed.blockers))?;
+        tmpfs::capture(self.init, &mounted, &changed, image)?;
         image.json(mounts::FILE, &changed.changes)?;
         if let Some(given) = &self.options.network {
             let hosts: Vec<Pid> = frozen.processes.iter().map(|process| process.stopped.host).collect();

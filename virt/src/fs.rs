@@ -1,6 +1,6 @@
 //! A process's place in the file system: working directory, root directory, umask.
 
-use crate::fd::{Container, Job, Located, Made, Member, Trouble, locate, mount_id};
+use crate::fd::{Graph, Job, Located, Made, Member, Trouble, is_first, locate, mount_id};
 use crate::image::Bytes;
 use crate::program::Program;
 use crate::{Doing, Failure};
@@ -19,6 +19,9 @@ pub struct Fs {
     pub root: Option<Bytes>,
     /// The permissions that new files do not get.
     pub umask: u32,
+    /// The mount namespace that it is in; 0 is that of the first process.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub namespace: u32,
 }
 
 /// A directory.
@@ -46,25 +49,33 @@ struct Link {
 }
 
 impl Link {
-    fn look(path: String, container: &Container) -> Result<Link, Failure> {
+    fn look(path: String, graph: &Graph) -> Result<Link, Failure> {
         let name = std::fs::read_link(&path).doing(|| format!("read {path}"))?;
         let stat = rustix::fs::stat(&path).doing(|| format!("look at {path}"))?;
         let mount = mount_id(&path)?;
+        let (_, container) = graph.home(mount);
         Ok(Link { name: container.relative(name.into_os_string().into_vec()), path, stat, mount })
     }
 }
 
 impl Fs {
-    pub(crate) fn capture(job: &mut Job<'_>, member: &Member) -> Result<Fs, Trouble> {
-        let container = job.container();
-        let root = Link::look(format!("/proc/{}/root", member.host), container)?;
+    /// That of the member of number `at`.
+    pub(crate) fn capture(job: &mut Job<'_>, at: usize, member: &Member) -> Result<Fs, Trouble> {
+        let graph = job.graph();
+        let (namespace, container) = graph.namespace(at);
+        let at_home = |what: &str, mount: u64| match graph.home(mount).0 {
+            home if home == namespace => Ok(()),
+            _ => Err(Trouble::refused(what, "it is in another mount namespace than the process")),
+        };
+        let root = Link::look(format!("/proc/{}/root", member.host), graph)?;
         let root = if container.is_root(&root.stat, root.mount) {
             if !container.is_whole() {
                 return Err(Trouble::refused("root directory", "the job's first process has called chroot"));
             }
             None
         } else {
-            match locate(container, &root.name, &root.stat, root.mount).map_err(|e| e.of("root directory"))? {
+            at_home("root directory", root.mount)?;
+            match locate(graph, &root.name, &root.stat, root.mount).map_err(|e| e.of("root directory"))? {
                 Located::Named(path) => Some(path.into()),
                 Located::Deleted(path) => {
                     let name = String::from_utf8_lossy(&path).into_owned();
@@ -72,20 +83,25 @@ impl Fs {
                 }
             }
         };
-        let cwd = Link::look(format!("/proc/{}/cwd", member.host), container)?;
-        let cwd = match locate(container, &cwd.name, &cwd.stat, cwd.mount)
-            .map_err(|e| e.of("working directory"))?
-        {
-            Located::Named(path) => Place::Path(path.into()),
-            Located::Deleted(last) => {
-                Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost)
-            }
-        };
-        Ok(Fs { cwd, root, umask: member.umask })
+        let cwd = Link::look(format!("/proc/{}/cwd", member.host), graph)?;
+        at_home("working directory", cwd.mount)?;
+        let cwd =
+            match locate(graph, &cwd.name, &cwd.stat, cwd.mount).map_err(|e| e.of("working directory"))? {
+                Located::Named(path) => Place::Path(path.into()),
+                Located::Deleted(last) => {
+                    Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost)
+                }
+            };
+        Ok(Fs { cwd, root, umask: member.umask, namespace })
     }
 
-    /// Goes to a deleted working directory, as long as there is a descriptor for it.
+    /// Goes to its mount namespace, as long as it has no other threads, and to a deleted working directory, as long as there
+    /// is a descriptor for it.
     pub(crate) fn place(&self, made: &Made, program: &mut Program) {
+        if let Some(namespace) = made.namespace(self.namespace).filter(|_| self.namespace > 0) {
+            let args = [namespace.handle.into(), libc::CLONE_NEWNS.into()];
+            program.call("go to a mount namespace", libc::SYS_setns, &args);
+        }
         if let Place::Deleted(ghost) = self.cwd {
             let fd = made.ghost(ghost).unwrap_or(-1);
             program.call("go to a deleted directory", libc::SYS_fchdir, &[fd.into()]);

@@ -9,13 +9,14 @@ use crate::events::Events;
 use crate::image::{Bytes, Host, Image};
 use crate::job::Job;
 use crate::making::Making;
+use crate::mounts::Namespace;
 use crate::status::Status;
 use crate::table::rules::Rules;
 use crate::table::{Generation, Id, Row, Table, Time, live};
-use crate::{Doing, Error, fault, memory, mounts, timers, tmpfs};
+use crate::{Doing, Error, Failure, fault, memory, mounts, timers, tmpfs};
 use nix::unistd::Pid;
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -233,19 +234,44 @@ fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
 /// # Errors
 /// The image can't be read, or is damaged; the kernel's.
 pub fn look_around(image: &Image, init: Pid, options: &Options) -> Result<Vec<Problem>, Error> {
-    misfits(&Job::read(image)?, init, options)
+    misfits(&Job::read(image)?, &namespaces(image)?, init, options)
 }
 
-fn misfits(job: &Job, init: Pid, options: &Options) -> Result<Vec<Problem>, Error> {
-    let path = format!("/proc/{init}/root");
-    let root = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .doing(|| format!("open {path}"))?;
-    let mut problems = job.files.check(root.as_fd(), options)?;
+/// The numbers that the process which is to become the first one has for the mount namespaces of the job.
+fn namespaces(image: &Image) -> Result<Vec<Namespace<RawFd>>, Error> {
+    let changes: mounts::Changes = image.json(mounts::FILE)?;
+    changes.check().map_err(|why| Error::Damaged(format!("{}: {why}", mounts::FILE)))?;
+    Ok(mounts::numbers(changes.namespaces()))
+}
+
+fn misfits(
+    job: &Job,
+    namespaces: &[Namespace<RawFd>],
+    init: Pid,
+    options: &Options,
+) -> Result<Vec<Problem>, Error> {
+    let roots = mounts::roots(init, namespaces, &mut |fd| take(init, fd))?;
+    if let Some(more) = job.files.namespaces().chain(memory::namespaces(&job.objects)).max()
+        && more as usize >= roots.len()
+    {
+        return Err(Error::Damaged(format!("{}: there is no mount namespace {more}", mounts::FILE)));
+    }
+    let Some(root) = roots.first() else { return Ok(Vec::new()) };
+    let mut problems = job.files.check(&roots, options)?;
     problems.extend(job.files.check_terminals(root.as_fd(), init)?);
-    problems.extend(memory::check_files(&job.objects, root.as_fd(), options)?);
+    problems.extend(memory::check_files(&job.objects, &roots, options)?);
     problems.extend(unable(job, init)?);
     problems.extend(job.sysv.homeless(init)?);
     Ok(problems)
+}
+
+/// A duplicate of a descriptor of `init`, which is not stopped yet.
+fn take(init: Pid, fd: RawFd) -> Result<OwnedFd, Failure> {
+    let what = || format!("take descriptor {fd} of process {init}");
+    let pid = rustix::process::Pid::from_raw(init.as_raw());
+    let pid = pid.ok_or_else(|| Failure::new(what(), nix::errno::Errno::ESRCH))?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).doing(what)?;
+    pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).doing(what)
 }
 
 /// The capabilities of all tasks come from the first one.
@@ -305,12 +331,16 @@ impl Baggage {
 }
 
 /// What a process that is to become the job's first one does inside the sandbox: contents of file systems, and what the
-/// job had changed about its mounts. `made` are the paths at which the sandbox has mounted a new tmpfs.
+/// job had changed about its mounts. `made` are the paths at which the sandbox has mounted a new tmpfs. The answer is the
+/// mount namespaces of the job, for which it is to have the numbers from [`HATCH`] on.
 ///
 /// # Errors
 /// The kernel's, the image's.
-pub fn inside<'p>(baggage: &Baggage, made: impl IntoIterator<Item = &'p Path>) -> Result<(), Error> {
-    tmpfs::restore(&baggage.tmpfs, made, &baggage.mounts.tmpfs().collect())?;
+pub fn inside<'p>(
+    baggage: &Baggage,
+    made: impl IntoIterator<Item = &'p Path>,
+) -> Result<mounts::Namespaces, Error> {
+    tmpfs::restore(&baggage.tmpfs, made)?;
     mounts::restore(&baggage.mounts, &baggage.tmpfs)
 }
 
@@ -329,13 +359,14 @@ pub fn restore(
     let job = Job::read(image)?;
     let mut table: Table = image.json("table.json")?;
 
-    let problems = misfits(&job, init, options)?;
+    let namespaces = namespaces(image)?;
+    let problems = misfits(&job, &namespaces, init, options)?;
     if !problems.is_empty() {
         let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
         return Err(Error::Unsupported(list.join("; ")));
     }
     fault::point("restore:seize")?;
-    let mut making = Making::begin(&job, image, init, hatch)?;
+    let mut making = Making::begin(&job, image, init, hatch, namespaces)?;
     fault::point("restore:files")?;
     making.files(options)?;
     fault::point("restore:tree")?;

@@ -114,6 +114,12 @@ impl Frozen {
         self.processes.iter().flat_map(|process| &process.threads)
     }
 
+    /// The processes that have not ended, as ckrun sees their ids, the first one first.
+    pub fn running(&self) -> Vec<Pid> {
+        let running = self.processes.iter().filter(|process| !process.threads.is_empty());
+        running.map(|process| process.stopped.host).collect()
+    }
+
     /// Lets the job go on.
     pub fn release(mut self) {
         self.let_go();

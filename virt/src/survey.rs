@@ -31,14 +31,12 @@ const MOMENT: Duration = Duration::from_millis(2);
 pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     let mounted = fd::mounts(init)?;
     let mut blockers = tmpfs::survey(init, &mounted)?;
-    if let Some(places) = &options.places {
-        blockers.extend(mounts::survey(init, &mounted, places)?.blockers);
-    }
-    blockers.extend(strangers(init, &options.members));
     let processes = descendants(init);
     if let Some(given) = &options.network {
         blockers.extend(network::survey(init, &processes, &mounted, given)?);
     }
+    blockers.extend(mounts::survey(&processes, &mounted, options.places.as_ref())?.blockers);
+    blockers.extend(strangers(init, &options.members));
     blockers.extend(posix::survey(init)?);
     blockers.extend(fd::survey(&processes, &options.owned())?);
     blockers.extend(lasting(|| {
@@ -48,7 +46,7 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
         }
         Ok(found)
     })?);
-    let mut census = Census::new(init, DELETED)?;
+    let mut census = Census::new(&processes, DELETED)?;
     let namespaces = Common::of(init)?;
     for host in processes {
         let Some(task) = look(host) else { continue };

@@ -269,7 +269,8 @@ impl<'a> Init<'a> {
     /// confines it is in the image.
     fn await_restore(&mut self, baggage: &Baggage) -> Result<Infallible> {
         let new = |m: &&Wanted<'_>| m.kind == "tmpfs" && !m.options.bind && self.namespaces.has(Kind::Mount);
-        restore::inside(baggage, self.mounts.iter().filter(new).map(|m| m.destination.as_path()))?;
+        let namespaces =
+            restore::inside(baggage, self.mounts.iter().filter(new).map(|m| m.destination.as_path()))?;
         if let Some(process) = self.spec.process() {
             identity::own_streams(process.user())?;
             self.run_start_container(process)?;
@@ -279,7 +280,7 @@ impl<'a> Init<'a> {
         // Who turns this process into the job decides by whose death that dies. Until then the channel tells of ckrun's.
         prctl::set_pdeathsig(None).doing(|| "outlive ckrun")?;
         log::debug!("init: waits to be made the job");
-        park::park(&self.channel)
+        park::park(&self.channel, &namespaces)
     }
 
     /// From now on some system calls of this process, and of all that come from it, are answered by the supervisor. It is the

@@ -1,29 +1,42 @@
 //! The wait of an init that is to become the first process of a restored job.
 //!
 //! Everything that it has beyond its sandbox is a hindrance to the job, so it lets go of all descriptors but the standard
-//! streams and one: the channel to ckrun, which from now on is the hatch through which ckrun hands descriptors to it.
+//! streams and one: the channel to ckrun, which from now on is the hatch through which ckrun hands descriptors to it. Behind
+//! that come the mount namespaces of the job, if it has several.
 //! While it waits it is ptraced, and then its memory, its descriptors and its registers are replaced by those of the job.
 
 use super::channel::{Channel, Note};
 use crate::error::Result;
 use ckrun_virt::Doing;
+use ckrun_virt::mounts::Namespaces;
 use ckrun_virt::restore::HATCH;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use std::convert::Infallible;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 /// Tells ckrun that this process is ready, and waits to be made another. It ends when ckrun does.
 ///
 /// # Errors
 /// The kernel's, and only before anything was closed.
-pub fn park(channel: &Channel) -> Result<Infallible> {
-    let own = channel.as_fd().as_raw_fd();
-    // SAFETY: plain numbers. Who owned descriptor 3 never runs again: below, this process can only end.
-    let moved = if own == HATCH { HATCH } else { unsafe { libc::dup2(own, HATCH) } };
-    Errno::result(moved).doing(|| "move the channel to its known number")?;
+pub fn park(channel: &Channel, namespaces: &Namespaces) -> Result<Infallible> {
+    let namespaces =
+        namespaces.iter().flat_map(|namespace| [namespace.handle.as_fd(), namespace.root.as_fd()]);
+    let wanted: Vec<_> = std::iter::once(channel.as_fd()).chain(namespaces).collect();
+    let end = HATCH + i32::try_from(wanted.len()).map_err(|_| Errno::EMFILE).doing(|| "park")?;
+    // First out of each other's way.
+    let aside = wanted.iter().map(|fd| {
+        let aside = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(end));
+        aside.doing(|| "move a descriptor out of the way")
+    });
+    for (fd, number) in aside.collect::<Result<Vec<_>, _>>()?.into_iter().zip(HATCH..) {
+        // SAFETY: plain numbers. Who owned this one never runs again: below, this process can only end.
+        let moved = unsafe { libc::dup2(fd, number) };
+        Errno::result(moved).doing(|| "move a descriptor to its known number")?;
+    }
     // SAFETY: as above; no owner of any of these descriptors runs again.
-    let closed = unsafe { libc::close_range(HATCH as libc::c_uint + 1, libc::c_uint::MAX, 0) };
-    Errno::result(closed).doing(|| "close all descriptors but the hatch")?;
+    let closed = unsafe { libc::close_range(end.unsigned_abs(), libc::c_uint::MAX, 0) };
+    Errno::result(closed).doing(|| "close all other descriptors")?;
     // SAFETY: the descriptor is open, and nobody else who would close it runs again.
     let hatch = Channel::from(unsafe { OwnedFd::from_raw_fd(HATCH) });
     if hatch.send(&Note::Ready).is_ok() {
@@ -54,6 +67,7 @@ mod tests {
     use crate::sandbox::testing::in_child;
     use ckrun_virt::sys::Clone3;
     use nix::sys::wait::{WaitStatus, waitpid};
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_parked_process_has_its_streams_and_the_hatch_and_ends_with_us() {
@@ -62,7 +76,7 @@ mod tests {
             let ours_there = ours.as_fd().as_raw_fd();
             let parked = spawn(&Clone3::default(), move || {
                 let _ = nix::unistd::close(ours_there);
-                let Err(_) = park(&theirs);
+                let Err(_) = park(&theirs, &Namespaces::new());
                 2
             })
             .unwrap();

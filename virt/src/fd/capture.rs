@@ -88,7 +88,12 @@ pub(crate) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// The file systems that the job has.
+    /// All that is known of its descriptors.
+    pub(crate) fn graph(&self) -> &'a Graph {
+        self.graph
+    }
+
+    /// The file systems that the job's first process has.
     pub(crate) fn container(&self) -> &'a Container {
         &self.graph.container
     }
@@ -287,7 +292,7 @@ fn look(
         job.quiet_epolls()?;
     }
     for (at, member) in graph.members.iter().enumerate() {
-        match Fs::capture(&mut job, member) {
+        match Fs::capture(&mut job, at, member) {
             Ok(fs) => {
                 let holdings = job.holdings(at, fs);
                 job.files.processes.insert(member.pid, holdings);
@@ -327,7 +332,8 @@ impl Job<'_> {
         locks.flocker = locks.flocker.and_then(|host| self.virtual_id(host));
         let (owner, signal) = if seen.path_only() { (None, None) } else { self.owner(node)? };
         let position = if object.has_position() { seen.info.position } else { 0 };
-        Ok(Description { flags: seen.info.flags, position, owner, signal, locks, object })
+        let namespace = if seen.has_path() { self.graph.home(seen.info.mount).0 } else { 0 };
+        Ok(Description { flags: seen.info.flags, position, owner, signal, locks, namespace, object })
     }
 
     fn object(&mut self, node: usize) -> Result<Object, Trouble> {
@@ -373,7 +379,7 @@ impl Job<'_> {
         if let Some(pseudo) = self.pseudo(node)? {
             return Ok(Object::Pseudo(pseudo));
         }
-        Ok(match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount)? {
+        Ok(match locate(self.graph, &seen.link, &seen.stat, seen.info.mount)? {
             Located::Deleted(last) => Object::Ghost(self.ghost(node, &last)?),
             Located::Named(path) if seen.path_only() => Object::Path(path::PathOnly::new(path, seen)),
             Located::Named(path) if seen.type_() == rustix::fs::FileType::Directory => {

@@ -10,7 +10,7 @@ use crate::{Doing, Error, Failure};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -75,6 +75,23 @@ impl Files {
         Ok(())
     }
 
+    /// The mount namespaces that are named.
+    pub fn namespaces(&self) -> impl Iterator<Item = u32> {
+        let descriptions = self.descriptions.iter().flat_map(|description| {
+            let (file, watches) = match &description.object {
+                Object::Socket(socket) => (socket.file().map(|(there, _)| there), &[][..]),
+                Object::Inotify(inotify) => (None, &inotify.watches[..]),
+                _ => (None, &[][..]),
+            };
+            let watched = watches.iter().map(|watch| watch.namespace);
+            [description.namespace].into_iter().chain(file).chain(watched)
+        });
+        let ghosts = self.ghosts.iter().map(|ghost| ghost.namespace);
+        let fifos = self.fifos.iter().map(|fifo| fifo.namespace);
+        let processes = self.processes.values().map(|holdings| holdings.fs.namespace);
+        descriptions.chain(ghosts).chain(fifos).chain(processes)
+    }
+
     fn wrong(&self, description: &Description) -> Option<String> {
         let listed =
             |what: &str, id: u32, len: usize| (id as usize >= len).then(|| format!("{what} {id} of {len}"));
@@ -107,14 +124,20 @@ impl Files {
         }
     }
 
-    /// What of the job's files is not there, or not as it was, in the container with the root directory `root`, where
-    /// all is mounted.
+    /// What of the job's files is not there, or not as it was, in the container with these root directories, one for each
+    /// mount namespace, where all is mounted.
     ///
     /// # Errors
     /// System errors.
-    pub fn check(&self, root: BorrowedFd<'_>, options: &Options) -> Result<Vec<Problem>, Failure> {
+    pub fn check(&self, roots: &[OwnedFd], options: &Options) -> Result<Vec<Problem>, Failure> {
         let mut problems = BTreeSet::new();
-        let mut expect = |path: &[u8], kind: u32, device: Option<u64>| -> Result<Option<Stamp>, Failure> {
+        let root = |namespace: u32| {
+            let root = roots.get(namespace as usize).or(roots.first());
+            root.map_or(rustix::fs::CWD, AsFd::as_fd)
+        };
+        type Seen = Result<Option<Stamp>, Failure>;
+        let mut expect = |namespace: u32, path: &[u8], kind: u32, device: Option<u64>| -> Seen {
+            let root = root(namespace);
             if options.promises(Path::new(OsStr::from_bytes(path))) {
                 return Ok(None);
             }
@@ -136,39 +159,43 @@ impl Files {
         let mut changed = Vec::new();
         let mut away = BTreeSet::new();
         for description in &self.descriptions {
+            let there = description.namespace;
             match &description.object {
                 Object::Regular(regular) => {
-                    if let Some(now) = expect(&regular.path, libc::S_IFREG, None)? {
+                    if let Some(now) = expect(there, &regular.path, libc::S_IFREG, None)? {
                         changed.extend(regular.changed(description.flags, &now, options));
                     }
                 }
-                Object::Directory(directory) => expect(&directory.path, libc::S_IFDIR, None).map(drop)?,
-                Object::Path(place) => expect(&place.path, place.mode, None).map(drop)?,
+                Object::Directory(directory) => {
+                    expect(there, &directory.path, libc::S_IFDIR, None).map(drop)?
+                }
+                Object::Path(place) => expect(there, &place.path, place.mode, None).map(drop)?,
                 Object::Device(device) => {
                     let number = (!device.owned).then_some(device.device);
-                    expect(&device.path, libc::S_IFCHR, number).map(drop)?;
+                    expect(there, &device.path, libc::S_IFCHR, number).map(drop)?;
                 }
                 Object::Tun(tun) => expect(&tun.path, libc::S_IFCHR, None).map(drop)?,
                 Object::Socket(socket) => {
                     if let Some(to) = socket.leads_to() {
                         away.insert(to);
                         if !to.starts_with(&[0]) && options.unix {
-                            expect(to, libc::S_IFSOCK, None)?;
+                            expect(0, to, libc::S_IFSOCK, None)?;
                         }
                     }
-                    if let Some(path) = socket.file() {
-                        expect(container::parent(path), libc::S_IFDIR, None)?;
+                    if let Some((there, path)) = socket.file() {
+                        expect(there, container::parent(path), libc::S_IFDIR, None)?;
                         // A socket makes its file itself, and takes the place of its own old one, but of no other file.
-                        if container::find(root, path)?.is_some() {
-                            expect(path, libc::S_IFSOCK, None)?;
+                        if container::find(root(there), path)?.is_some() {
+                            expect(there, path, libc::S_IFSOCK, None)?;
                         }
                     }
                 }
                 _ => {}
             }
         }
-        for path in self.fifos.iter().filter_map(|fifo| fifo.path.as_ref()) {
-            expect(path, libc::S_IFIFO, None)?;
+        for (there, path) in self.fifos.iter().filter_map(|fifo| Some((fifo.namespace, fifo.path.as_ref()?)))
+        {
+            expect(there, path, libc::S_IFIFO, None)?;
         }
         for fs in self.processes.values().map(|holdings| &holdings.fs) {
             // The directories of tasks in /proc are still to come.
@@ -177,7 +204,7 @@ impl Files {
                 _ => None,
             };
             for path in cwd.into_iter().chain(&fs.root) {
-                expect(path, libc::S_IFDIR, None)?;
+                expect(fs.namespace, path, libc::S_IFDIR, None)?;
             }
         }
         problems.extend(changed);
@@ -189,7 +216,11 @@ impl Files {
     }
 
     /// Cuts off what was appended to files since the checkpoint, where that was asked for.
-    pub(super) fn truncate(&self, root: BorrowedFd<'_>, options: &Options) -> Result<(), Failure> {
+    pub(super) fn truncate<'f>(
+        &self,
+        root: &dyn Fn(u32) -> BorrowedFd<'f>,
+        options: &Options,
+    ) -> Result<(), Failure> {
         for description in &self.descriptions {
             let Object::Regular(regular) = &description.object else { continue };
             if !writes(description.flags) || options.policy(regular.path.as_path()) != Changed::Truncate {
@@ -197,7 +228,7 @@ impl Files {
             }
             let what = || format!("cut {} to {} bytes", regular.path, regular.stamp.size);
             let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let resolve = ResolveFlags::IN_ROOT;
+            let (root, resolve) = (root(description.namespace), ResolveFlags::IN_ROOT);
             let file = rustix::fs::openat2(root, regular.path.as_path(), flags, Mode::empty(), resolve)
                 .doing(what)?;
             if rustix::fs::fstat(&file).doing(what)?.st_size.cast_unsigned() > regular.stamp.size {

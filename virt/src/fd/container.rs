@@ -1,6 +1,8 @@
 //! The file systems of the container, as they are seen from outside.
 
 use crate::creds::translate;
+use crate::mounts::Space;
+use crate::tmpfs::mount_of;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
@@ -14,7 +16,7 @@ use std::os::unix::ffi::OsStringExt;
 /// What a deleted file's link in `/proc` ends with.
 pub(crate) const DELETED: &[u8] = b" (deleted)";
 
-/// The root directory and the mounts of a job's first process.
+/// The root directory and the mounts of a job's first process, or of another mount namespace of the job.
 #[derive(Debug)]
 pub(crate) struct Container {
     root: OwnedFd,
@@ -49,16 +51,30 @@ pub(crate) struct Mount {
 
 impl Container {
     /// The container whose first process is `init`.
+    #[cfg(test)]
     pub fn of(init: Pid) -> Result<Self, Failure> {
-        let path = format!("/proc/{init}/root");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
-        let mounts = mounts(init)?.into_iter().collect();
+        let missing = || Failure::new("look at a container", nix::errno::Errno::ESRCH);
+        Space::all(&[init])?.into_iter().next().ok_or_else(missing).and_then(|space| Self::first(space, init))
+    }
+
+    /// In the mount namespace of the job's first process, `init`.
+    pub fn first(space: Space, init: Pid) -> Result<Self, Failure> {
         let link = format!("/proc/{init}/root");
         let prefix = std::fs::read_link(&link).doing(|| format!("read {link}"))?.into_os_string().into_vec();
-        let prefix = if prefix == b"/" { Vec::new() } else { prefix };
-        let stat = rustix::fs::fstat(&root).doing(|| format!("look at {link}"))?;
-        Ok(Container { root, mounts, stat, mount: mount_id(&link)?, prefix, init, ids: OnceCell::new() })
+        Self::seen(space, if prefix == b"/" { Vec::new() } else { prefix }, init)
+    }
+
+    /// In another one.
+    pub fn other(space: Space, init: Pid) -> Result<Self, Failure> {
+        Self::seen(space, Vec::new(), init)
+    }
+
+    fn seen(Space { root, text, .. }: Space, prefix: Vec<u8>, init: Pid) -> Result<Self, Failure> {
+        let what = || "look at the root directory of the container";
+        let stat = rustix::fs::fstat(&root).doing(what)?;
+        let (mount, _) = mount_of(&root).doing(what)?;
+        let mounts = parse_mounts(&text).into_iter().collect();
+        Ok(Container { root, mounts, stat, mount, prefix, init, ids: OnceCell::new() })
     }
 
     /// The user and the group that the container knows by these ids of ckrun's user namespace. The highest number, which
@@ -154,7 +170,11 @@ impl Container {
 pub(crate) fn mounts(pid: Pid) -> Result<Vec<(u64, Mount)>, Failure> {
     let path = format!("/proc/{pid}/mountinfo");
     let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
-    Ok(text.split(|&b| b == b'\n').filter_map(parse_mount).collect())
+    Ok(parse_mounts(&text))
+}
+
+fn parse_mounts(text: &[u8]) -> Vec<(u64, Mount)> {
+    text.split(|&b| b == b'\n').filter_map(parse_mount).collect()
 }
 
 /// Two answers of stat(2) are of one file.

@@ -33,7 +33,7 @@ impl Job<'_> {
         let device = seen.stat.st_rdev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let usual = STATELESS.iter().find(|(stateless, _)| (major, minor) == (1, *stateless));
-        let place = locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount);
+        let place = locate(self.graph, &seen.link, &seen.stat, seen.info.mount);
         if let Ok(Located::Named(path)) = &place
             && self.owned.covers(path)
         {
@@ -59,7 +59,7 @@ impl Job<'_> {
             Ok(Located::Named(path)) => path,
             Err(Trouble::Call(failure)) => return Err(failure.into()),
             // Opened on the host before the container was there. It is the same device.
-            _ => match self.graph.container.find(usual.as_bytes())? {
+            _ => match self.graph.home(seen.info.mount).1.find(usual.as_bytes())? {
                 Some(there) if there.st_rdev == device => usual.as_bytes().to_vec(),
                 _ => return Err(Trouble::refused(seen.name(), format!("the container has no {usual}"))),
             },

@@ -5,7 +5,7 @@ use super::ghost::GhostUse;
 use super::located::{Located, locate};
 use super::making::{Making, OPEN};
 use super::stream::{Stream, hung_up};
-use super::{Files, Object, Trouble, path};
+use super::{Files, Object, Trouble, is_first, path};
 use crate::image::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -17,6 +17,9 @@ pub struct Fifo {
     /// Where it is; one without a name is a ghost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<Bytes>,
+    /// In which mount namespace.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub namespace: u32,
     /// Which one of [`Files::ghosts`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ghost: Option<u32>,
@@ -38,7 +41,7 @@ pub struct FifoUse {
 impl Job<'_> {
     pub(super) fn fifo(&mut self, node: usize) -> Result<Object, Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        let located = locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount)?;
+        let located = locate(self.graph, &seen.link, &seen.stat, seen.info.mount)?;
         if seen.path_only() {
             return Ok(match located {
                 Located::Named(path) => Object::Path(path::PathOnly::new(path, seen)),
@@ -65,7 +68,9 @@ impl Job<'_> {
         };
         let fifo = self.files.fifos.len() as u32;
         let stream = self.stream(node, format!("files/fifo-{fifo}"))?;
-        self.files.fifos.push(Fifo { path, ghost: ghost.map(|GhostUse { ghost }| ghost), stream });
+        let (namespace, _) = self.graph.home(self.graph.nodes[node].seen.info.mount);
+        let ghost = ghost.map(|GhostUse { ghost }| ghost);
+        self.files.fifos.push(Fifo { path, namespace, ghost, stream });
         self.known.insert(key, fifo);
         Ok(Object::Fifo(FifoUse { fifo, hung_up }))
     }

@@ -3,6 +3,7 @@
 use super::make::Made;
 use super::pseudo::open_late;
 use super::{Description, Files, Object, epoll, owner};
+use crate::mounts;
 use crate::program::Program;
 use crate::worker::Worker;
 use crate::{Error, Failure};
@@ -24,6 +25,11 @@ impl Files {
             let Some(description) = self.description(held.description) else { continue };
             if self.is_late(held.description) {
                 let (flags, to) = (description.flags, (held.fd, held.cloexec));
+                let elsewhere = made.namespace(description.namespace);
+                let elsewhere = elsewhere.filter(|_| description.namespace != holdings.fs.namespace);
+                if let Some(there) = elsewhere {
+                    mounts::go(there.root, program);
+                }
                 match &description.object {
                     Object::Pseudo(pseudo) => {
                         pseudo.open_late(flags, description.position, to, made.free(), program);
@@ -31,6 +37,9 @@ impl Files {
                     Object::Pidfd(pidfd) => pidfd.open_late(flags, to, made.free(), program),
                     Object::Terminal(of) => open_late(&of.path, flags, to, made.free(), program),
                     _ => {}
+                }
+                if let Some(own) = made.namespace(holdings.fs.namespace).filter(|_| elsewhere.is_some()) {
+                    mounts::go(own.root, program);
                 }
                 self.share_late(pid, held.description, held.fd, program);
             }
@@ -116,8 +125,7 @@ impl Files {
                 worker.run(&program)?;
             }
         }
-        let Some(root) = made.root() else { return Ok(()) };
-        self.watch(root, &mut |id| {
+        self.watch(&|namespace| made.root(namespace), &mut |id| {
             let Some((holder, fd)) = made.holder(id) else { return Ok(None) };
             find(workers, holder)?.pidfd_getfd(fd).map(Some)
         })?;

@@ -7,7 +7,7 @@ use super::capture::{Content, Job, Source};
 use super::container;
 use super::making::{Making, OPEN};
 use super::pseudo;
-use super::{Description, Files, Object, Trouble};
+use super::{Description, Files, Object, Trouble, is_first};
 use crate::image::{Bytes, Image};
 use crate::{Doing, Error, Failure};
 use rustix::fs::{FileType, Mode, OFlags, Stat, Timespec, Timestamps};
@@ -25,6 +25,9 @@ const TMPFILE: u32 = libc::O_TMPFILE as u32 & !(libc::O_DIRECTORY as u32);
 pub struct Ghost {
     /// The last name that it had, from the container's root.
     pub path: Bytes,
+    /// In which mount namespace.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub namespace: u32,
     /// Type and permissions, as stat(2) has them: a regular file, a directory or a FIFO.
     pub mode: u32,
     /// Its owner and group, as the container knows them.
@@ -76,7 +79,7 @@ impl Job<'_> {
             let name = String::from_utf8_lossy(last).into_owned();
             return Err(Trouble::refused(name, format!("a deleted file of the kind {kind:?}")));
         }
-        if self.graph.container.mount(mount).is_some_and(pseudo::is_made_up) {
+        if self.graph.mount(mount).is_some_and(pseudo::is_made_up) {
             let name = String::from_utf8_lossy(last).into_owned();
             return Err(Trouble::refused(name, "the kernel has removed it"));
         }
@@ -92,6 +95,7 @@ impl Job<'_> {
         let time = |seconds, nanos: u64| (seconds, u32::try_from(nanos).unwrap_or(0));
         self.files.ghosts.push(Ghost {
             path: last.into(),
+            namespace: self.graph.home(mount).0,
             mode: stat.st_mode,
             owner: self.graph.container.owner(stat.st_uid, stat.st_gid)?,
             times: [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)],
@@ -142,7 +146,8 @@ impl Ghost {
             }
             return Ok(());
         }
-        let path = self.birthplace(id, making.root())?;
+        let path = self.birthplace(id, making.root(self.namespace))?;
+        making.go(self.namespace);
         let own = making.number();
         making.ghosts.push(own);
         let name = making.program.put_cstr(&path);

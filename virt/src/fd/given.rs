@@ -100,7 +100,7 @@ fn leads_out(graph: &Graph, ends: &Ends, unix: &World, node: usize) -> bool {
         FileType::Fifo if !seen.has_path() => ends.lead_out(seen),
         FileType::Socket if !seen.has_path() => unix.socket(node).is_none() || unix.leads_out(graph, node),
         FileType::CharacterDevice if is_terminal(seen.stat.st_rdev) => true,
-        _ => seen.has_path() && graph.container.mount(seen.info.mount).is_none() && !is_internal(seen),
+        _ => seen.has_path() && graph.mount(seen.info.mount).is_none() && !is_internal(seen),
     }
 }
 
@@ -124,6 +124,7 @@ impl Job<'_> {
             owner: None,
             signal: None,
             locks: Locks::default(),
+            namespace: 0,
             object: Object::Given(Given {
                 number,
                 was: seen.name(),

@@ -4,9 +4,10 @@
 //! first told apart by what `/proc` shows of them, and within each group kept in the order of kcmp(2): a new descriptor
 //! is looked up with few calls, however many there are.
 
-use super::container::Container;
+use super::container::{Container, Mount};
 use super::lock::Lock;
 use super::seen::{Info, Seen, descriptors};
+use crate::mounts::Space;
 use crate::sys::kcmp;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -34,7 +35,7 @@ pub(crate) struct Member {
 
 /// One descriptor of a process.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Edge {
+pub(crate) struct Edge {
     pub fd: RawFd,
     pub node: usize,
     pub cloexec: bool,
@@ -42,7 +43,7 @@ pub(super) struct Edge {
 
 /// An open file description, by the first descriptor found that leads to it.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub seen: Seen,
     /// Who has it; if it is only in a message, who has the socket in which the message waits.
     pub member: usize,
@@ -54,7 +55,7 @@ pub(super) struct Node {
 
 /// The descriptors of a job.
 #[derive(Debug)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     pub members: Vec<Member>,
     /// The descriptors of each member, by their numbers.
     pub edges: Vec<Vec<Edge>>,
@@ -62,21 +63,38 @@ pub(super) struct Graph {
     pub locks: Vec<Vec<Lock>>,
     pub nodes: Vec<Node>,
     pub container: Container,
+    /// The container in other mount namespaces of the job.
+    others: Vec<Container>,
+    /// Which one each member is in; 0 is that of the first process.
+    namespaces: Vec<u32>,
     handle: RefCell<Option<(usize, OwnedFd)>>,
     /// The descriptions, by what `/proc` shows of them.
     known: HashMap<Key, Vec<usize>>,
 }
 
 /// What all descriptors to one description have in common.
-pub(super) type Key = (u64, u64, i64, u32);
+pub(crate) type Key = (u64, u64, i64, u32);
 
 impl Graph {
     /// Looks at all descriptors of `members`, the first of which is the job's first process. In a job that runs,
     /// descriptors and processes come and go: what has gone is passed over.
     pub fn of(members: Vec<Member>, running: bool) -> Result<Graph, Failure> {
         let init = members.first().ok_or_else(|| Failure::new("look at the job's files", Errno::ESRCH))?;
+        let init = init.host;
+        let hosts: Vec<Pid> = members.iter().map(|member| member.host).collect();
+        let spaces = Space::all(&hosts)?;
+        let namespace = |host: &Pid| Ok(Space::of(&spaces, *host)?.unwrap_or(0) as u32);
+        let namespaces = hosts.iter().map(|host| match namespace(host) {
+            Err(failure) if running && is_gone(&failure) => Ok(0),
+            known => known,
+        });
+        let namespaces = namespaces.collect::<Result<_, Failure>>()?;
+        let mut spaces = spaces.into_iter();
+        let first = spaces.next().ok_or_else(|| Failure::new("look at the container", Errno::ESRCH))?;
         let mut graph = Graph {
-            container: Container::of(init.host)?,
+            container: Container::first(first, init)?,
+            others: spaces.map(|space| Container::other(space, init)).collect::<Result<_, _>>()?,
+            namespaces,
             edges: Vec::with_capacity(members.len()),
             locks: Vec::with_capacity(members.len()),
             members,
@@ -142,12 +160,34 @@ impl Graph {
         let key = info.key();
         let mut seen = Seen::look(host, fd, info)?;
         if seen.has_path() {
-            seen.link = self.container.relative(std::mem::take(&mut seen.link));
+            let (_, container) = self.home(seen.info.mount);
+            seen.link = container.relative(std::mem::take(&mut seen.link));
         }
         let node = self.nodes.len();
         self.nodes.push(Node { seen, member, fd, sent });
         self.known.entry(key).or_default().insert(at, node);
         Ok(node)
+    }
+
+    /// The mount namespace that has this mount, and the container there; those of the first process if there is none.
+    pub fn home(&self, mount: u64) -> (u32, &Container) {
+        self.containers().find(|(_, there)| there.mount(mount).is_some()).unwrap_or((0, &self.container))
+    }
+
+    /// The mount of this id, in whatever namespace of the job.
+    pub fn mount(&self, mount: u64) -> Option<&Mount> {
+        self.home(mount).1.mount(mount)
+    }
+
+    /// The container in all mount namespaces of the job, with their numbers.
+    pub fn containers(&self) -> impl Iterator<Item = (u32, &Container)> {
+        std::iter::once((0, &self.container)).chain((1..).zip(&self.others))
+    }
+
+    /// The mount namespace that a member is in, and the container there.
+    pub fn namespace(&self, member: usize) -> (u32, &Container) {
+        let number = self.namespaces.get(member).copied().unwrap_or(0);
+        self.containers().find(|(other, _)| *other == number).unwrap_or((0, &self.container))
     }
 
     /// The node that a descriptor leads to, or its place among those that look alike.

@@ -7,7 +7,7 @@
 use super::capture::Job;
 use super::container::join;
 use super::making::Making;
-use super::{Files, Object, Trouble};
+use super::{Files, Object, Trouble, is_first};
 use crate::image::Bytes;
 use crate::sys::handle;
 use crate::{Doing, Failure};
@@ -38,6 +38,9 @@ pub struct Watch {
     pub events: u32,
     /// From the container's root.
     pub path: Bytes,
+    /// In which mount namespace.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub namespace: u32,
 }
 
 /// A line of fdinfo: `inotify wd:1 ino:3c4a7 sdev:fe00000 mask:100 ignored_mask:0 fhandle-bytes:8 fhandle-type:1
@@ -89,17 +92,18 @@ impl Job<'_> {
                     format!("its watches have numbers up to {}", line.number),
                 ));
             }
-            let path = self.watched_path(&line)?.into();
-            watches.push(Watch { number: line.number, events: line.events, path });
+            let (namespace, path) = self.watched_path(&line)?;
+            watches.push(Watch { number: line.number, events: line.events, path: path.into(), namespace });
         }
         watches.sort_by_key(|watch| watch.number);
         Ok(Inotify { watches })
     }
 
     /// Where the watched file is.
-    fn watched_path(&self, line: &Line) -> Result<Vec<u8>, Trouble> {
-        let container = self.container();
-        for mount in container.all().filter(|mount| mount.device == line.device) {
+    fn watched_path(&self, line: &Line) -> Result<(u32, Vec<u8>), Trouble> {
+        let everywhere = self.graph.containers();
+        let mounts = everywhere.flat_map(|(id, there)| there.all().map(move |mount| (id, there, mount)));
+        for (id, container, mount) in mounts.filter(|(.., mount)| mount.device == line.device) {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let opened = rustix::fs::openat2(
                 container.root(),
@@ -122,12 +126,12 @@ impl Job<'_> {
             let link = std::fs::read_link(&link).doing(|| format!("read {link}"))?;
             let path = container.relative(std::os::unix::ffi::OsStringExt::into_vec(link.into_os_string()));
             if container.finds(&path, &stat)? {
-                return Ok(path);
+                return Ok((id, path));
             }
             // The mount may show only a part of the file system.
             let inside = join(&mount.point, path.strip_prefix(b"/").unwrap_or(&path));
             if container.finds(&inside, &stat)? {
-                return Ok(inside);
+                return Ok((id, inside));
             }
         }
         let (major, minor) = line.device;
@@ -145,9 +149,10 @@ impl Inotify {
     }
 
     /// Sets the watches.
-    fn watch(&self, own: &OwnedFd, root: BorrowedFd<'_>) -> Result<(), Failure> {
+    fn watch<'f>(&self, own: &OwnedFd, root: &dyn Fn(u32) -> BorrowedFd<'f>) -> Result<(), Failure> {
         let mut next = 1;
         for watch in &self.watches {
+            let root = root(watch.namespace);
             let what = || format!("watch {}", watch.path);
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file =
@@ -189,11 +194,11 @@ fn drain(own: &OwnedFd) -> Result<(), Failure> {
 }
 
 impl Files {
-    /// Sets all watches in the container with the root directory `root`. `take` gives ckrun's own descriptor of a
-    /// description.
-    pub(super) fn watch(
+    /// Sets all watches in the container with this root directory in each mount namespace. `take` gives ckrun's own
+    /// descriptor of a description.
+    pub(super) fn watch<'f>(
         &self,
-        root: BorrowedFd<'_>,
+        root: &dyn Fn(u32) -> BorrowedFd<'f>,
         take: &mut dyn FnMut(u32) -> Result<Option<OwnedFd>, Failure>,
     ) -> Result<(), Failure> {
         for (id, description) in (0..).zip(&self.descriptions) {

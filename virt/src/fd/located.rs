@@ -1,6 +1,7 @@
 //! Where in the container a file is that a process has open or is in.
 
-use super::container::{Container, DELETED};
+use super::container::DELETED;
+use super::graph::Graph;
 use super::{Trouble, container};
 use rustix::fs::{FileType, Stat};
 
@@ -13,14 +14,10 @@ pub(crate) enum Located {
     Deleted(Vec<u8>),
 }
 
-/// Finds the file that `/proc` calls `link`, and that is on the mount `mount`.
-pub(crate) fn locate(
-    container: &Container,
-    link: &[u8],
-    stat: &Stat,
-    mount: u64,
-) -> Result<Located, Trouble> {
+/// Finds the file that `/proc` calls `link`, and that is on the mount `mount`, in the namespace of that.
+pub(crate) fn locate(graph: &Graph, link: &[u8], stat: &Stat, mount: u64) -> Result<Located, Trouble> {
     let name = || String::from_utf8_lossy(link).into_owned();
+    let (_, container) = graph.home(mount);
     if container.mount(mount).is_none() {
         return Err(Trouble::refused(name(), "it is on no mount of the container"));
     }
@@ -31,6 +28,10 @@ pub(crate) fn locate(
     let Some(last) = link.strip_suffix(DELETED) else {
         return Err(Trouble::refused(name(), "another file has its name now, or a mount hides it"));
     };
+    // What is mounted somewhere is still found there.
+    if container.finds(last, stat)? {
+        return Ok(Located::Named(last.to_owned()));
+    }
     if stat.st_nlink == 0 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         return Ok(Located::Deleted(last.to_owned()));
     }

@@ -4,16 +4,17 @@
 //! call can name them from the start, and all processes inherit them. What the kernel lets nobody open twice, and what is
 //! to be filled, ckrun does from outside, between two programs.
 
-use super::making::{Making, SETTABLE};
+use super::making::{self, Making, SETTABLE};
 use super::{Files, Object, inotify, socket};
 use crate::image::Image;
+use crate::mounts::Namespace;
 use crate::restore::Options;
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
 use nix::unistd::Pid;
 use rustix::fs::OFlags;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 /// Where everything is in the first process, and in all that inherit from it.
@@ -26,8 +27,10 @@ pub struct Made {
     ghosts: Vec<RawFd>,
     /// The slave of each terminal.
     slaves: Vec<RawFd>,
-    /// The container's root directory.
-    root: Option<Rc<OwnedFd>>,
+    /// The container's root directory in each mount namespace, for ckrun.
+    roots: Vec<Rc<OwnedFd>>,
+    /// The namespaces, by the numbers that every process has for them.
+    namespaces: Vec<Namespace<RawFd>>,
     /// Of those who have a description, the one who does for it what only one has to do; best the one who has locked it.
     holders: HashMap<u32, (i32, RawFd)>,
     /// What leads out of the job.
@@ -45,9 +48,14 @@ impl Made {
         self.ghosts.get(ghost as usize).copied()
     }
 
-    /// The container's root directory, which may be that of no process any more.
-    pub(super) fn root(&self) -> Option<BorrowedFd<'_>> {
-        self.root.as_ref().map(|root| root.as_fd())
+    /// The container's root directory in a mount namespace, which may be that of no process any more.
+    pub(super) fn root(&self, namespace: u32) -> BorrowedFd<'_> {
+        making::root(&self.roots, namespace)
+    }
+
+    /// A mount namespace, by numbers that every process has.
+    pub(crate) fn namespace(&self, namespace: u32) -> Option<Namespace<RawFd>> {
+        self.namespaces.get(namespace as usize).copied()
     }
 
     /// The number of a terminal's slave until the processes have their own; -1 when there is none.
@@ -88,7 +96,8 @@ impl Made {
 impl Files {
     /// Makes all descriptions in `first`, the job's first process, which is in the container already and has the
     /// standard streams that it is to have as descriptors 0 to 2. `shared` finds, by their numbers, objects of the job's
-    /// memory that the first process has as descriptors; `options` say what to do with files that have changed.
+    /// memory that the first process has as descriptors, which also has those of its mount `namespaces`; `options` say
+    /// what to do with files that have changed.
     ///
     /// # Errors
     /// The first call that the kernel refuses, by the path or the kind of the object.
@@ -97,10 +106,11 @@ impl Files {
         first: &mut Worker,
         image: &Image,
         shared: &dyn Fn(u32) -> Option<RawFd>,
+        namespaces: &[Namespace<RawFd>],
         options: &Options,
     ) -> Result<Made, Error> {
-        let mut making = Making::begin(self, first, shared)?;
-        self.truncate(making.root(), options)?;
+        let mut making = Making::begin(self, first, shared, namespaces)?;
+        self.truncate(&|namespace| making.root(namespace), options)?;
         for (id, pipe) in (0..).zip(&self.pipes) {
             pipe.make(id, self, &mut making);
             making.run_if_large()?;
@@ -112,6 +122,7 @@ impl Files {
         for (id, fifo) in (0..).zip(&self.fifos) {
             // One without a name is made with its ghost.
             if let Some(path) = &fifo.path {
+                making.go(fifo.namespace);
                 fifo.make(id, path, self, &mut making);
             }
             making.run_if_large()?;
@@ -120,9 +131,11 @@ impl Files {
             ghost.make(id, self, &mut making)?;
             making.run_if_large()?;
         }
+        making.go(0);
         self.make_terminals(&mut making)?;
         for (id, description) in (0..).zip(&self.descriptions) {
             let (to, flags) = (making.at(id), description.flags);
+            making.go(description.namespace);
             match &description.object {
                 Object::Given(given) => given.make(to, &mut making),
                 Object::Regular(regular) => regular.make(flags, to, &mut making),
@@ -148,6 +161,7 @@ impl Files {
             }
             making.run_if_large()?;
         }
+        making.go(0);
         making.run()?;
         making.open_again()?;
         self.make_dead_pidfds(&mut making)?;
@@ -173,10 +187,13 @@ impl Files {
                 }
             }
         }
-        let keep = making.worker.hatch.iter().map(|hatch| hatch.there).collect();
+        let namespaces = std::mem::take(&mut making.namespaces);
+        let hatch = making.worker.hatch.iter().map(|hatch| hatch.there);
+        let keep = hatch.chain(namespaces.iter().flat_map(|namespace| [namespace.handle, namespace.root]));
+        let keep = keep.collect();
         let slaves = making.terminals.iter().map(|numbers| numbers.slave).collect();
-        let root = Some(making.container()?);
-        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, root, holders, late })
+        let roots = making.roots();
+        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, roots, namespaces, holders, late })
     }
 
     /// What is in pipes and files is put there from outside.

@@ -4,12 +4,12 @@ use super::seen::{Info, descriptors};
 use super::stream::reopen;
 use super::terminal::Numbers;
 use super::{Files, Object};
+use crate::mounts::{self, Namespace};
 use crate::program::{Arg, Program};
 use crate::worker::{HEADER, Hatch, STACK, Worker};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -43,7 +43,12 @@ pub(super) struct Making<'a> {
     pub memfds: Vec<RawFd>,
     pub terminals: Vec<Numbers>,
     pub worker: &'a mut Worker,
-    root: OwnedFd,
+    /// The container's root directory in each mount namespace, for ckrun.
+    roots: Vec<Rc<OwnedFd>>,
+    /// The namespaces, by the numbers that the process has for them; none if there is only the one.
+    pub namespaces: Vec<Namespace<RawFd>>,
+    /// In the root of which one it is.
+    here: u32,
     shared: &'a dyn Fn(u32) -> Option<RawFd>,
     /// What the process had before, and whether it is close-on-exec.
     taken: BTreeMap<RawFd, bool>,
@@ -58,11 +63,10 @@ impl<'a> Making<'a> {
         files: &'a Files,
         first: &'a mut Worker,
         shared: &'a dyn Fn(u32) -> Option<RawFd>,
+        namespaces: &[Namespace<RawFd>],
     ) -> Result<Making<'a>, Failure> {
         let host = first.host();
-        let path = format!("/proc/{host}/root");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+        let roots = mounts::roots(host, namespaces, &mut |fd| first.pidfd_getfd(fd))?;
         let mut taken = BTreeMap::new();
         for fd in descriptors(host)? {
             taken.insert(fd, Info::read(host, fd)?.cloexec);
@@ -73,11 +77,12 @@ impl<'a> Making<'a> {
             _ => &[],
         });
         let highest = used.chain(lent.map(|entry| entry.fd)).chain(taken.keys().copied()).max().unwrap_or(0);
-        // Two numbers for each pipe, one more for each socket, one for everything else, one for ckrun, and some for the
+        // Two numbers for each pipe and each namespace, two more for each socket, one for everything else, one for ckrun, and some for the
         // moment.
         let sockets = files.descriptions.iter().filter(|d| matches!(d.object, Object::Socket(_))).count();
         let lists =
-            2 * files.pipes.len() + files.fifos.len() + files.ghosts.len() + files.memfds.len() + sockets;
+            2 * files.pipes.len() + files.fifos.len() + files.ghosts.len() + files.memfds.len() + 2 * sockets;
+        let lists = lists + 2 * namespaces.len();
         let need = files.descriptions.len() + lists + files.terminal_numbers() + 16;
         let base = highest + 1;
         let end = RawFd::try_from(need).ok().and_then(|need| base.checked_add(need));
@@ -90,7 +95,9 @@ impl<'a> Making<'a> {
             ghosts: Vec::new(),
             memfds: Vec::new(),
             terminals: Vec::new(),
-            root,
+            roots: roots.into_iter().map(Rc::new).collect(),
+            namespaces: Vec::new(),
+            here: 0,
             shared,
             taken,
             base,
@@ -99,6 +106,7 @@ impl<'a> Making<'a> {
             worker: first,
         };
         making.move_hatch()?;
+        making.move_namespaces(namespaces)?;
         Ok(making)
     }
 }
@@ -136,14 +144,22 @@ impl Making<'_> {
         self.files.description(description).is_some_and(|d| matches!(d.object, Object::Given(_)))
     }
 
-    /// The root directory of the container.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+    /// The root directory of the container in a mount namespace.
+    pub fn root(&self, namespace: u32) -> BorrowedFd<'_> {
+        root(&self.roots, namespace)
     }
 
-    /// The root directory of the container, for later.
-    pub fn container(&self) -> Result<Rc<OwnedFd>, Failure> {
-        self.root.try_clone().map(Rc::new).doing(|| "copy a descriptor")
+    /// The root directories of the container, for later.
+    pub fn roots(&self) -> Vec<Rc<OwnedFd>> {
+        self.roots.clone()
+    }
+
+    /// From here on, paths lead to what is in this mount namespace.
+    pub fn go(&mut self, namespace: u32) {
+        if let Some(there) = self.namespaces.get(namespace as usize).filter(|_| self.here != namespace) {
+            mounts::go(there.root, &mut self.program);
+            self.here = namespace;
+        }
     }
 
     /// The descriptor of an object of the job's memory; -1, which fails by name, when there is none.
@@ -223,6 +239,20 @@ impl Making<'_> {
 }
 
 impl Making<'_> {
+    /// The same holds for those of the mount namespaces.
+    fn move_namespaces(&mut self, namespaces: &[Namespace<RawFd>]) -> Result<(), Failure> {
+        for namespace in namespaces {
+            let to = Namespace { handle: self.number(), root: self.number() };
+            for (from, to) in [(namespace.handle, to.handle), (namespace.root, to.root)] {
+                self.copy(from, to);
+                self.program.call("close a descriptor", libc::SYS_close, &[from.into()]);
+                self.taken.remove(&from);
+            }
+            self.namespaces.push(to);
+        }
+        self.run()
+    }
+
     /// The descriptor by which ckrun hands over others may have a number that a process of the job needs.
     fn move_hatch(&mut self) -> Result<(), Failure> {
         let Some(hatch) = self.worker.hatch.take() else { return Ok(()) };
@@ -239,6 +269,12 @@ impl Making<'_> {
         self.worker.hatch = Some(Rc::new(Hatch { here, there: to }));
         Ok(())
     }
+}
+
+/// The root directory of the container in a mount namespace, which has been checked to be there.
+pub(super) fn root(roots: &[impl AsRef<OwnedFd>], namespace: u32) -> BorrowedFd<'_> {
+    let root = roots.get(namespace as usize).or(roots.first());
+    root.map_or(rustix::fs::CWD, |root| root.as_ref().as_fd())
 }
 
 /// Lets the process have `count` descriptors. Each process of the job gets its own limit later.

@@ -48,7 +48,7 @@ impl Job<'_> {
         seen.link.starts_with(b"/memfd:")
             && seen.type_() == FileType::RegularFile
             && seen.stat.st_nlink == 0
-            && self.graph.container.mount(seen.info.mount).is_none()
+            && self.graph.mount(seen.info.mount).is_none()
     }
 
     pub(super) fn memfd(&mut self, node: usize) -> Result<MemfdUse, Trouble> {

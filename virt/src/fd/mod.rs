@@ -59,7 +59,7 @@ pub(crate) use capture::Job;
 pub(crate) use container::{
     Container, Mount, find_followed, join, mount_id, mounts, open_followed, unescape,
 };
-pub(crate) use graph::Member;
+pub(crate) use graph::{Graph, Member};
 pub(crate) use located::{Located, locate};
 
 use crate::fs::Fs;
@@ -141,6 +141,9 @@ pub struct Description {
     /// Its locks.
     #[serde(default, skip_serializing_if = "Locks::is_empty")]
     pub locks: Locks,
+    /// The mount namespace in which its path is to be looked for; 0 is that of the first process.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub namespace: u32,
     /// What it is of.
     pub object: Object,
 }
@@ -148,6 +151,11 @@ pub struct Description {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_zero(position: &i64) -> bool {
     *position == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+pub(crate) fn is_first(namespace: &u32) -> bool {
+    *namespace == 0
 }
 
 /// What a description is of.

@@ -47,7 +47,7 @@ impl Job<'_> {
     /// Neither a regular file nor a directory.
     pub(super) fn path_only(&mut self, node: usize) -> Result<PathOnly, Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount)? {
+        match locate(self.graph, &seen.link, &seen.stat, seen.info.mount)? {
             Located::Named(path) => Ok(PathOnly::new(path, seen)),
             Located::Deleted(_) => Err(refused::refuse(self, node)),
         }

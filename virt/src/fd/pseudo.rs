@@ -46,7 +46,8 @@ impl Job<'_> {
     /// None when it is an ordinary file.
     pub(super) fn pseudo(&mut self, node: usize) -> Result<Option<Pseudo>, Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        let Some(mount) = self.graph.container.mount(seen.info.mount) else { return Ok(None) };
+        let (_, container) = self.graph.home(seen.info.mount);
+        let Some(mount) = container.mount(seen.info.mount) else { return Ok(None) };
         if !is_made_up(mount) {
             return Ok(None);
         }
@@ -54,7 +55,7 @@ impl Job<'_> {
         let first = inside.split(|&b| b == b'/').nth(1).unwrap_or_default();
         let task = (mount.kind == b"proc").then(|| std::str::from_utf8(first).ok()?.parse().ok()).flatten();
         // The inodes of a procfs come and go, so that only the path can be compared.
-        let there = self.graph.container.find(&seen.link)?;
+        let there = container.find(&seen.link)?;
         if seen.link.ends_with(DELETED) && there.is_none() {
             let why = match task {
                 Some(task) => format!("task {task} has ended"),

@@ -33,7 +33,7 @@ impl Job<'_> {
         if seen.path_only() || seen.type_() != FileType::RegularFile {
             return Ok(None);
         }
-        let is_queue = match self.graph.container.mount(seen.info.mount) {
+        let is_queue = match self.graph.mount(seen.info.mount) {
             Some(mount) => mount.kind == b"mqueue",
             // mq_open(3) does not need the mount that the container may have.
             None => {

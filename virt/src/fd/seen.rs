@@ -14,7 +14,7 @@ const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 
 /// `/proc/PID/fdinfo/FD` (proc_pid_fdinfo(5)).
 #[derive(Debug, Clone, Default)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// What F_GETFL answers.
     pub flags: u32,
     /// The descriptor is closed by execve(2).
@@ -82,7 +82,7 @@ fn read_once(path: &str) -> std::io::Result<String> {
 
 /// An open file description, by the first descriptor that was found to lead to it.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     pub info: Info,
     /// Where the link of `/proc/PID/fd` leads: a path, or the kernel's name for something that has none.
     pub link: Vec<u8>,

@@ -194,9 +194,9 @@ fn restore(image: &Image, files: &Files) -> Restored {
     let first = take_over(init, here, there, FREE).unwrap();
     let mut restored = Restored { init, workers: BTreeMap::from([(1, first)]), _streams: streams };
     let root = File::open(format!("/proc/{init}/root")).unwrap();
-    assert_eq!(files.check(root.as_fd(), &Options::default()).unwrap(), []);
+    assert_eq!(files.check(&[root.into()], &Options::default()).unwrap(), []);
     let first = restored.workers.get_mut(&1).unwrap();
-    let made = files.make(first, image, &|_| None, &Options::default()).unwrap();
+    let made = files.make(first, image, &|_| None, &[], &Options::default()).unwrap();
     let others: Vec<i32> = files.processes.keys().copied().filter(|&pid| pid != 1).collect();
     let births: Vec<Birth> =
         others.iter().map(|&pid| Birth { pid, signal: libc::SIGCHLD, sibling: false }).collect();
@@ -451,10 +451,10 @@ fn a_file_that_has_changed_is_named() {
     use crate::restore::Changed;
     let guest = Guest::start("log");
     let (captured, _) = guest.capture().unwrap();
-    let root = File::open("/").unwrap();
+    let root: OwnedFd = File::open("/").unwrap().into();
     let check = |changed| {
         let options = Options { changed, ..Options::default() };
-        let problems = captured.files.check(root.as_fd(), &options).unwrap();
+        let problems = captured.files.check(std::slice::from_ref(&root), &options).unwrap();
         problems.into_iter().map(|p| p.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(check(Changed::Strict), [""; 0]);
@@ -471,7 +471,7 @@ fn a_file_that_has_changed_is_named() {
     assert_eq!(check(Changed::Truncate), [""; 0]);
     assert_eq!(check(Changed::Ignore), [""; 0]);
     let options = Options { changed: Changed::Truncate, ..Options::default() };
-    captured.files.truncate(root.as_fd(), &options).unwrap();
+    captured.files.truncate(&|_| root.as_fd(), &options).unwrap();
     assert_eq!(std::fs::read(guest.path("log")).unwrap(), b"line\n");
     std::fs::remove_file(guest.path("log")).unwrap();
     assert!(check(Changed::Ignore)[0].ends_with("it is not in the container"));

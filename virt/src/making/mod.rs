@@ -10,6 +10,7 @@ use crate::image::{Image, Index, Owner};
 use crate::job::Job;
 use crate::login::LoginUid;
 use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
+use crate::mounts::{self, Namespace};
 use crate::nursery::{self, AREA, Birth};
 use crate::proc::Stat;
 use crate::program::Program;
@@ -24,7 +25,7 @@ use nix::unistd::Pid;
 use state::restore;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 /// A job in the making.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Making<'a> {
     image: &'a Image,
     index: Index,
     pages: PageFiles,
+    /// The job's mount namespaces, by numbers of the first process.
+    namespaces: Vec<Namespace<RawFd>>,
     /// Shared memory and deleted files, open in the first process and inherited by all.
     handles: Handles,
     /// Where the descriptions are until the processes have their own numbers.
@@ -50,11 +53,17 @@ pub struct Making<'a> {
 }
 
 impl<'a> Making<'a> {
-    /// Takes over `init`.
+    /// Takes over `init`, which has these mount `namespaces`.
     ///
     /// # Errors
     /// The kernel's; there is no room for ckrun in the job's memory.
-    pub fn begin(job: &'a Job, image: &'a Image, init: Pid, hatch: OwnedFd) -> Result<Self, Error> {
+    pub fn begin(
+        job: &'a Job,
+        image: &'a Image,
+        init: Pid,
+        hatch: OwnedFd,
+        namespaces: Vec<Namespace<RawFd>>,
+    ) -> Result<Self, Error> {
         let Some(first) = job.members.first() else {
             return Err(Error::Damaged("tasks.json: there is no process".into()));
         };
@@ -66,6 +75,7 @@ impl<'a> Making<'a> {
             made: Made::default(),
             pages: PageFiles::open(image, index.runs())?,
             index,
+            namespaces,
             handles: Handles::new(),
             leaders: BTreeMap::from([(first.pid, worker)]),
             ended: Vec::new(),
@@ -85,8 +95,14 @@ impl<'a> Making<'a> {
         let index = &self.index;
         let runs = |id| index.of(Owner::Shared(id));
         let used = job.files.processes.values().flat_map(|holdings| &holdings.descriptors);
-        let free = used.map(|held| held.fd).max().unwrap_or(HATCH).max(HATCH) + 1;
+        let own = self.namespaces.last().map_or(HATCH, |last| last.root);
+        let free = used.map(|held| held.fd).max().unwrap_or(own).max(own) + 1;
         let handles = &mut self.handles;
+        if !self.namespaces.is_empty() {
+            let take = &mut |fd| worker.pidfd_getfd(fd);
+            let roots = mounts::roots(worker.host(), &self.namespaces, take)?;
+            memory::open_elsewhere(worker, &job.objects, job.layouts.values(), &roots, free, handles)?;
+        }
         memory::make_objects(worker, &job.objects, job.layouts.values(), runs, &self.pages, free, handles)?;
         job.sysv.make(worker.host())?;
         if let Some(names) = &job.names {
@@ -100,7 +116,7 @@ impl<'a> Making<'a> {
             _ => {}
         }
         let shared = |id| handles.get(&id).map(|handle| handle.write);
-        self.made = job.files.make(worker, self.image, &shared, options)?;
+        self.made = job.files.make(worker, self.image, &shared, &self.namespaces, options)?;
         if let Some(network) = job.network.as_ref().filter(|_| options.network == NetworkIs::Made) {
             network.finish(worker.host())?;
         }

@@ -143,7 +143,9 @@ fn attached(vma: &Vma, objects: &[Object]) -> bool {
 fn file<'a>(vma: &Vma, objects: &'a [Object]) -> Option<(&'a [u8], bool)> {
     let Backing::Object { id, shared, .. } = vma.backing else { return None };
     match &objects.get(id as usize)?.kind {
-        Kind::File { path, .. } => Some((path.as_bytes(), shared && vma.flags.has(Flags::MAY_WRITE))),
+        Kind::File { path, namespace: 0, .. } => {
+            Some((path.as_bytes(), shared && vma.flags.has(Flags::MAY_WRITE)))
+        }
         _ => None,
     }
 }

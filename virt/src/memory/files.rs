@@ -8,25 +8,35 @@ use crate::fd::{find_followed, open_followed};
 use crate::image::Bytes;
 use crate::restore::{Changed, Options, Problem};
 use rustix::fs::FileType;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Names the mapped files of a job that are not there, or not what they were by size and build id, in the container with the
-/// root directory `root`. A copy may have another time than the original, so that this is not looked at.
+/// Names the mapped files of a job that are not there, or not what they were by size and build id, in the container with these
+/// root directories, one for each mount namespace. A copy may have another time than the original, so that this is not
+/// looked at.
 ///
 /// # Errors
 /// The kernel's.
 pub fn check_files(
     objects: &[Object],
-    root: BorrowedFd<'_>,
+    roots: &[OwnedFd],
     options: &Options,
 ) -> Result<Vec<Problem>, Failure> {
     let mut problems = Vec::new();
     for object in objects {
-        let Kind::File { path, build, .. } = &object.kind else { continue };
-        let why = check(object, path, build.as_deref(), root, options)?;
+        let Kind::File { path, build, namespace, .. } = &object.kind else { continue };
+        let Some(root) = roots.get(*namespace as usize) else { continue };
+        let why = check(object, path, build.as_deref(), root.as_fd(), options)?;
         problems.extend(why.map(|why| Problem { what: path.to_string(), why }));
     }
     Ok(problems)
+}
+
+/// The mount namespaces that mapped files are in.
+pub fn namespaces(objects: &[Object]) -> impl Iterator<Item = u32> {
+    objects.iter().filter_map(|object| match object.kind {
+        Kind::File { namespace, .. } => Some(namespace),
+        _ => None,
+    })
 }
 
 fn check(

@@ -28,7 +28,7 @@ mod vma;
 pub use build::{Blueprint, Handle, Handles, build, finish, seal};
 pub(crate) use dump::leave_the_callers_cpu;
 pub use dump::{Dumped, dump, dump_object};
-pub use files::check_files;
+pub use files::{check_files, namespaces};
 pub use fill::{PageFiles, fill};
 pub use layout::{Layout, blockers, survey};
 pub use mm::MmState;
@@ -36,7 +36,7 @@ pub use object::{Census, Kind, Object, Obstacle};
 pub use plan::Plan;
 pub use policy::PolicyQuestions;
 pub use relative::Relative;
-pub use shared::{make_objects, seal_objects};
+pub use shared::{make_objects, open_elsewhere, seal_objects};
 pub use vma::{Backing, Flags, PAGE, Prot, Span, Vma};
 
 #[cfg(test)]

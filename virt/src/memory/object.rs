@@ -2,16 +2,18 @@
 //! mapping, an executable or a descriptor names an object by its place in it.
 
 use super::{build_id, segment};
+use crate::fd::mount_id;
 use crate::image::Bytes;
+use crate::mounts::Space;
 use crate::namespace::{self, Namespace};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// A file or a piece of shared memory.
@@ -45,6 +47,9 @@ pub enum Kind {
         /// The linker's name for what is in it, where it is a program or a library that has one: hexadecimal digits.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         build: Option<String>,
+        /// In which mount namespace; 0 is that of the first process.
+        #[serde(default, skip_serializing_if = "crate::fd::is_first")]
+        namespace: u32,
     },
     /// A file without a name any more. Its content is carried.
     Deleted {
@@ -119,7 +124,8 @@ pub struct Census {
     /// `/proc/PID/…` by which an object can be opened as long as that process is stopped.
     links: Vec<String>,
     known: HashMap<Name, Result<u32, Obstacle>>,
-    root: OwnedFd,
+    /// The mount namespaces of the job, that of the first process first: the ids of their mounts, and their roots.
+    spaces: Vec<(HashSet<u64>, OwnedFd)>,
     /// The job's IPC namespace, if it has one of its own.
     ipc: Option<Namespace>,
     /// The device of the kernel's own tmpfs, which memfds and shared memory are on.
@@ -129,22 +135,23 @@ pub struct Census {
 }
 
 impl Census {
-    /// An empty list. `init` is the job's first process, whose root directory all paths begin at; `limit` the most
-    /// bytes that a deleted file may have.
+    /// An empty list. Of the `processes`, the first one is the job's first process, whose root directory all paths begin at
+    /// unless they are of another mount namespace; `limit` is the most bytes that a deleted file may have.
     ///
     /// # Errors
     /// `ESRCH`.
-    pub fn new(init: Pid, limit: u64) -> Result<Self, Failure> {
-        let path = format!("/proc/{init}/root");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
+    pub fn new(processes: &[Pid], limit: u64) -> Result<Self, Failure> {
+        let missing = || Failure::new("look at the job's memory", Errno::ESRCH);
+        let init = *processes.first().ok_or_else(missing)?;
+        let ids = |space: &Space| space.lines().iter().map(|line| line.id).collect();
+        let spaces = Space::all(processes)?.into_iter().map(|space| (ids(&space), space.root)).collect();
         let probe = rustix::fs::memfd_create(c"ckrun", rustix::fs::MemfdFlags::CLOEXEC);
         let stat = probe.and_then(rustix::fs::fstat).doing(|| "look at a memfd")?;
         Ok(Census {
             objects: Vec::new(),
             links: Vec::new(),
             known: HashMap::new(),
-            root,
+            spaces,
             ipc: Namespace::of(init, namespace::Kind::Ipc)?,
             memory: stat.st_dev,
             limit,
@@ -284,10 +291,11 @@ impl Census {
             FileType::CharacterDevice | FileType::BlockDevice => return refuse("a mapping of a device"),
             _ => return refuse("not a file that can be opened again"),
         }
-        if self.same_at(path, stat)? {
+        let (namespace, root) = self.home(link)?;
+        if same_at(root, path, stat)? {
             let modified = (stat.st_mtime, stat.st_mtime_nsec as u32);
             let build = build_id::of(&File::open(link).doing(|| format!("open {link}"))?);
-            return Ok(Ok(Kind::File { path: path.into(), modified, build }));
+            return Ok(Ok(Kind::File { path: path.into(), modified, build, namespace }));
         }
         if stat.st_nlink > 0 {
             if rustix::fs::stat(link).is_ok_and(|now| now.st_nlink == 0) {
@@ -313,21 +321,30 @@ impl Census {
         Ok(Ok(Kind::Deleted { path: path.strip_suffix(b" (deleted)").unwrap_or(path).into() }))
     }
 
-    /// The file is what the container finds at `path`.
-    fn same_at(&self, path: &[u8], stat: &Stat) -> Result<bool, Failure> {
-        if !path.starts_with(b"/") {
-            return Ok(false);
+    /// The mount namespace that has what `link` leads to, and its root; the first one if there is none.
+    fn home(&self, link: &str) -> Result<(u32, BorrowedFd<'_>), Failure> {
+        let mount = if self.spaces.len() < 2 { 0 } else { mount_id(link)? };
+        let home = (0..).zip(&self.spaces).find(|(_, (mounts, _))| mounts.contains(&mount));
+        let first = self.spaces.first().map(|(_, root)| (0, root.as_fd()));
+        let home = home.map(|(number, (_, root))| (number, root.as_fd())).or(first);
+        home.ok_or_else(|| Failure::new("find the container's root", Errno::ESRCH))
+    }
+}
+
+/// The file is what the container with this root directory finds at `path`.
+fn same_at(root: BorrowedFd<'_>, path: &[u8], stat: &Stat) -> Result<bool, Failure> {
+    if !path.starts_with(b"/") {
+        return Ok(false);
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    let what = || format!("look at {} in the container", String::from_utf8_lossy(path));
+    match opened.and_then(|fd| rustix::fs::fstat(fd.as_fd())) {
+        Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::NAMETOOLONG) => {
+            Ok(false)
         }
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat2(&self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-        let what = || format!("look at {} in the container", String::from_utf8_lossy(path));
-        match opened.and_then(|fd| rustix::fs::fstat(fd.as_fd())) {
-            Ok(there) => Ok((there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)),
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::NAMETOOLONG) => {
-                Ok(false)
-            }
-            Err(errno) => Err(errno).doing(what),
-        }
+        Err(errno) => Err(errno).doing(what),
     }
 }
 

@@ -11,10 +11,10 @@ use crate::program::{Call, Program};
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
-use rustix::fs::SealFlags;
+use rustix::fs::{Mode, OFlags, ResolveFlags, SealFlags};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 const MFD_CLOEXEC: u32 = 1;
@@ -56,6 +56,35 @@ pub fn make_objects<'a>(
             Kind::Deleted { path } => maker.deleted(path)?,
         };
         handles.insert(id, maker.hand_over(&file, uses.read_only.contains(&id))?);
+    }
+    Ok(())
+}
+
+/// Opens the files of other mount namespaces, which have these `roots`, and adds them to `handles`.
+///
+/// # Errors
+/// The kernel's, by the name of the file.
+pub fn open_elsewhere<'a>(
+    worker: &mut Worker,
+    objects: &[Object],
+    layouts: impl IntoIterator<Item = &'a Layout>,
+    roots: &[OwnedFd],
+    base: RawFd,
+    handles: &mut Handles,
+) -> Result<(), Failure> {
+    let uses = Uses::of(layouts);
+    for (object, id) in objects.iter().zip(0_u32..) {
+        let Kind::File { path, namespace: namespace @ 1.., .. } = &object.kind else { continue };
+        let what = || format!("open {path} to map it, in mount namespace {namespace} of the job");
+        let root = roots.get(*namespace as usize).ok_or_else(|| Failure::new(what(), Errno::ENOENT))?;
+        let open = |access: OFlags| {
+            let flags = access | OFlags::CLOEXEC | OFlags::NOCTTY;
+            rustix::fs::openat2(root, path.as_path(), flags, Mode::empty(), ResolveFlags::IN_ROOT).doing(what)
+        };
+        let read = number(worker, &open(OFlags::RDONLY)?.into(), base)?;
+        let written = uses.written.contains(&id);
+        let write = if written { number(worker, &open(OFlags::RDWR)?.into(), base)? } else { read };
+        handles.insert(id, Handle { write, read });
     }
     Ok(())
 }
@@ -292,14 +321,19 @@ impl Maker<'_> {
     }
 
     fn number(&mut self, file: &File) -> Result<RawFd, Failure> {
-        let low = self.worker.give(file.as_fd())?;
-        let mut program = Program::new();
-        let what = "place a carried object";
-        let args = [low.into(), libc::F_DUPFD_CLOEXEC.into(), self.base.into()];
-        let high = program.call(what, libc::SYS_fcntl, &args);
-        program.call(what, libc::SYS_close, &[low.into()]);
-        Ok(self.worker.run(&program)?.of(high).doing(|| what)? as RawFd)
+        number(self.worker, file, self.base)
     }
+}
+
+/// Gives a file to the task, with a number from `base` on.
+fn number(worker: &mut Worker, file: &File, base: RawFd) -> Result<RawFd, Failure> {
+    let low = worker.give(file.as_fd())?;
+    let mut program = Program::new();
+    let what = "place a carried object";
+    let args = [low.into(), libc::F_DUPFD_CLOEXEC.into(), base.into()];
+    let high = program.call(what, libc::SYS_fcntl, &args);
+    program.call(what, libc::SYS_close, &[low.into()]);
+    Ok(worker.run(&program)?.of(high).doing(|| what)? as RawFd)
 }
 
 /// `flag` with the size of the pages, as mmap(2) and memfd_create(2) take it: its logarithm above bit 26.

@@ -1,165 +1,195 @@
 //! Making a job's changes once more, in a new sandbox. Every path is resolved inside the container's root, which is this
-//! process's.
+//! process's, or inside the mount on which something is to be.
 
-use super::list::flag;
-use super::{Changes, Made, What};
+use super::groups::{self, Member};
+use super::yard::{Here, Yard, beneath, missing, open, own, put};
+use super::{Changes, Made, Namespace, Namespaces, On, Source};
 use crate::image::Bytes;
+use crate::sys::{MountAttr, mount_namespace, mount_setattr};
 use crate::tmpfs::Contents;
 use crate::{Doing, Error, Failure};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
-    mount_remount, move_mount, open_tree, unmount,
-};
-use std::collections::HashSet;
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{UnmountFlags, unmount};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// `MOVE_MOUNT_SET_GROUP` of `linux/mount.h` (Linux 5.15): the target becomes a peer of the source.
-const SET_GROUP: MoveMountFlags = MoveMountFlags::from_bits_retain(0x100);
-
-/// Carries `changes` out. A file system in memory gets its content from `contents` at once: others may be mounted on what
-/// is in it.
+/// Carries `changes` out. A file system in memory gets its content from `contents`.
 ///
 /// # Errors
 /// The kernel's, the image's; [`Error::Unsupported`] for a place that is not there.
-pub fn restore(changes: &Changes, contents: &Contents) -> Result<(), Error> {
-    for point in changes.unmounted.iter().rev() {
-        open(point)?;
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        unmount(point.as_path(), flags).doing(|| format!("unmount {point}"))?;
+pub fn restore(changes: &Changes, contents: &Contents) -> Result<Namespaces, Error> {
+    if changes.is_empty() {
+        return Ok(Vec::new());
     }
-    for made in &changes.made {
-        make(made)?;
-        if changes.tmpfs().any(|point| *point == made.point) {
-            contents.fill(&made.point)?;
+    let home = Here::now()?;
+    let places = places(changes, &home)?;
+    let mut making = Making { changes, places, mounts: HashMap::new(), yard: Yard::lay(changes, contents)? };
+    let mut namespaces = Vec::new();
+    making.first(&home)?;
+    if changes.namespaces() > 0 {
+        let copy = |fd: &OwnedFd| fd.try_clone().doing(|| "copy a descriptor");
+        namespaces.push(Namespace { handle: copy(&home.handle)?, root: copy(&home.root)? });
+    }
+    for namespace in 1..changes.namespaces() {
+        namespaces.push(making.namespace(namespace)?);
+    }
+    making.share(&home)?;
+    making.yard.here.enter()?;
+    making.yard.close()?;
+    home.enter()?;
+    Ok(namespaces)
+}
+
+/// Opens the mounts of the sandbox, while nothing of the job hides them.
+fn places(changes: &Changes, home: &Here) -> Result<HashMap<Bytes, OwnedFd>, Error> {
+    let on = changes.made.iter().filter_map(|made| match &made.on {
+        On::Place(place) => Some((place, &made.point)),
+        _ => None,
+    });
+    let others = changes.read_only.keys().chain(changes.groups.keys());
+    let mut places = HashMap::new();
+    for (place, point) in others.map(|place| (place, place)).chain(on) {
+        if !places.contains_key(place) {
+            let opened = open(&home.root, place).map_err(|errno| missing(point, errno))?;
+            places.insert(place.clone(), opened);
         }
     }
-    // What comes in between must be written to.
-    for made in changes.made.iter().filter(|made| !made.options.is_empty()) {
-        let flags: MountFlags = made.options.iter().filter_map(|option| flag(option)).collect();
-        remount(&made.point, flags)?;
-        if let What::New { read_only: true, .. } = made.what {
-            mount_remount(made.point.as_path(), MountFlags::RDONLY | flags, c"")
-                .doing(|| format!("make {} read-only", made.point))?;
+    Ok(places)
+}
+
+/// A mount that is nowhere yet, and its place in the list.
+type Part<'a> = (u32, &'a Made, OwnedFd);
+
+struct Making<'a> {
+    changes: &'a Changes,
+    /// Mounts of the sandbox.
+    places: HashMap<Bytes, OwnedFd>,
+    /// Those of the job, as far as they are still needed.
+    mounts: HashMap<u32, OwnedFd>,
+    yard: Yard<'a>,
+}
+
+impl<'a> Making<'a> {
+    /// Makes, but nowhere yet, what is to be in a namespace; this process is in the yard.
+    fn parts(&mut self, namespace: u32) -> Result<Vec<Part<'a>>, Error> {
+        let changes = self.changes;
+        let wanted = (0..).zip(&changes.made).filter(|(_, made)| made.namespace == namespace);
+        wanted.map(|(id, made)| Ok((id, made, self.yard.part(made)?))).collect()
+    }
+
+    /// Changes the sandbox's own namespace, and is there in the end.
+    fn first(&mut self, home: &Here) -> Result<(), Error> {
+        let parts = self.parts(0)?;
+        home.enter()?;
+        for point in self.changes.unmounted.iter().rev() {
+            open(&home.root, point).map_err(|errno| missing(point, errno))?;
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            unmount(point.as_path(), flags).doing(|| format!("unmount {point}"))?;
         }
-    }
-    for (point, read_only) in &changes.read_only {
-        let place = open(point)?;
-        let now = rustix::fs::fstatvfs(&place).doing(|| format!("look at {point}"))?.f_flag;
-        let mut flags = kept(now);
-        flags.set(MountFlags::RDONLY, *read_only);
-        remount(point, flags)?;
-    }
-    let made: HashSet<&Bytes> = changes.made.iter().map(|made| &made.point).collect();
-    changes.peers.iter().try_for_each(|points| share(points, &made)).map_err(Error::from)
-}
-
-/// Opens a place, not what may come to be mounted on it later. Nobody else is there yet, so that the path leads to the same
-/// afterwards; /proc may be away already.
-fn open(point: &Bytes) -> Result<OwnedFd, Error> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::openat2(rustix::fs::CWD, point.as_path(), flags, Mode::empty(), resolve).map_err(|errno| {
-        let why = nix::errno::Errno::from_raw(errno.raw_os_error()).desc();
-        Error::Unsupported(format!("{point}: the job had mounted something there, and here: {why}"))
-    })
-}
-
-/// What is below a mount of a file system in memory was not seen, and is not in the image: there it takes an empty file or
-/// directory. Elsewhere the place is part of the root file system, and must be there.
-fn prepare(point: &Bytes, directory: bool) -> Result<(), Failure> {
-    let parent = point.as_path().parent().unwrap_or(Path::new("/"));
-    let in_memory = rustix::fs::statfs(parent).is_ok_and(|fs| fs.f_type == libc::TMPFS_MAGIC);
-    if !in_memory || rustix::fs::lstat(point.as_path()).is_ok() {
-        return Ok(());
-    }
-    let made = if directory {
-        rustix::fs::mkdir(point.as_path(), Mode::from_raw_mode(0o755))
-    } else {
-        let kind = rustix::fs::FileType::RegularFile;
-        rustix::fs::mknodat(rustix::fs::CWD, point.as_path(), kind, Mode::from_raw_mode(0o644), 0)
-    };
-    made.doing(|| format!("make {point} to mount something there"))
-}
-
-fn make(made: &Made) -> Result<(), Error> {
-    let point = &made.point;
-    let directory = match &made.what {
-        What::New { .. } => true,
-        What::Bind { from } => from.as_path().is_dir(),
-    };
-    prepare(point, directory)?;
-    let place = open(point)?;
-    let doing = || format!("mount {point} as the job had it");
-    match &made.what {
-        What::New { kind, source, options, .. } => {
-            let text = |bytes: &Bytes| {
-                let text = CString::new(&bytes[..]);
-                text.map_err(|_| Error::Damaged(format!("mounts.json: {point}: a zero byte in a text")))
-            };
-            let (source, options) = (text(source)?, text(options)?);
-            let options = (!options.is_empty()).then_some(options.as_c_str());
-            mount(source.as_c_str(), point.as_path(), kind.as_str(), MountFlags::empty(), options)
-                .doing(doing)?;
+        for part in parts {
+            self.put(part)?;
         }
-        What::Bind { from } => {
-            let from = open(from)?;
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_EMPTY_PATH;
-            let tree = open_tree(&from, c"", flags).doing(doing)?;
-            let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-            move_mount(&tree, c"", &place, c"", both).doing(doing)?;
+        for (point, &read_only) in &self.changes.read_only {
+            let Some(place) = self.places.get(point) else { continue };
+            let flag = libc::MOUNT_ATTR_RDONLY;
+            let (set, clear) = if read_only { (flag, 0) } else { (0, flag) };
+            mount_setattr(place.as_fd(), false, MountAttr { set, clear, ..MountAttr::default() })
+                .doing(|| format!("change the options of the mount {point}"))?;
         }
+        self.forget();
+        Ok(())
     }
-    // It may have inherited peers from where it comes from or goes to.
-    mount_change(point.as_path(), MountPropagationFlags::PRIVATE).doing(doing)?;
-    Ok(())
-}
 
-fn remount(point: &Bytes, flags: MountFlags) -> Result<(), Error> {
-    open(point)?;
-    mount_remount(point.as_path(), MountFlags::BIND | flags, c"")
-        .doing(|| format!("change the options of the mount {point}"))?;
-    Ok(())
-}
-
-/// The options that a mount has: mount(2) takes those away that are not said again.
-fn kept(now: rustix::fs::StatVfsMountFlags) -> MountFlags {
-    use rustix::fs::StatVfsMountFlags as Now;
-    let both = [
-        (Now::NOSUID, MountFlags::NOSUID),
-        (Now::NODEV, MountFlags::NODEV),
-        (Now::NOEXEC, MountFlags::NOEXEC),
-        (Now::NOATIME, MountFlags::NOATIME),
-        (Now::NODIRATIME, MountFlags::NODIRATIME),
-        (Now::RELATIME, MountFlags::RELATIME),
-    ];
-    both.into_iter().filter(|(had, _)| now.contains(*had)).map(|(_, flag)| flag).collect()
-}
-
-/// Makes the topmost mounts at these points peers of each other. Those of the sandbox may be so already.
-fn share(points: &[Bytes], made: &HashSet<&Bytes>) -> Result<(), Failure> {
-    let Some((first, others)) = points.split_first() else { return Ok(()) };
-    let open = |point: &Bytes| {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::open(point.as_path(), flags, Mode::empty()).doing(|| format!("open {point}"))
-    };
-    let doing = |point: &Bytes| format!("share the mount {point}");
-    let source = open(first)?;
-    mount_change(first.as_path(), MountPropagationFlags::SHARED).doing(|| doing(first))?;
-    for point in others {
-        let target = open(point)?;
-        let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        match move_mount(&source, c"", &target, c"", SET_GROUP | both) {
-            Err(Errno::INVAL) if !made.contains(point) => {
-                log::debug!("mount {point}: has the peers that the sandbox has given it");
-            }
-            shared => shared.doing(|| doing(point))?,
+    /// Makes another namespace.
+    fn namespace(&mut self, namespace: u32) -> Result<Namespace<OwnedFd>, Error> {
+        let doing = || format!("make mount namespace {namespace} of the job");
+        self.yard.here.enter()?;
+        let mut parts = self.parts(namespace)?.into_iter();
+        let Some((id, made, root)) = parts.next() else {
+            return Err(Error::Damaged(format!("{}: namespace {namespace} is empty", super::FILE)));
+        };
+        unshare(CloneFlags::CLONE_NEWNS).doing(doing)?;
+        // The yard's ground lies over the root.
+        unmount("/", UnmountFlags::DETACH).doing(doing)?;
+        put(&root, own("/")?).doing(doing)?;
+        // The old root comes to lie over the new one.
+        rustix::process::fchdir(&root).doing(doing)?;
+        rustix::process::pivot_root(".", ".").doing(doing)?;
+        unmount(".", UnmountFlags::DETACH).doing(doing)?;
+        rustix::process::fchdir(&root).doing(doing)?;
+        rustix::process::chroot(".").doing(doing)?;
+        log::debug!("mount namespace {namespace} of the job has the root {:?}", made.of);
+        self.mounts.insert(id, root);
+        for part in parts {
+            self.put(part)?;
         }
+        self.forget();
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, rustix::fs::Mode::empty()).doing(doing)?;
+        Ok(Namespace { handle: mount_namespace().doing(doing)?, root })
     }
-    Ok(())
+
+    fn put(&mut self, (id, made, tree): Part<'a>) -> Result<(), Error> {
+        let on = match &made.on {
+            On::Place(place) => self.places.get(place),
+            On::Made(on) => self.mounts.get(on),
+            On::Nothing => None,
+        };
+        let Some(on) = on else {
+            return Err(Error::Damaged(format!("{}: {}: it is on nothing", super::FILE, made.point)));
+        };
+        let doing = || format!("mount {} as the job had it", made.point);
+        if made.at.is_empty() {
+            put(&tree, on).doing(doing)?;
+        } else {
+            let place = beneath(on, &made.at).map_err(|errno| missing(&made.point, errno))?;
+            put(&tree, place).doing(doing)?;
+        }
+        self.mounts.insert(id, tree);
+        Ok(())
+    }
+
+    /// Keeps only what is to get peers.
+    fn forget(&mut self) {
+        let made = &self.changes.made;
+        self.mounts.retain(|&id, _| made.get(id as usize).is_some_and(|made| !made.group.is_none()));
+    }
+
+    /// Everything is where it was: now mounts may get their peers.
+    fn share(&mut self, home: &Here) -> Result<(), Error> {
+        let mut members = Vec::new();
+        for (point, group) in &self.changes.groups {
+            let Some(mount) = self.places.get(point) else { continue };
+            members.push(Member {
+                group: *group,
+                of: Source::Place(point.clone()),
+                point,
+                mount,
+                place: true,
+            });
+        }
+        for (id, made) in (0..).zip(&self.changes.made) {
+            let Some(mount) = self.mounts.get(&id).filter(|_| !made.group.is_none()) else { continue };
+            members.push(Member {
+                group: made.group,
+                of: made.of.clone(),
+                point: &made.point,
+                mount,
+                place: false,
+            });
+        }
+        if members.is_empty() {
+            return Ok(());
+        }
+        home.enter()?;
+        groups::begin(&members)?;
+        self.yard.here.enter()?;
+        groups::join(&members, &mut self.yard)
+    }
+}
+
+/// `MS_SHARED` and the like for one mount of the namespace that this process is in, or of none.
+pub(super) fn propagate(mount: BorrowedFd<'_>, how: u64, point: &Bytes) -> Result<(), Failure> {
+    let attr = MountAttr { propagation: how, ..MountAttr::default() };
+    mount_setattr(mount, false, attr).doing(|| format!("share the mount {point}"))
 }

@@ -7,31 +7,31 @@ use super::{Entry, FILE, MOST_BYTES, MOST_FILES, Tmpfs, What};
 use crate::fd;
 use crate::fd::join;
 use crate::image::Writer;
-use crate::mounts::Changes;
+use crate::mounts::{Found, Part, open_alone};
 use crate::{Doing, Error, Failure};
+use nix::errno::Errno;
 use nix::unistd::Pid;
-use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Statx, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Writes what is in the tmpfs mounts, among those that are `mounted` in the container whose first process is `init`, to the
-/// image, also what those hide that the job has mounted over it. Nothing in it may run.
+/// image, and what is in those that the job has made, in whatever namespace, also where others hide them. Nothing in them may
+/// run.
 ///
 /// # Errors
 /// [`Error::Blocked`] when there is too much, the kernel's, the image's.
 pub(crate) fn capture(
     init: Pid,
     mounted: &[(u64, fd::Mount)],
-    changes: &Changes,
+    found: &Found,
     image: &mut Writer,
 ) -> Result<(), Error> {
     let mut all = Vec::new();
     let ids = Ids::of(init)?;
-    let mut found = mounts::own(init, mounted)?;
-    mounts::uncover(init, &mut found, changes.made.iter().map(|made| &made.point[..]))?;
-    for own in found {
+    for (own, part) in list(init, mounted, found)? {
         let too_large = || Error::Blocked(vec![mounts::too_large(init, &own.point)]);
         let mut walk = Walk { own: &own, ids: &ids, entries: Vec::new(), names: HashMap::new() };
         if !walk.all()? {
@@ -48,10 +48,42 @@ pub(crate) fn capture(
             }
         }
         let content = pack.map(Pack::finish).transpose()?.map(|()| name);
-        all.push(Tmpfs { point: own.point.into(), content, entries });
+        all.push(Tmpfs { point: own.point.into(), part, content, entries });
     }
     image.json(FILE, &all)?;
     Ok(())
+}
+
+/// Everything that has content of its own.
+fn list(init: Pid, mounted: &[(u64, fd::Mount)], found: &Found) -> Result<Vec<(Own, Option<Part>)>, Failure> {
+    let (own, hidden) = mounts::own(init, mounted, &found.devices)?;
+    let (covered, bare): (Vec<Own>, Vec<Own>) = own.into_iter().partition(|own| found.covers(&own.point));
+    let mut all: Vec<_> = bare.into_iter().map(|own| (own, None)).collect();
+    let covered = covered.into_iter().map(|own| (own.id, own.point));
+    // What the sandbox itself has hidden, it hides again.
+    let hidden = hidden.into_iter().filter(|(_, point)| found.hides(point));
+    let mut wanted: Vec<_> = covered.chain(hidden).map(|(id, point)| (0, id, point, None)).collect();
+    wanted.extend(found.contents.iter().map(|content| {
+        let (space, id) = content.mount;
+        (space, id, content.point.to_vec(), Some(content.part))
+    }));
+    for (number, space) in found.spaces.iter().enumerate() {
+        let here = |(there, ..): &&(usize, u64, Vec<u8>, Option<Part>)| *there == number;
+        let ids: Vec<u64> = wanted.iter().filter(here).map(|(_, id, ..)| *id).collect();
+        let mut places = open_alone(space, &ids)?;
+        for (_, id, point, part) in wanted.iter().filter(here) {
+            let what = || format!("open {} in the container", String::from_utf8_lossy(point));
+            let place = places.remove(id).ok_or_else(|| Failure::new(what(), Errno::ENOENT))?;
+            let (id, _) = mounts::mount_of(&place).doing(what)?;
+            let directory = rustix::fs::openat(&place, c".", READ_DIR, Mode::empty());
+            let dir = match directory {
+                Err(rustix::io::Errno::NOTDIR) => place,
+                directory => directory.doing(what)?,
+            };
+            all.push((Own { point: point.clone(), id, dir }, *part));
+        }
+    }
+    Ok(all)
 }
 
 /// Reads a file: its content, if it has any, and its extended attributes.
@@ -59,7 +91,17 @@ fn read(own: &Own, entry: &mut Entry, ids: &Ids, pack: Option<&mut Pack<'_>>) ->
     let What::File { size, data } = &mut entry.what else { return Ok(()) };
     let name = || shown(own, &entry.path);
     let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file: File = open(own.dir.as_fd(), &entry.path, flags).doing(|| format!("open {}", name()))?.into();
+    let opened = if entry.path.is_empty() {
+        // What is there by itself was found as a place.
+        rustix::fs::open(
+            format!("/proc/self/fd/{}", own.dir.as_raw_fd()),
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    } else {
+        open(own.dir.as_fd(), &entry.path, flags)
+    };
+    let file: File = opened.doing(|| format!("open {}", name()))?.into();
     entry.attributes.read_extended(&file, ids).doing(|| format!("read the attributes of {}", name()))?;
     if let Some(pack) = pack {
         *data = pack.add(&file, *size, &name)?;
@@ -87,7 +129,11 @@ impl Walk<'_> {
         let dir = self.own.dir.as_fd();
         let about = statx(dir, c"", AtFlags::EMPTY_PATH).doing(|| self.look(b""))?;
         let attributes = Attributes::of(&about, self.ids);
-        self.entries.push(Entry { path: b"".as_slice().into(), attributes, what: What::Directory });
+        let what = match FileType::from_raw_mode(about.stx_mode.into()) {
+            FileType::Directory => What::Directory,
+            _ => What::File { size: about.stx_size, data: Vec::new() },
+        };
+        self.entries.push(Entry { path: b"".as_slice().into(), attributes, what });
         let mut next = 0;
         while let Some(entry) = self.entries.get(next) {
             if entry.what == What::Directory {
@@ -114,6 +160,10 @@ impl Walk<'_> {
         let mut buffer = Vec::with_capacity(8192);
         let mut list = RawDir::new(dir, buffer.spare_capacity_mut());
         while let Some(listed) = list.next() {
+            // What is in a deleted directory is nothing, and is not read.
+            if path.is_empty() && matches!(listed, Err(rustix::io::Errno::NOENT)) {
+                break;
+            }
             let listed = listed.doing(|| format!("read the directory {}", shown(self.own, path)))?;
             let name = listed.file_name();
             if !matches!(name.to_bytes(), b"." | b"..") {

@@ -25,6 +25,7 @@ pub use restore::restore;
 
 use crate::Error;
 use crate::image::{Bytes, Image, Stored};
+use crate::mounts::Part;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
@@ -42,10 +43,13 @@ const MOST_BYTES: u64 = 16 << 30;
 pub struct Tmpfs {
     /// Where, from the container's root.
     pub point: Bytes,
+    /// The job has made it: of its mounts it is this one. Else the sandbox does, at this point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The file of the image with the bytes of all files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// First its root directory; every directory comes before what is in it.
+    /// First its root directory; every directory comes before what is in it. What has been deleted may be a file, alone.
     pub entries: Vec<Entry>,
 }
 
@@ -105,10 +109,10 @@ impl Contents {
     /// Those of the image; [`Error::Damaged`].
     pub fn open(image: &Image) -> Result<Contents, Error> {
         let mounts: Vec<Tmpfs> = image.json(FILE)?;
-        let mut points = HashSet::new();
+        let mut all = HashSet::new();
         let open = |tmpfs: Tmpfs| {
             let bad = |why| Error::Damaged(format!("{FILE}: {}: {why}", tmpfs.point));
-            if !points.insert(tmpfs.point.clone()) {
+            if !all.insert((tmpfs.part, tmpfs.part.is_none().then(|| tmpfs.point.clone()))) {
                 return Err(bad("it comes twice".to_owned()));
             }
             let bytes = tmpfs.check().map_err(bad)?;
@@ -125,11 +129,13 @@ impl Contents {
 impl Tmpfs {
     /// Nothing leads out of the mount, and everything that is named is there. The answer is how many bytes the files have.
     fn check(&self) -> Result<u64, String> {
-        if !self.point.strip_prefix(b"/").is_some_and(is_path) {
+        if self.part.is_none() && !self.point.strip_prefix(b"/").is_some_and(is_path) {
             return Err("no place for a mount".into());
         }
         match self.entries.split_first() {
             Some((root, _)) if root.path.is_empty() && root.what == What::Directory => {}
+            Some((Entry { path, what: What::File { .. }, .. }, []))
+                if path.is_empty() && matches!(self.part, Some(Part::Deleted(_))) => {}
             _ => return Err("its root directory does not come first".into()),
         }
         let mut known: HashMap<&[u8], &What> = HashMap::with_capacity(self.entries.len());
@@ -173,7 +179,7 @@ fn is_path(path: &[u8]) -> bool {
 }
 
 /// The directory that a path is in, and the name there.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&b| b == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),

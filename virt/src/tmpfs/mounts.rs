@@ -4,13 +4,10 @@ use super::{MOST_BYTES, MOST_FILES};
 use crate::fd::{self, Mount};
 use crate::resource::Blocker;
 use crate::{Doing, Failure};
-use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::panic::resume_unwind;
 
 /// A tmpfs of the container.
 #[derive(Debug)]
@@ -23,85 +20,58 @@ pub(super) struct Own {
     pub dir: OwnedFd,
 }
 
+/// Mounts that others hide, by their ids, with their points.
+pub(super) type Hidden = Vec<(u64, Vec<u8>)>;
+
 /// Directory, to be read; its time of last access stays.
 pub(super) const READ_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOATIME).union(OFlags::CLOEXEC);
 
-/// Every tmpfs that the container whose first process is `init` has for itself.
+/// Every tmpfs that the container whose first process is `init` has for itself, and the ids and points of those that other
+/// mounts hide. What is on one of these `devices` is another's business.
 ///
 /// One that this process sees as well is the host's, mounted once more. A tmpfs that is mounted twice in the container
 /// is one file system. What is below `/proc` and `/sys` hides things of the kernel, or holds mounts of cgroups, and is
 /// never the job's; the root file system is the bundle's.
-pub(super) fn own(init: Pid, mounts: &[(u64, Mount)]) -> Result<Vec<Own>, Failure> {
+pub(super) fn own(
+    init: Pid,
+    mounts: &[(u64, Mount)],
+    devices: &HashSet<String>,
+) -> Result<(Vec<Own>, Hidden), Failure> {
     let mut taken: HashSet<_> = fd::mounts(Pid::this())?.into_iter().map(|(_, mount)| mount.device).collect();
     let mut wanted: Vec<_> = mounts.iter().filter(|(_, mount)| candidate(mount)).cloned().collect();
-    wanted.retain(|(_, mount)| !taken.contains(&mount.device));
+    let (mut own, mut hidden): (Vec<Own>, Vec<(u64, Vec<u8>, _)>) = (Vec::new(), Vec::new());
+    let elsewhere = |(major, minor): (u32, u32)| devices.contains(&format!("{major}:{minor}"));
+    wanted.retain(|(_, mount)| !taken.contains(&mount.device) && !elsewhere(mount.device));
     wanted.sort_by(|(_, one), (_, other)| one.point.cmp(&other.point));
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok((own, Hidden::new()));
     }
     let path = format!("/proc/{init}/root");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
-    let mut own = Vec::with_capacity(wanted.len());
     for (id, Mount { point, device, .. }) in wanted {
         let name = || String::from_utf8_lossy(&point).into_owned();
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let dir = match rustix::fs::openat2(&root, &*point, READ_DIR, Mode::empty(), resolve) {
             Ok(dir) => dir,
             // Another mount hides it.
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => continue,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+                hidden.push((id, point, device));
+                continue;
+            }
             Err(e) => return Err(e).doing(|| format!("open {} in the container", name())),
         };
         let (there, _) = mount_of(&dir).doing(|| format!("look at {} in the container", name()))?;
         if there != id {
-            log::debug!("tmpfs: {}: hidden by another mount, and not carried", name());
+            hidden.push((id, point, device));
         } else if taken.insert(device) {
             own.push(Own { point, id, dir });
         }
     }
-    Ok(own)
-}
-
-/// Makes what is mounted at `covering`, and by that hidden, of some of them visible: a copy of a mount without those below it shows
-/// all of its file system (open_tree(2)).
-pub(super) fn uncover<'p>(
-    init: Pid,
-    all: &mut [Own],
-    covering: impl Iterator<Item = &'p [u8]> + Clone,
-) -> Result<(), Failure> {
-    let covered = |own: &&mut Own| {
-        let below =
-            |point: &[u8]| point.strip_prefix(&own.point[..]).is_some_and(|rest| rest.first() == Some(&b'/'));
-        covering.clone().any(below)
-    };
-    let mut covered: Vec<&mut Own> = all.iter_mut().filter(covered).collect();
-    if covered.is_empty() {
-        return Ok(());
-    }
-    let path = format!("/proc/{init}/ns/mnt");
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let namespace = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
-    let inside = move || -> Result<(), Failure> {
-        // Mounts can be copied only by who is among them, and a thread goes there alone (setns(2)).
-        unshare(CloneFlags::CLONE_FS).doing(|| "leave the directories of the other threads")?;
-        setns(&namespace, CloneFlags::CLONE_NEWNS).doing(|| format!("enter {path}"))?;
-        for own in &mut covered {
-            let name = || format!("copy the mount {}", String::from_utf8_lossy(&own.point));
-            own.dir = alone(&own.dir).doing(name)?;
-            (own.id, _) = mount_of(&own.dir).doing(name)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-/// The directory of a mount, without what is mounted below it.
-pub(super) fn alone(dir: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = open_tree(dir, c"", flags)?;
-    rustix::fs::openat(tree, c".", READ_DIR, Mode::empty())
+    // One that is seen elsewhere is not hidden.
+    hidden.retain(|(.., device)| taken.insert(*device));
+    Ok((own, hidden.into_iter().map(|(id, point, _)| (id, point)).collect()))
 }
 
 fn candidate(mount: &Mount) -> bool {
@@ -121,7 +91,7 @@ pub(crate) fn mount_of(fd: impl std::os::fd::AsFd) -> rustix::io::Result<(u64, b
 /// The kernel's.
 pub(crate) fn survey(init: Pid, mounts: &[(u64, Mount)]) -> Result<Vec<Blocker>, Failure> {
     let mut blockers = Vec::new();
-    for own in own(init, mounts)? {
+    for own in own(init, mounts, &HashSet::new())?.0 {
         let (files, bytes) = usage(&own)?;
         if files > MOST_FILES || bytes > MOST_BYTES {
             blockers.push(too_large(init, &own.point));

@@ -4,7 +4,8 @@
 use super::mounts::{mount_of, open};
 use super::{Contents, Entry, Tmpfs, What, content, split};
 use crate::fd::join;
-use crate::image::{Bytes, Stored, StoredReader};
+use crate::image::{Stored, StoredReader};
+use crate::mounts::Part;
 use crate::{Doing, Error};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -15,16 +16,13 @@ use std::path::Path;
 
 /// Fills the tmpfs mounts below this process's root directory. `made` are the paths at which the sandbox has mounted a
 /// new tmpfs: no other file system is written to. Of what was in a mount that is not among them, everything must be
-/// there already. Those at the points `later` are mounted and filled afterwards.
+/// there already. Those that the job has made are mounted and filled afterwards.
 ///
 /// # Errors
 /// The kernel's, the image's; [`Error::Unsupported`] when a mount is missing.
-pub fn restore<'p>(
-    contents: &Contents,
-    made: impl IntoIterator<Item = &'p Path>,
-    later: &HashSet<&Bytes>,
-) -> Result<(), Error> {
-    if contents.mounts.is_empty() {
+pub fn restore<'p>(contents: &Contents, made: impl IntoIterator<Item = &'p Path>) -> Result<(), Error> {
+    let own = || contents.mounts.iter().filter(|(tmpfs, _)| tmpfs.part.is_none());
+    if own().next().is_none() {
         return Ok(());
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -35,7 +33,7 @@ pub fn restore<'p>(
         mount_of(dir).ok().map(|(id, _)| id)
     });
     let made: HashSet<u64> = made.collect();
-    for (tmpfs, stored) in contents.mounts.iter().filter(|(tmpfs, _)| !later.contains(&tmpfs.point)) {
+    for (tmpfs, stored) in own() {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let point = rustix::fs::openat2(&root, tmpfs.point.as_path(), flags, Mode::empty(), resolve).ok();
         match point {
@@ -49,19 +47,37 @@ pub fn restore<'p>(
 }
 
 impl Contents {
-    /// Fills the tmpfs that has just been mounted at `point`.
+    /// Fills something that the job had made, and that is new and empty; `root` is its root directory, or it is a file that
+    /// is open for writing.
     ///
     /// # Errors
     /// The kernel's, the image's.
-    pub(crate) fn fill(&self, point: &Bytes) -> Result<(), Error> {
-        let Some((tmpfs, stored)) = self.mounts.iter().find(|(tmpfs, _)| tmpfs.point == *point) else {
-            return Ok(());
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let point = rustix::fs::openat2(rustix::fs::CWD, point.as_path(), flags, Mode::empty(), resolve)
-            .doing(|| format!("open {point}"))?;
-        Mount { tmpfs, point, parent: None }.fill(stored.as_ref())
+    pub(crate) fn fill(&self, part: Part, root: OwnedFd) -> Result<(), Error> {
+        let Some((tmpfs, stored)) = self.of(part) else { return Ok(()) };
+        match tmpfs.entries.first() {
+            Some(Entry { what: What::File { size, data }, attributes, .. }) => {
+                let name = || shown(tmpfs, b"");
+                let file = File::from(root);
+                if let Some(stored) = stored {
+                    let mut content = stored.reader();
+                    content::copy(Some(&file), data, &mut content, &name)?;
+                    content.finish()?;
+                }
+                file.set_len(*size).doing(|| format!("make {} {size} bytes long", name()))?;
+                Ok(attributes.give(file, &name)?)
+            }
+            _ => Mount { tmpfs, point: root, parent: None }.fill(stored.as_ref()),
+        }
+    }
+
+    /// It is a directory.
+    pub(crate) fn is_directory(&self, part: Part) -> bool {
+        let root = self.of(part).and_then(|(tmpfs, _)| tmpfs.entries.first());
+        root.is_none_or(|root| root.what == What::Directory)
+    }
+
+    fn of(&self, part: Part) -> Option<&(Tmpfs, Option<Stored>)> {
+        self.mounts.iter().find(|(tmpfs, _)| tmpfs.part == Some(part))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fd;
 use crate::image::{Manifest, Writer};
-use crate::mounts::Changes;
+use crate::mounts::Found;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -78,7 +78,7 @@ fn tmpfs(point: &Path) {
 /// An image with what is in the mounts that `job` has for itself.
 fn image(job: &Child, dir: &Path) -> Image {
     let mut writer = Writer::create(dir).unwrap();
-    capture(job.0, &fd::mounts(job.0).unwrap(), &Changes::default(), &mut writer).unwrap();
+    capture(job.0, &fd::mounts(job.0).unwrap(), &Found::default(), &mut writer).unwrap();
     writer.commit(Manifest::new(0).unwrap()).unwrap();
     Image::open(dir).unwrap()
 }
@@ -226,7 +226,7 @@ fn everything_comes_back() {
         fs::write(point.join("link"), "gives way").unwrap();
         symlink("gives way", point.join("fifo")).unwrap();
         fs::create_dir(point.join("a")).unwrap();
-        restore(&contents, [point.as_path()], &HashSet::new()).unwrap();
+        restore(&contents, [point.as_path()]).unwrap();
         let sparse = point.join("sparse").metadata().unwrap().blocks() * 512;
         assert!(sparse < 1 << 20, "a hole stays a hole");
         shown(&describe(&point))
@@ -273,7 +273,7 @@ fn devices_and_sockets_and_other_mounts_are_left_to_the_sandbox() {
         null(&point.join("null"));
         fs::create_dir(point.join("inner")).unwrap();
         tmpfs(&point.join("inner"));
-        restore(&contents, [point.as_path(), &point.join("inner")], &HashSet::new()).unwrap();
+        restore(&contents, [point.as_path(), &point.join("inner")]).unwrap();
         let names = |dir: &Path| {
             let mut names: Vec<_> =
                 fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -307,7 +307,7 @@ fn a_file_system_of_the_host_is_not_the_containers() {
             bind("own/dir", "part");
             String::new()
         });
-        let own = mounts::own(job.0, &crate::fd::mounts(job.0).unwrap()).unwrap();
+        let own = mounts::own(job.0, &crate::fd::mounts(job.0).unwrap(), &HashSet::new()).unwrap().0;
         own.iter().map(|own| String::from_utf8_lossy(&own.point).into_owned()).collect()
     });
     assert!([point("own"), point("again")].contains(&said.into()));
@@ -367,7 +367,7 @@ fn nothing_is_written_to_what_the_sandbox_has_not_made() {
                     .collect()
             };
             let before: Vec<_> = modified();
-            let said = restore(&contents, made.iter().copied(), &HashSet::new());
+            let said = restore(&contents, made.iter().copied());
             assert_eq!(before, modified());
             said.err().map(|e| e.to_string()).unwrap_or_default()
         });
@@ -393,7 +393,7 @@ fn a_hostile_mount_point_leads_nowhere() {
     let (_restored, said) = Child::apart(|| {
         tmpfs(&point);
         symlink(&outside, point.join("dir")).unwrap();
-        restore(&contents, [point.as_path()], &HashSet::new()).unwrap_err().to_string()
+        restore(&contents, [point.as_path()]).unwrap_err().to_string()
     });
     assert!(said.contains("point/dir: file exists"), "{said}");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
@@ -414,7 +414,7 @@ fn a_content_that_was_altered_is_not_taken() {
     fs::write(dir.path().join("image/files/tmpfs-0"), "CONTENT").unwrap();
     let (_restored, said) = Child::apart(|| {
         tmpfs(&point);
-        restore(&contents, [point.as_path()], &HashSet::new()).unwrap_err().to_string()
+        restore(&contents, [point.as_path()]).unwrap_err().to_string()
     });
     assert!(said.contains("tmpfs-0: its digest is"), "{said}");
 }
@@ -466,7 +466,7 @@ fn what_no_capture_writes_is_refused() {
 fn a_mount_that_comes_twice_or_has_other_bytes_is_refused() {
     let root =
         Entry { path: b"".as_slice().into(), attributes: Attributes::default(), what: What::Directory };
-    let one = Tmpfs { point: "/tmp".into(), content: None, entries: vec![root] };
+    let one = Tmpfs { point: "/tmp".into(), part: None, content: None, entries: vec![root] };
     let other = Tmpfs { content: Some("files/tmpfs-0".into()), ..one.clone() };
     for (mounts, why) in [(vec![one.clone(), one], "twice"), (vec![other], "0 bytes")] {
         let dir = tempfile::tempdir().unwrap();

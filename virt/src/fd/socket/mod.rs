@@ -85,10 +85,10 @@ impl Socket {
         unix.leads_to()
     }
 
-    /// Where the file of its name is to be, if it has one.
-    pub(super) fn file(&self) -> Option<&Bytes> {
+    /// Where the file of its name is to be, if it has one: in which mount namespace, and its path.
+    pub(super) fn file(&self) -> Option<(u32, &Bytes)> {
         let Family::Unix(unix) = &self.of else { return None };
-        unix.file.as_ref().map(|file| &file.path)
+        unix.file.as_ref().map(|file| (file.namespace, &file.path))
     }
 }
 

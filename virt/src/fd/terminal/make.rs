@@ -40,7 +40,7 @@ impl Files {
     pub(in super::super) fn make_terminals(&self, making: &mut Making<'_>) -> Result<(), Failure> {
         let Some(first) = self.terminals.first() else { return Ok(()) };
         let point = container::parent(&first.path);
-        let mut taken = check::present(making.root(), point)?.unwrap_or_default();
+        let mut taken = check::present(making.root(0), point)?.unwrap_or_default();
         let multiplexer = container::join(point, b"ptmx");
         let nowhere = Numbers { master: -1, slave: -1 };
         making.terminals = vec![nowhere; self.terminals.len()];
@@ -96,7 +96,9 @@ impl Files {
                 }
                 let to = making.at(id);
                 if of.end == End::Slave && of.path != terminal.path {
+                    making.go(self.description(id).map_or(0, |description| description.namespace));
                     making.open(&of.path, flags & OPEN, to);
+                    making.go(0);
                 } else if terminal.master == Master::Outside {
                     // Here it may have another index.
                     making.reopen(0, flags, to);

@@ -84,12 +84,14 @@ impl Job<'_> {
             return Ok(None);
         }
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).doing(what)?;
-        let link = self.container().relative(link.into_os_string().into_vec());
         let mount = Info::read(Pid::this(), fd.as_raw_fd())?.mount;
-        match locate(self.container(), &link, &stat, mount)? {
+        let (namespace, container) = self.graph.home(mount);
+        let link = container.relative(link.into_os_string().into_vec());
+        match locate(self.graph, &link, &stat, mount)? {
             Located::Deleted(_) => Ok(None),
             Located::Named(path) => Ok(Some(Place {
                 path: path.into(),
+                namespace,
                 mode: stat.st_mode & 0o7777,
                 owner: self.container().owner(stat.st_uid, stat.st_gid)?,
             })),

@@ -157,12 +157,16 @@ impl Unmade {
         let file = match self.addresses.get(&id) {
             Some(Address::Abstract(name)) => return Ok((name.clone(), None)),
             Some(Address::File(path)) => rustix::fs::openat2(
-                making.root(),
+                making.root(0),
                 path.as_slice(),
                 flags,
                 Mode::empty(),
                 ResolveFlags::IN_ROOT,
             ),
+            Some(Address::There(directory, name)) => {
+                let directory = making.worker.pidfd_getfd(*directory)?;
+                rustix::fs::openat(directory, name.as_slice(), flags, Mode::empty())
+            }
             Some(Address::Aside(name)) => {
                 rustix::fs::openat(self.yard.aside(), name.as_str(), flags, Mode::empty())
             }

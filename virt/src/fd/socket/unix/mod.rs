@@ -20,7 +20,7 @@ mod reveal;
 pub(in crate::fd) mod world;
 
 use super::super::check::is_path;
-use super::super::{Files, Object};
+use super::super::{Files, Object, is_first};
 use super::{Class, Family};
 use crate::image::Bytes;
 pub(super) use make::Unmade;
@@ -64,6 +64,9 @@ fn is_zero(bits: &u8) -> bool {
 pub struct Place {
     /// From the container's root.
     pub path: Bytes,
+    /// In which mount namespace.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub namespace: u32,
     /// Its permissions.
     pub mode: u32,
     /// Its owner and group, as the container knows them.

@@ -9,6 +9,7 @@
 use super::Place;
 use crate::fd::container::{join, parent};
 use crate::fd::making::Making;
+use crate::mounts;
 use crate::program::{Place as Room, Program};
 use crate::{Doing, Failure};
 use rustix::mount::{
@@ -23,6 +24,8 @@ pub(super) enum Address {
     Abstract(Vec<u8>),
     /// By its file, from the container's root.
     File(Vec<u8>),
+    /// By its file of this name in a directory, of another mount namespace, that has this number.
+    There(RawFd, Vec<u8>),
     /// By its file of this name on the file system that nobody else sees.
     Aside(String),
 }
@@ -37,6 +40,8 @@ pub(super) struct Yard {
     /// The last one, for ckrun.
     own: OwnedFd,
     next: u32,
+    /// Directories of other mount namespaces.
+    there: Vec<RawFd>,
 }
 
 impl Yard {
@@ -49,7 +54,7 @@ impl Yard {
         let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
         making.open(b"/", flags, root);
         making.open(b".", flags, here);
-        Ok(Yard { root, here, aside, own, next: 0 })
+        Ok(Yard { root, here, aside, own, next: 0, there: Vec::new() })
     }
 
     /// The file system that nobody else sees.
@@ -59,6 +64,9 @@ impl Yard {
 
     /// Gives socket `fd` its name, and its file the place `file`, or none.
     pub fn bind(&mut self, making: &mut Making<'_>, fd: RawFd, name: &[u8], file: Option<&Place>) -> Address {
+        let elsewhere = file.filter(|file| file.namespace > 0);
+        let root = elsewhere.and_then(|file| making.namespaces.get(file.namespace as usize)).map(|n| n.root);
+        let there = root.map(|_| making.number());
         let program = &mut making.program;
         let what = format!("bind a socket to {}", super::readable(name));
         let (address, length) = address(program, name);
@@ -68,6 +76,9 @@ impl Yard {
             return Address::Abstract(name.to_vec());
         }
         self.next += 1;
+        if let Some(root) = root {
+            mounts::go(root, program);
+        }
         // Its own directory, by its name and the directory that it is in.
         let (from, directory) = match file {
             Some(file) => {
@@ -95,7 +106,10 @@ impl Yard {
         let start = program.put_cstr(&way.start);
         program.call("go there", libc::SYS_chdir, &[start.into()]);
         program.call(what, libc::SYS_bind, &args);
-        self.back(program);
+        match root {
+            Some(root) => mounts::go(root, program),
+            None => self.back(program),
+        }
         let bound = program.put_cstr(&way.file);
         let answer = match file {
             Some(file) => {
@@ -115,7 +129,21 @@ impl Yard {
                 }
                 let args = [from.into(), path.into(), libc::AT_REMOVEDIR.into()];
                 program.call("remove a directory", libc::SYS_unlinkat, &args);
-                Address::File(file.path.to_vec())
+                match there {
+                    Some(there) => {
+                        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+                        let directory = program.put_cstr(parent(&file.path));
+                        let args = [libc::AT_FDCWD.into(), directory.into(), flags.into(), 0.into()];
+                        let open = program.call("open the directory of a socket", libc::SYS_openat, &args);
+                        let args = [open.into(), there.into(), libc::O_CLOEXEC.into()];
+                        program.call("move a descriptor", libc::SYS_dup3, &args);
+                        program.call("close a descriptor", libc::SYS_close, &[open.into()]);
+                        self.there.push(there);
+                        self.back(program);
+                        Address::There(there, last(&file.path).to_vec())
+                    }
+                    None => Address::File(file.path.to_vec()),
+                }
             }
             None => {
                 let short = format!("s{}", self.next);
@@ -142,7 +170,13 @@ impl Yard {
             Address::File(path) => {
                 let directory = program.put_cstr(parent(path));
                 program.call("go to the directory of a socket", libc::SYS_chdir, &[directory.into()]);
-                connect(program, path.rsplit(|&b| b == b'/').next().unwrap_or_default());
+                connect(program, last(path));
+                program.call("go back", libc::SYS_fchdir, &[self.here.into()]);
+            }
+            Address::There(directory, name) => {
+                let what = "go to the directory of a socket";
+                program.call(what, libc::SYS_fchdir, &[(*directory).into()]);
+                connect(program, name);
                 program.call("go back", libc::SYS_fchdir, &[self.here.into()]);
             }
             Address::Aside(name) => {
@@ -167,10 +201,15 @@ impl Yard {
             let args = [self.aside.into(), name.into(), 0.into()];
             making.program.attempt("remove a socket's file", libc::SYS_unlinkat, &args);
         }
-        for fd in [self.root, self.here, self.aside] {
+        for &fd in [self.root, self.here, self.aside].iter().chain(&self.there) {
             making.program.call("close a descriptor", libc::SYS_close, &[fd.into()]);
         }
     }
+}
+
+/// The last name of a path.
+fn last(path: &[u8]) -> &[u8] {
+    path.rsplit(|&b| b == b'/').next().unwrap_or_default()
 }
 
 /// `struct sockaddr_un`: where it is, and its length.

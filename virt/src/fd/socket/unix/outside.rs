@@ -126,7 +126,7 @@ pub(super) fn connect(
             let address = if let [0, name @ ..] = &to[..] {
                 Address::Abstract(name)
             } else {
-                let (root, resolve) = (making.root(), ResolveFlags::IN_ROOT);
+                let (root, resolve) = (making.root(0), ResolveFlags::IN_ROOT);
                 let file = rustix::fs::openat2(root, &to[..], flags, Mode::empty(), resolve);
                 Address::File(file.doing(what)?)
             };
