@@ -174,7 +174,7 @@ impl Files {
                     let number = (!device.owned).then_some(device.device);
                     expect(there, &device.path, libc::S_IFCHR, number).map(drop)?;
                 }
-                Object::Tun(tun) => expect(&tun.path, libc::S_IFCHR, None).map(drop)?,
+                Object::Tun(tun) => expect(there, &tun.path, libc::S_IFCHR, None).map(drop)?,
                 Object::Socket(socket) => {
                     if let Some(to) = socket.leads_to() {
                         away.insert(to);

@@ -78,7 +78,7 @@ impl Job<'_> {
         if (rustix::fs::major(device), rustix::fs::minor(device)) != NUMBER {
             return Ok(None);
         }
-        let path = match locate(&self.graph.container, &seen.link, &seen.stat, seen.info.mount)? {
+        let path = match locate(self.graph, &seen.link, &seen.stat, seen.info.mount)? {
             Located::Named(path) if self.owned.covers(&path) => return Ok(None),
             Located::Named(path) => path,
             Located::Deleted(_) => return Err(Trouble::refused(seen.name(), "the device file was deleted")),
