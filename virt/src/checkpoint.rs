@@ -65,6 +65,7 @@ impl Options {
         owned.outward = self.outward;
         owned.closing.clone_from(&self.closing);
         owned.network = self.network.is_some();
+        owned.mounts = self.places.is_some();
         owned
     }
 
@@ -294,7 +295,8 @@ impl Steps<'_> {
 
         fault::point("checkpoint:tmpfs")?;
         let mounted = fd::mounts(self.init)?;
-        let mut changed = mounts::survey(&frozen.running(), &mounted, self.options.places.as_ref())?;
+        let places = self.options.places.as_ref();
+        let mut changed = mounts::survey(&frozen.running(), &mounted, places, &files.nooks)?;
         refuse(std::mem::take(&mut changed.blockers))?;
         tmpfs::capture(self.init, &mounted, &changed, image)?;
         image.json(mounts::FILE, &changed.changes)?;

@@ -22,6 +22,9 @@ pub struct Fs {
     /// The mount namespace that it is in; 0 is that of the first process.
     #[serde(default, skip_serializing_if = "is_first")]
     pub namespace: u32,
+    /// That of its working directory, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<u32>,
 }
 
 /// A directory.
@@ -63,10 +66,6 @@ impl Fs {
     pub(crate) fn capture(job: &mut Job<'_>, at: usize, member: &Member) -> Result<Fs, Trouble> {
         let graph = job.graph();
         let (namespace, container) = graph.namespace(at);
-        let at_home = |what: &str, mount: u64| match graph.home(mount).0 {
-            home if home == namespace => Ok(()),
-            _ => Err(Trouble::refused(what, "it is in another mount namespace than the process")),
-        };
         let root = Link::look(format!("/proc/{}/root", member.host), graph)?;
         let root = if container.is_root(&root.stat, root.mount) {
             if !container.is_whole() {
@@ -74,25 +73,30 @@ impl Fs {
             }
             None
         } else {
-            at_home("root directory", root.mount)?;
-            match locate(graph, &root.name, &root.stat, root.mount).map_err(|e| e.of("root directory"))? {
-                Located::Named(path) => Some(path.into()),
-                Located::Deleted(path) => {
+            match locate(job, &root.name, &root.stat, root.mount).map_err(|e| e.of("root directory"))? {
+                (home, Located::Named(path)) if home == namespace => Some(path.into()),
+                (_, Located::Named(path)) => {
+                    let name = String::from_utf8_lossy(&path).into_owned();
+                    let why = "it is in another mount namespace than the process, or a mount hides it";
+                    return Err(Trouble::refused(format!("root directory {name}"), why));
+                }
+                (_, Located::Deleted(path)) => {
                     let name = String::from_utf8_lossy(&path).into_owned();
                     return Err(Trouble::refused(format!("root directory {name}"), "it was deleted"));
                 }
             }
         };
         let cwd = Link::look(format!("/proc/{}/cwd", member.host), graph)?;
-        at_home("working directory", cwd.mount)?;
-        let cwd =
-            match locate(graph, &cwd.name, &cwd.stat, cwd.mount).map_err(|e| e.of("working directory"))? {
-                Located::Named(path) => Place::Path(path.into()),
-                Located::Deleted(last) => {
-                    Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost)
-                }
-            };
-        Ok(Fs { cwd, root, umask: member.umask, namespace })
+        let located = locate(job, &cwd.name, &cwd.stat, cwd.mount);
+        let (home, located) = located.map_err(|trouble| trouble.of("working directory"))?;
+        let cwd = match located {
+            Located::Named(path) => Place::Path(path.into()),
+            Located::Deleted(last) => {
+                Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost)
+            }
+        };
+        let elsewhere = (home != namespace).then_some(home);
+        Ok(Fs { cwd, root, umask: member.umask, namespace, elsewhere })
     }
 
     /// Goes to its mount namespace, as long as it has no other threads, and to a deleted working directory, as long as there
@@ -110,9 +114,15 @@ impl Fs {
 
     /// Goes to any other, then into its root: paths have been the container's until now. chroot(2) leaves the working
     /// directory where it is.
-    pub(crate) fn finish(&self, program: &mut Program) {
+    pub(crate) fn finish(&self, made: &Made, program: &mut Program) {
         if let Place::Path(path) = &self.cwd {
-            let name = program.put_cstr(path);
+            let there = self.elsewhere.and_then(|elsewhere| made.namespace(elsewhere));
+            if let Some(there) = there {
+                let what = "go to the root of another mount namespace";
+                program.call(what, libc::SYS_fchdir, &[there.root.into()]);
+            }
+            let relative = [&b"."[..], path].concat();
+            let name = program.put_cstr(if there.is_some() { &relative } else { path });
             program.call(format!("go to {path}"), libc::SYS_chdir, &[name.into()]);
         }
         if let Some(root) = &self.root {

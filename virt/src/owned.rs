@@ -40,6 +40,8 @@ pub struct Owned {
     pub closing: Option<Bytes>,
     /// What is in the job's network namespace goes with it.
     pub network: bool,
+    /// It is known what the sandbox mounts, so that other mounts are made again.
+    pub mounts: bool,
 }
 
 impl Owned {

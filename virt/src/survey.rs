@@ -35,7 +35,7 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     if let Some(given) = &options.network {
         blockers.extend(network::survey(init, &processes, &mounted, given)?);
     }
-    blockers.extend(mounts::survey(&processes, &mounted, options.places.as_ref())?.blockers);
+    blockers.extend(mounts::survey(&processes, &mounted, options.places.as_ref(), &[])?.blockers);
     blockers.extend(strangers(init, &options.members));
     blockers.extend(posix::survey(init)?);
     blockers.extend(fd::survey(&processes, &options.owned())?);

@@ -9,6 +9,7 @@ use super::stream::Ends;
 use super::terminal::Terminals;
 use super::*;
 use crate::image::Writer;
+use crate::mounts::Hidden;
 use crate::owned::Owned;
 use crate::resource::{Blocker, Stopped};
 use crate::seize::{self, Frozen};
@@ -25,6 +26,8 @@ pub struct Captured {
     pub(super) contents: Vec<Content>,
     /// The TCP connections, which have to be told how they end.
     pub connections: Connections,
+    /// The directories that it needs, and that mounts hide.
+    pub(crate) nooks: Vec<Hidden>,
 }
 
 /// Bytes for a file of the image.
@@ -82,6 +85,8 @@ pub(crate) struct Job<'a> {
     pub(super) links: Links,
     /// Those that it has.
     pub(super) connections: Connections,
+    /// Directories that mounts hide, and that are needed all the same.
+    pub(super) nooks: Vec<Hidden>,
     /// The number of each node's description.
     numbers: Vec<u32>,
     running: bool,
@@ -251,6 +256,7 @@ fn look(
         ids,
         links: Links::of(graph)?,
         connections: Connections::default(),
+        nooks: Vec::new(),
         running,
     };
     let mut blockers = Vec::new();
@@ -302,7 +308,8 @@ fn look(
             Err(Trouble::Call(failure)) => return Err(failure),
         }
     }
-    Ok((Captured { files: job.files, contents: job.contents, connections: job.connections }, blockers))
+    let Job { files, contents, connections, nooks, .. } = job;
+    Ok((Captured { files, contents, connections, nooks }, blockers))
 }
 
 pub(super) fn blocker(member: &Member, refusal: Refusal) -> Blocker {
@@ -325,68 +332,77 @@ impl Job<'_> {
     }
 
     fn node(&mut self, node: usize) -> Result<Description, Trouble> {
-        let object = self.object(node)?;
+        let (namespace, object) = self.object(node)?;
         let seen = &self.graph.nodes[node].seen;
         let mut locks =
             Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
         locks.flocker = locks.flocker.and_then(|host| self.virtual_id(host));
         let (owner, signal) = if seen.path_only() { (None, None) } else { self.owner(node)? };
         let position = if object.has_position() { seen.info.position } else { 0 };
-        let namespace = if seen.has_path() { self.graph.home(seen.info.mount).0 } else { 0 };
         Ok(Description { flags: seen.info.flags, position, owner, signal, locks, namespace, object })
     }
 
-    fn object(&mut self, node: usize) -> Result<Object, Trouble> {
+    /// What it is of, and the mount namespace in which its path is to be looked for.
+    fn object(&mut self, node: usize) -> Result<(u32, Object), Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        match seen.anonymous() {
-            Some(b"eventfd") => return self.eventfd(node).map(Object::Eventfd),
-            Some(b"eventpoll") => return self.epoll(node).map(Object::Epoll),
-            Some(b"inotify") => return self.inotify(node).map(Object::Inotify),
-            Some(b"pidfd") => return self.pidfd(node).map(Object::Pidfd),
-            Some(b"signalfd") => return self.signalfd(node).map(Object::Signalfd),
-            Some(b"timerfd") => return self.timerfd(node).map(Object::Timerfd),
-            Some(name) if name.starts_with(b"pipe:") => return self.pipe(node).map(Object::Pipe),
-            Some(_) if seen.type_() == rustix::fs::FileType::Socket => {
-                return self.socket(node).map(|socket| Object::Socket(Box::new(socket)));
-            }
-            Some(_) => return Err(refused::refuse(self, node)),
-            None => {}
+        if !seen.has_path() {
+            return self.nameless(node).map(|object| (0, object));
         }
+        let home = self.graph.home(seen.info.mount).0;
         if self.is_memfd(node) {
-            return self.memfd(node).map(Object::Memfd);
+            return self.memfd(node).map(|memfd| (0, Object::Memfd(memfd)));
         }
         match seen.type_() {
             rustix::fs::FileType::RegularFile | rustix::fs::FileType::Directory => self.file(node),
             rustix::fs::FileType::Fifo => self.fifo(node),
-            _ if seen.path_only() => self.path_only(node).map(Object::Path),
+            _ if seen.path_only() => self.path_only(node),
             rustix::fs::FileType::CharacterDevice => match self.terminal(node)? {
-                Some(terminal) => Ok(Object::Terminal(terminal)),
+                Some(terminal) => Ok((home, Object::Terminal(terminal))),
                 None => match self.tun(node)? {
-                    Some(tun) => Ok(Object::Tun(tun)),
-                    None => self.device(node).map(Object::Device),
+                    Some((namespace, tun)) => Ok((namespace, Object::Tun(tun))),
+                    None => self.device(node),
                 },
             },
             _ => Err(refused::refuse(self, node)),
         }
     }
 
+    fn nameless(&mut self, node: usize) -> Result<Object, Trouble> {
+        let seen = &self.graph.nodes[node].seen;
+        match seen.anonymous() {
+            Some(b"eventfd") => self.eventfd(node).map(Object::Eventfd),
+            Some(b"eventpoll") => self.epoll(node).map(Object::Epoll),
+            Some(b"inotify") => self.inotify(node).map(Object::Inotify),
+            Some(b"pidfd") => self.pidfd(node).map(Object::Pidfd),
+            Some(b"signalfd") => self.signalfd(node).map(Object::Signalfd),
+            Some(b"timerfd") => self.timerfd(node).map(Object::Timerfd),
+            Some(name) if name.starts_with(b"pipe:") => self.pipe(node).map(Object::Pipe),
+            Some(_) if seen.type_() == rustix::fs::FileType::Socket => {
+                self.socket(node).map(|socket| Object::Socket(Box::new(socket)))
+            }
+            _ => Err(refused::refuse(self, node)),
+        }
+    }
+
     /// A regular file or a directory: where it is makes the difference.
-    fn file(&mut self, node: usize) -> Result<Object, Trouble> {
+    fn file(&mut self, node: usize) -> Result<(u32, Object), Trouble> {
         if let Some(queue) = self.queue(node)? {
-            return Ok(Object::Queue(queue));
+            return Ok((0, Object::Queue(queue)));
         }
         let seen = &self.graph.nodes[node].seen;
         if let Some(pseudo) = self.pseudo(node)? {
-            return Ok(Object::Pseudo(pseudo));
+            return Ok((self.graph.home(seen.info.mount).0, Object::Pseudo(pseudo)));
         }
-        Ok(match locate(self.graph, &seen.link, &seen.stat, seen.info.mount)? {
+        let (namespace, located) = locate(self, &seen.link, &seen.stat, seen.info.mount)?;
+        let object = match located {
             Located::Deleted(last) => Object::Ghost(self.ghost(node, &last)?),
             Located::Named(path) if seen.path_only() => Object::Path(path::PathOnly::new(path, seen)),
             Located::Named(path) if seen.type_() == rustix::fs::FileType::Directory => {
                 Object::Directory(path::Directory { path: path.into() })
             }
             Located::Named(path) => Object::Regular(regular::Regular::new(path, &seen.stat)),
-        })
+        };
+        Ok((namespace, object))
     }
 }
 

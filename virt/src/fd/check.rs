@@ -88,7 +88,8 @@ impl Files {
         });
         let ghosts = self.ghosts.iter().map(|ghost| ghost.namespace);
         let fifos = self.fifos.iter().map(|fifo| fifo.namespace);
-        let processes = self.processes.values().map(|holdings| holdings.fs.namespace);
+        let processes = self.processes.values().map(|held| &held.fs);
+        let processes = processes.flat_map(|fs| [fs.namespace, fs.elsewhere.unwrap_or(0)]);
         descriptions.chain(ghosts).chain(fifos).chain(processes)
     }
 
@@ -203,7 +204,10 @@ impl Files {
                 Place::Path(path) if !path.starts_with(b"/proc/") => Some(path),
                 _ => None,
             };
-            for path in cwd.into_iter().chain(&fs.root) {
+            if let Some(path) = cwd {
+                expect(fs.elsewhere.unwrap_or(fs.namespace), path, libc::S_IFDIR, None)?;
+            }
+            if let Some(path) = &fs.root {
                 expect(fs.namespace, path, libc::S_IFDIR, None)?;
             }
         }

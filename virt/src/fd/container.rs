@@ -19,7 +19,7 @@ pub(crate) const DELETED: &[u8] = b" (deleted)";
 /// The root directory and the mounts of a job's first process, or of another mount namespace of the job.
 #[derive(Debug)]
 pub(crate) struct Container {
-    root: OwnedFd,
+    space: Space,
     /// By their ids, which are unique on the host as long as a mount is there.
     mounts: HashMap<u64, Mount>,
     /// The root directory itself.
@@ -69,12 +69,12 @@ impl Container {
         Self::seen(space, Vec::new(), init)
     }
 
-    fn seen(Space { root, text, .. }: Space, prefix: Vec<u8>, init: Pid) -> Result<Self, Failure> {
+    fn seen(space: Space, prefix: Vec<u8>, init: Pid) -> Result<Self, Failure> {
         let what = || "look at the root directory of the container";
-        let stat = rustix::fs::fstat(&root).doing(what)?;
-        let (mount, _) = mount_of(&root).doing(what)?;
-        let mounts = parse_mounts(&text).into_iter().collect();
-        Ok(Container { root, mounts, stat, mount, prefix, init, ids: OnceCell::new() })
+        let stat = rustix::fs::fstat(&space.root).doing(what)?;
+        let (mount, _) = mount_of(&space.root).doing(what)?;
+        let mounts = parse_mounts(&space.text).into_iter().collect();
+        Ok(Container { space, mounts, stat, mount, prefix, init, ids: OnceCell::new() })
     }
 
     /// The user and the group that the container knows by these ids of ckrun's user namespace. The highest number, which
@@ -117,7 +117,12 @@ impl Container {
 
     /// The container's root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+        self.space.root.as_fd()
+    }
+
+    /// The mount namespace.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// A path as `/proc` shows it, from the container's root.

@@ -1,11 +1,11 @@
 //! Devices: those that every container has, and that are the same everywhere (null, zero, full, random, urandom), and
 //! those for which somebody answers.
 
-use super::Trouble;
 use super::capture::Job;
 use super::given::is_terminal;
 use super::located::{Located, locate};
 use super::making::{Making, OPEN};
+use super::{Object, Trouble};
 use crate::image::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
@@ -28,16 +28,17 @@ pub struct Device {
 }
 
 impl Job<'_> {
-    pub(super) fn device(&mut self, node: usize) -> Result<Device, Trouble> {
+    pub(super) fn device(&mut self, node: usize) -> Result<(u32, Object), Trouble> {
         let seen = &self.graph.nodes[node].seen;
         let device = seen.stat.st_rdev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let usual = STATELESS.iter().find(|(stateless, _)| (major, minor) == (1, *stateless));
-        let place = locate(self.graph, &seen.link, &seen.stat, seen.info.mount);
-        if let Ok(Located::Named(path)) = &place
+        let place = locate(self, &seen.link, &seen.stat, seen.info.mount);
+        if let Ok((namespace, Located::Named(path))) = &place
             && self.owned.covers(path)
         {
-            return Ok(Device { path: path.clone().into(), device, owned: true });
+            let path = path.clone().into();
+            return Ok((*namespace, Object::Device(Device { path, device, owned: true })));
         }
         let Some((_, usual)) = usual else {
             let what = format!("{} (device {major}:{minor})", seen.name());
@@ -55,16 +56,16 @@ impl Job<'_> {
             return Err(refused
                 .or(format!("start the job with --map {name}=DEVICE, which makes it yours to answer for")));
         };
-        let path = match place {
-            Ok(Located::Named(path)) => path,
+        let (namespace, path) = match place {
+            Ok((namespace, Located::Named(path))) => (namespace, path),
             Err(Trouble::Call(failure)) => return Err(failure.into()),
             // Opened on the host before the container was there. It is the same device.
-            _ => match self.graph.home(seen.info.mount).1.find(usual.as_bytes())? {
-                Some(there) if there.st_rdev == device => usual.as_bytes().to_vec(),
+            _ => match self.graph.container.find(usual.as_bytes())? {
+                Some(there) if there.st_rdev == device => (0, usual.as_bytes().to_vec()),
                 _ => return Err(Trouble::refused(seen.name(), format!("the container has no {usual}"))),
             },
         };
-        Ok(Device { path: path.into(), device, owned: false })
+        Ok((namespace, Object::Device(Device { path: path.into(), device, owned: false })))
     }
 }
 

@@ -39,14 +39,15 @@ pub struct FifoUse {
 }
 
 impl Job<'_> {
-    pub(super) fn fifo(&mut self, node: usize) -> Result<Object, Trouble> {
+    pub(super) fn fifo(&mut self, node: usize) -> Result<(u32, Object), Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        let located = locate(self.graph, &seen.link, &seen.stat, seen.info.mount)?;
+        let (namespace, located) = locate(self, &seen.link, &seen.stat, seen.info.mount)?;
         if seen.path_only() {
-            return Ok(match located {
+            let object = match located {
                 Located::Named(path) => Object::Path(path::PathOnly::new(path, seen)),
                 Located::Deleted(last) => Object::Ghost(self.ghost(node, &last)?),
-            });
+            };
+            return Ok((namespace, object));
         }
         if self.ends.lead_out(seen) {
             return Err(Trouble::refused(seen.name(), "its other end is outside of the job"));
@@ -60,7 +61,7 @@ impl Job<'_> {
         let hung_up = seen.reads() && !seen.writes() && hung_up(self.graph.take(node)?.as_fd());
         let key = (seen.stat.st_dev, seen.stat.st_ino);
         if let Some(&fifo) = self.known.get(&key) {
-            return Ok(Object::Fifo(FifoUse { fifo, hung_up }));
+            return Ok((0, Object::Fifo(FifoUse { fifo, hung_up })));
         }
         let (path, ghost) = match located {
             Located::Named(path) => (Some(path.into()), None),
@@ -68,11 +69,10 @@ impl Job<'_> {
         };
         let fifo = self.files.fifos.len() as u32;
         let stream = self.stream(node, format!("files/fifo-{fifo}"))?;
-        let (namespace, _) = self.graph.home(self.graph.nodes[node].seen.info.mount);
         let ghost = ghost.map(|GhostUse { ghost }| ghost);
         self.files.fifos.push(Fifo { path, namespace, ghost, stream });
         self.known.insert(key, fifo);
-        Ok(Object::Fifo(FifoUse { fifo, hung_up }))
+        Ok((0, Object::Fifo(FifoUse { fifo, hung_up })))
     }
 }
 

@@ -49,7 +49,7 @@ impl Files {
         for lock in &holdings.locks {
             lock.set(program);
         }
-        holdings.fs.finish(program);
+        holdings.fs.finish(made, program);
     }
 
     /// A signalfd tells an epoll of the signals of the process that has added it (the kernel's `signalfd_poll` waits for

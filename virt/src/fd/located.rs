@@ -1,8 +1,11 @@
 //! Where in the container a file is that a process has open or is in.
 
+use super::capture::Job;
 use super::container::DELETED;
-use super::graph::Graph;
 use super::{Trouble, container};
+use crate::Failure;
+use crate::mounts::{Hidden, look_beneath};
+use nix::errno::Errno;
 use rustix::fs::{FileType, Stat};
 
 /// A file's place in the container.
@@ -14,29 +17,35 @@ pub(crate) enum Located {
     Deleted(Vec<u8>),
 }
 
-/// Finds the file that `/proc` calls `link`, and that is on the mount `mount`, in the namespace of that.
-pub(crate) fn locate(graph: &Graph, link: &[u8], stat: &Stat, mount: u64) -> Result<Located, Trouble> {
+/// Finds the file that `/proc` calls `link`, and that is on the mount `mount`: in which mount namespace, and where there. A
+/// directory that a mount hides counts as a namespace, of which it is the root.
+pub(crate) fn locate(
+    job: &mut Job<'_>,
+    link: &[u8],
+    stat: &Stat,
+    mount: u64,
+) -> Result<(u32, Located), Trouble> {
     let name = || String::from_utf8_lossy(link).into_owned();
-    let (_, container) = graph.home(mount);
+    let (number, container) = job.graph.home(mount);
     if container.mount(mount).is_none() {
         return Err(Trouble::refused(name(), "it is on no mount of the container"));
     }
     // A file may be called so: first the name is taken at its word.
     if container.finds(link, stat)? {
-        return Ok(Located::Named(link.to_owned()));
+        return Ok((number, Located::Named(link.to_owned())));
     }
     let Some(last) = link.strip_suffix(DELETED) else {
-        return Err(Trouble::refused(name(), "another file has its name now, or a mount hides it"));
+        return job.hidden(link, stat, mount);
     };
     // What is mounted somewhere is still found there.
     if container.finds(last, stat)? {
-        return Ok(Located::Named(last.to_owned()));
+        return Ok((number, Located::Named(last.to_owned())));
     }
     if stat.st_nlink == 0 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Ok(Located::Deleted(last.to_owned()));
+        return Ok((number, Located::Deleted(last.to_owned())));
     }
     match container.other_name(last, stat)? {
-        Some(path) => Ok(Located::Named(path)),
+        Some(path) => Ok((number, Located::Named(path))),
         None => Err(Trouble::refused(
             name(),
             format!(
@@ -45,5 +54,40 @@ pub(crate) fn locate(graph: &Graph, link: &[u8], stat: &Stat, mount: u64) -> Res
                 String::from_utf8_lossy(container::parent(last))
             ),
         )),
+    }
+}
+
+impl Job<'_> {
+    /// Something that is not found under its name: on its mount it may be there all the same, beneath others.
+    fn hidden(&mut self, link: &[u8], stat: &Stat, mount: u64) -> Result<(u32, Located), Trouble> {
+        let refused = |why: &str| Err(Trouble::refused(String::from_utf8_lossy(link), why));
+        let (number, container) = self.graph.home(mount);
+        if !self.owned.mounts {
+            return refused("another file has its name now, or a mount hides it");
+        }
+        let (at, over) = match look_beneath(container.space(), mount, link, stat) {
+            Ok(Some(found)) => found,
+            Ok(None) => return refused("another file has its name now"),
+            Err(Failure { errno: Errno::EINVAL, .. }) => {
+                return refused("a mount hides it, and in a user namespace nobody can look beneath");
+            }
+            Err(failure) => return Err(failure.into()),
+        };
+        let (at, name) = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            (at, Vec::new())
+        } else if over {
+            return refused("another file is mounted over it");
+        } else {
+            let (directory, name) = crate::tmpfs::split(&at);
+            (directory.to_vec(), name.to_vec())
+        };
+        let nook = Hidden { space: number, mount, at };
+        let known = self.nooks.iter().position(|known| *known == nook);
+        let known = known.unwrap_or_else(|| {
+            self.nooks.push(nook);
+            self.nooks.len() - 1
+        });
+        let number = self.graph.containers().count() + known;
+        Ok((number as u32, Located::Named(container::join(b"/", &name))))
     }
 }

@@ -4,7 +4,7 @@ use super::capture::Job;
 use super::located::{Located, locate};
 use super::making::{Making, OPEN};
 use super::seen::Seen;
-use super::{Trouble, refused};
+use super::{Object, Trouble, refused};
 use crate::image::Bytes;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
@@ -45,10 +45,11 @@ impl Directory {
 
 impl Job<'_> {
     /// Neither a regular file nor a directory.
-    pub(super) fn path_only(&mut self, node: usize) -> Result<PathOnly, Trouble> {
+    pub(super) fn path_only(&mut self, node: usize) -> Result<(u32, Object), Trouble> {
         let seen = &self.graph.nodes[node].seen;
-        match locate(self.graph, &seen.link, &seen.stat, seen.info.mount)? {
-            Located::Named(path) => Ok(PathOnly::new(path, seen)),
+        let (namespace, located) = locate(self, &seen.link, &seen.stat, seen.info.mount)?;
+        match located {
+            Located::Named(path) => Ok((namespace, Object::Path(PathOnly::new(path, seen)))),
             Located::Deleted(_) => Err(refused::refuse(self, node)),
         }
     }

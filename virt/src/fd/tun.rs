@@ -72,20 +72,22 @@ pub struct Device {
 
 impl Job<'_> {
     /// None when it is something else, or somebody answers for it.
-    pub(super) fn tun(&mut self, node: usize) -> Result<Option<Tun>, Trouble> {
+    pub(super) fn tun(&mut self, node: usize) -> Result<Option<(u32, Tun)>, Trouble> {
         let seen = &self.graph.nodes[node].seen;
         let device = seen.stat.st_rdev;
         if (rustix::fs::major(device), rustix::fs::minor(device)) != NUMBER {
             return Ok(None);
         }
-        let path = match locate(self.graph, &seen.link, &seen.stat, seen.info.mount)? {
-            Located::Named(path) if self.owned.covers(&path) => return Ok(None),
-            Located::Named(path) => path,
-            Located::Deleted(_) => return Err(Trouble::refused(seen.name(), "the device file was deleted")),
+        let (namespace, path) = match locate(self, &seen.link, &seen.stat, seen.info.mount)? {
+            (_, Located::Named(path)) if self.owned.covers(&path) => return Ok(None),
+            (namespace, Located::Named(path)) => (namespace, path),
+            (_, Located::Deleted(_)) => {
+                return Err(Trouble::refused(seen.name(), "the device file was deleted"));
+            }
         };
         let own = self.graph.take(node)?;
         let device = self.device_of(&own)?;
-        Ok(Some(Tun { path: path.into(), device }))
+        Ok(Some((namespace, Tun { path: path.into(), device })))
     }
 
     fn device_of(&self, own: &OwnedFd) -> Result<Option<Device>, Trouble> {

@@ -19,10 +19,10 @@ mod space;
 mod survey;
 mod yard;
 
-pub(crate) use open::open_alone;
+pub(crate) use open::{look_beneath, open_alone};
 pub use restore::restore;
 pub(crate) use space::Space;
-pub(crate) use survey::{Found, Part, survey};
+pub(crate) use survey::{Found, Hidden, Part, survey};
 
 use crate::image::Bytes;
 use crate::program::Program;
@@ -78,6 +78,21 @@ pub struct Changes {
     /// hides the place where it is mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub made: Vec<Made>,
+    /// Directories that mounts hide, and that somebody has open, is in, or has something in. Their numbers come after those of
+    /// the namespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nooks: Vec<Nook>,
+}
+
+/// A directory on a mount that another mount hides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Nook {
+    /// The mount.
+    pub on: On,
+    /// From the root of that; empty for the root itself.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub at: Bytes,
 }
 
 /// A file system that the job has made: of a type that is made of nothing.
@@ -235,10 +250,15 @@ impl Changes {
         *self == Changes::default()
     }
 
-    /// How many namespaces a restart makes descriptors for: none when there is only the sandbox's.
+    /// How many mount namespaces the job has.
+    pub fn spaces(&self) -> u32 {
+        self.made.iter().map(|made| made.namespace).max().unwrap_or(0).saturating_add(1)
+    }
+
+    /// How many namespaces and nooks a restart makes descriptors for: none when there is only the sandbox's.
     pub fn namespaces(&self) -> u32 {
-        let most = self.made.iter().map(|made| made.namespace).max().unwrap_or(0);
-        if most == 0 { 0 } else { most + 1 }
+        let all = self.spaces().saturating_add(self.nooks.len() as u32);
+        if all == 1 { 0 } else { all }
     }
 
     /// Checks what an image says.
@@ -257,7 +277,8 @@ impl Changes {
             Source::Place(place) => Some(place),
             _ => None,
         });
-        let on = self.made.iter().filter_map(|made| match &made.on {
+        let on = self.made.iter().map(|made| &made.on).chain(self.nooks.iter().map(|nook| &nook.on));
+        let on = on.filter_map(|on| match on {
             On::Place(place) => Some(place),
             _ => None,
         });
@@ -304,7 +325,16 @@ impl Changes {
                 return bad(&format!("there is no option {option:?}"));
             }
         }
-        Ok(())
+        let nowhere = |nook: &&Nook| match nook.on {
+            On::Nothing => true,
+            On::Place(_) => false,
+            On::Made(on) => on as usize >= self.made.len(),
+        };
+        let impossible = |nook: &&Nook| nowhere(nook) || !nook.at.is_empty() && !is_below(&nook.at);
+        match self.nooks.iter().find(impossible) {
+            Some(nook) => Err(format!("a hidden directory {} is nowhere", nook.at)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! Opening mounts that others hide.
 
 use super::Space;
-use super::list::{Line, Tree};
+use super::list::{Line, Tree, below};
 use super::space::{mountinfo, own_proc};
+use super::yard::beneath;
 use crate::tmpfs::mount_of;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno as Gone;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -43,6 +45,32 @@ pub(crate) fn open_alone(space: &Space, wanted: &[u64]) -> Result<HashMap<u64, O
         }
         Ok(opened)
     })
+}
+
+/// Looks for the file of `stat`, which the kernel calls `link`, on the mount `id` and not beyond. The answer is its path there, and
+/// whether something is mounted over it.
+///
+/// # Errors
+/// As [`open_alone`].
+pub(crate) fn look_beneath(
+    space: &Space,
+    id: u64,
+    link: &[u8],
+    stat: &Stat,
+) -> Result<Option<(Vec<u8>, bool)>, Failure> {
+    let lines = space.lines();
+    let Some(at) = lines.iter().find(|line| line.id == id).and_then(|line| below(link, &line.point)) else {
+        return Ok(None);
+    };
+    let Some(root) = open_alone(space, &[id])?.remove(&id) else { return Ok(None) };
+    let place = if at.is_empty() { Ok(root) } else { beneath(root, at) };
+    let there = match place {
+        Err(Gone::NOENT | Gone::NOTDIR | Gone::LOOP | Gone::XDEV) => return Ok(None),
+        place => place.and_then(rustix::fs::fstat).doing(|| format!("look at {}", name(link)))?,
+    };
+    let found = (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino);
+    let over = Tree::of(&lines).children(id).iter().any(|line| line.point == link);
+    Ok(found.then(|| (at.to_vec(), over)))
 }
 
 fn name(point: &[u8]) -> String {

@@ -10,7 +10,7 @@ use crate::tmpfs::Contents;
 use crate::{Doing, Error, Failure};
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{UnmountFlags, unmount};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Carries `changes` out. A file system in memory gets its content from `contents`.
@@ -23,15 +23,19 @@ pub fn restore(changes: &Changes, contents: &Contents) -> Result<Namespaces, Err
     }
     let home = Here::now()?;
     let places = places(changes, &home)?;
-    let mut making = Making { changes, places, mounts: HashMap::new(), yard: Yard::lay(changes, contents)? };
+    let yard = Yard::lay(changes, contents)?;
+    let mut making = Making { changes, places, mounts: HashMap::new(), nooks: BTreeMap::new(), yard };
     let mut namespaces = Vec::new();
     making.first(&home)?;
+    let copy = |fd: &OwnedFd| fd.try_clone().doing(|| "copy a descriptor");
     if changes.namespaces() > 0 {
-        let copy = |fd: &OwnedFd| fd.try_clone().doing(|| "copy a descriptor");
         namespaces.push(Namespace { handle: copy(&home.handle)?, root: copy(&home.root)? });
     }
-    for namespace in 1..changes.namespaces() {
+    for namespace in 1..changes.spaces() {
         namespaces.push(making.namespace(namespace)?);
+    }
+    for root in std::mem::take(&mut making.nooks).into_values() {
+        namespaces.push(Namespace { handle: copy(&home.handle)?, root });
     }
     making.share(&home)?;
     making.yard.here.enter()?;
@@ -46,7 +50,11 @@ fn places(changes: &Changes, home: &Here) -> Result<HashMap<Bytes, OwnedFd>, Err
         On::Place(place) => Some((place, &made.point)),
         _ => None,
     });
-    let others = changes.read_only.keys().chain(changes.groups.keys());
+    let nooks = changes.nooks.iter().filter_map(|nook| match &nook.on {
+        On::Place(place) => Some(place),
+        _ => None,
+    });
+    let others = changes.read_only.keys().chain(changes.groups.keys()).chain(nooks);
     let mut places = HashMap::new();
     for (place, point) in others.map(|place| (place, place)).chain(on) {
         if !places.contains_key(place) {
@@ -66,6 +74,8 @@ struct Making<'a> {
     places: HashMap<Bytes, OwnedFd>,
     /// Those of the job, as far as they are still needed.
     mounts: HashMap<u32, OwnedFd>,
+    /// Directories that are going to be hidden, by their numbers.
+    nooks: BTreeMap<usize, OwnedFd>,
     yard: Yard<'a>,
 }
 
@@ -81,6 +91,11 @@ impl<'a> Making<'a> {
     fn first(&mut self, home: &Here) -> Result<(), Error> {
         let parts = self.parts(0)?;
         home.enter()?;
+        let places = std::mem::take(&mut self.places);
+        for (place, mount) in &places {
+            self.nooks(&On::Place(place.clone()), mount)?;
+        }
+        self.places = places;
         for point in self.changes.unmounted.iter().rev() {
             open(&home.root, point).map_err(|errno| missing(point, errno))?;
             let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
@@ -119,6 +134,7 @@ impl<'a> Making<'a> {
         rustix::process::fchdir(&root).doing(doing)?;
         rustix::process::chroot(".").doing(doing)?;
         log::debug!("mount namespace {namespace} of the job has the root {:?}", made.of);
+        self.nooks(&On::Made(id), &root)?;
         self.mounts.insert(id, root);
         for part in parts {
             self.put(part)?;
@@ -145,7 +161,21 @@ impl<'a> Making<'a> {
             let place = beneath(on, &made.at).map_err(|errno| missing(&made.point, errno))?;
             put(&tree, place).doing(doing)?;
         }
+        self.nooks(&On::Made(id), &tree)?;
         self.mounts.insert(id, tree);
+        Ok(())
+    }
+
+    /// Opens what is to be opened on a mount before something comes to lie over it.
+    fn nooks(&mut self, on: &On, mount: &OwnedFd) -> Result<(), Error> {
+        for (number, nook) in self.changes.nooks.iter().enumerate().filter(|(_, nook)| nook.on == *on) {
+            let opened = if nook.at.is_empty() {
+                mount.try_clone().doing(|| "copy a descriptor")?
+            } else {
+                beneath(mount, &nook.at).map_err(|errno| missing(&nook.at, errno))?
+            };
+            self.nooks.insert(number, opened);
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::list::{BINFMT_MISC, Line, Tree, below};
 use super::sandbox::{Sandbox, as_they_were};
 use super::source::{Content, Sources};
-use super::{Changes, Group, Made, On, Places, Space};
+use super::{Changes, Group, Made, Nook, On, Places, Space};
 use crate::fd::{self, Mount};
 use crate::resource::Blocker;
 use crate::{Doing, Failure};
@@ -25,6 +25,17 @@ pub(crate) struct Found {
     pub blockers: Vec<Blocker>,
     /// The namespaces, if they were looked at.
     pub spaces: Vec<Space>,
+}
+
+/// A directory that a mount hides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hidden {
+    /// The mount namespace.
+    pub space: u32,
+    /// The mount that it is on.
+    pub mount: u64,
+    /// Its path there.
+    pub at: Vec<u8>,
 }
 
 impl Found {
@@ -55,7 +66,7 @@ pub enum Part {
 }
 
 /// Compares the mounts of the job's `processes`, the first one first, with those of its sandbox. `mounts` are those of the first
-/// process.
+/// process, and these `hidden` directories are needed.
 ///
 /// # Errors
 /// The kernel's.
@@ -63,9 +74,10 @@ pub(crate) fn survey(
     processes: &[Pid],
     mounts: &[(u64, Mount)],
     places: Option<&Places>,
+    hidden: &[Hidden],
 ) -> Result<Found, Failure> {
     let spaces = Space::all(processes)?;
-    let alone = spaces.len() < 2;
+    let alone = spaces.len() < 2 && hidden.is_empty();
     if alone && places.is_none_or(|places| as_they_were(mounts, places)) {
         return Ok(Found { spaces, ..Found::default() });
     }
@@ -86,7 +98,7 @@ pub(crate) fn survey(
         host: host.map(|(_, m)| (format!("{}:{}", m.device.0, m.device.1), m.root)).collect(),
         found: Found::default(),
     };
-    look.compare();
+    look.compare(hidden);
     if foreign(first.process)? {
         look.refuse_foreign();
     }
@@ -123,7 +135,7 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn compare(&mut self) {
+    fn compare(&mut self, hidden: &[Hidden]) {
         let (trees, first) = (self.trees, &self.lines[0]);
         let (kept, made): (Vec<&Line>, Vec<&Line>) = self.sandbox_and_job(first);
         let mut all: Vec<(usize, &Line)> =
@@ -163,6 +175,18 @@ impl<'a> Look<'a> {
                             group: Group { shared: line.shared, master: line.master },
                         });
                     }
+                }
+            }
+        }
+        for nook in hidden {
+            match known.get(&nook.mount) {
+                Some(on) => {
+                    self.found.changes.nooks.push(Nook { on: on.clone(), at: nook.at.clone().into() });
+                }
+                None => {
+                    let what = format!("directory {}", String::from_utf8_lossy(&nook.at));
+                    let why = "a mount hides it, and it is on one that can't be made again";
+                    self.found.blockers.push(blocker(self.init, what, why));
                 }
             }
         }

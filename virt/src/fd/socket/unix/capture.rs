@@ -71,7 +71,7 @@ impl Job<'_> {
     }
 
     /// Where the file of a socket's name is; None if it was deleted.
-    fn unix_file(&self, socket: &OwnedFd) -> Result<Option<Place>, Trouble> {
+    fn unix_file(&mut self, socket: &OwnedFd) -> Result<Option<Place>, Trouble> {
         let what = || "find the file of a unix socket";
         // SAFETY: the call has no further argument; its answer is a new descriptor.
         let fd = match Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCUNIXFILE) }) {
@@ -85,9 +85,9 @@ impl Job<'_> {
         }
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).doing(what)?;
         let mount = Info::read(Pid::this(), fd.as_raw_fd())?.mount;
-        let (namespace, container) = self.graph.home(mount);
-        let link = container.relative(link.into_os_string().into_vec());
-        match locate(self.graph, &link, &stat, mount)? {
+        let link = self.graph.home(mount).1.relative(link.into_os_string().into_vec());
+        let (namespace, located) = locate(self, &link, &stat, mount)?;
+        match located {
             Located::Deleted(_) => Ok(None),
             Located::Named(path) => Ok(Some(Place {
                 path: path.into(),
