@@ -118,6 +118,12 @@ pub(super) fn restore(
     Ok(elsewhere)
 }
 
+/// The addresses of IPv6 of these links.
+pub(super) fn sixes<'a>(wanted: &'a [Record], links: &BTreeSet<&str>) -> Vec<&'a str> {
+    let of = |entry: &&Record| is_six(entry) && text(entry, "link").is_some_and(|link| links.contains(link));
+    wanted.iter().filter(of).map(local).collect()
+}
+
 fn local(entry: &Record) -> &str {
     text(entry, "local").or_else(|| text(entry, "address")).unwrap_or_default()
 }

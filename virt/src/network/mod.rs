@@ -278,6 +278,9 @@ impl Network {
         let given: BTreeSet<&str> = given.map(|link| link.name.as_str()).collect();
         let elsewhere = addresses::restore(&self.addresses, &given, maker.route, &names)?;
         maker.let_generate(false)?;
+        let up = self.links.iter().filter(|link| link.origin != Origin::Given && link.flags & links::UP != 0);
+        let up: BTreeSet<&str> = up.map(|link| link.name.as_str()).collect();
+        routes::await_local(&addresses::sixes(&self.addresses, &up), &mut route, &names)?;
         routes::restore_neighbours(&self.neighbours, &mut route, &names)?;
         routes::restore_rules(&self.rules, &mut route, &names)?;
         routes::restore(&self.routes, &given, &elsewhere, &mut route, &names)?;

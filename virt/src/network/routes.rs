@@ -5,6 +5,7 @@ use crate::Error;
 use crate::netlink::Netlink;
 use crate::netlink::record::{Field, Kind, Layout, Names, Record, Value, field, number, text};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// `RTAX_*` of `linux/rtnetlink.h`.
 const METRICS: &[Field] = &[
@@ -192,6 +193,37 @@ pub(super) fn restore(
         }
         missing = refused;
     }
+    Ok(())
+}
+
+/// How often, and after what time, to look again for what the kernel does a little later.
+const LOOKS: u32 = 500;
+const MOMENT: Duration = Duration::from_millis(1);
+/// `RTN_LOCAL`.
+const LOCAL: u64 = 2;
+
+/// Waits until packets to these addresses of IPv6 find their way: the kernel makes the route of an address in the background,
+/// and a socket that is bound to it may be asked for the way at once.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn await_local(addresses: &[&str], route: &mut Netlink, names: &Names) -> Result<(), Error> {
+    let mut missing = addresses.to_vec();
+    let mut six = [0; 12];
+    six[0] = libc::AF_INET6 as u8;
+    for _ in 0..LOOKS {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let now = ROUTES.now(route, &six, names)?;
+        let local = now.iter().filter(|route| number(route, "type") == LOCAL);
+        let ways: BTreeSet<&str> = local.filter_map(|route| text(route, "destination")).collect();
+        missing.retain(|address| !ways.contains(address));
+        if !missing.is_empty() {
+            std::thread::sleep(MOMENT);
+        }
+    }
+    log::warn!("the kernel makes no route to {}", missing.join(", "));
     Ok(())
 }
 

@@ -38,6 +38,9 @@ fn same(now: &str, before: &str) {
     };
     let differences = [lacks(before, now, '-'), lacks(now, before, '+')].concat();
     assert_eq!(differences, Vec::<String>::new());
+    // It is only the order then.
+    let place = now.lines().zip(before.lines()).find(|(now, before)| now != before);
+    assert_eq!(place, None);
     assert_eq!(now, before);
 }
 
