@@ -58,7 +58,7 @@ fn look(container: &Container) -> String {
             s/expires [0-9a-z]+//g; s/link-netnsid [0-9]+//; s/@if[0-9]+//'; }
         { ip -d link; ip addr; ip -4 route show table all; ip -6 route show table all | grep -v 'proto kernel' || true
         ip rule; ip -6 rule; ip neigh show nud permanent; ip neigh show proxy; nft list ruleset; } | plain
-        sysctl -a 2>/dev/null | grep '^net' | grep -v 'nf_conntrack_count\\|\\.mtu \\|addr_gen_mode\\|stable_secret'";
+        sysctl -a 2>/dev/null | grep '^net' | grep -v 'nf_conntrack_count\\|addr_gen_mode\\|stable_secret'";
     sh(container, script)
 }
 

@@ -37,6 +37,7 @@ use nix::unistd::Pid;
 use routes::{NEIGHBOUR_LISTS, NEIGHBOURS, ROUTES, RULES};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use sysctls::When;
 
 /// The file of the image.
 pub const FILE: &str = "network.json";
@@ -108,11 +109,12 @@ pub(crate) fn survey(
     mounted: &[(u64, Mount)],
     given: &Given,
 ) -> Result<Vec<Blocker>, Failure> {
-    capture(init, processes, mounted, given).map(|(_, blockers)| blockers)
+    Ok(look(init, processes, mounted, given, true)?.map(|(_, blockers)| blockers).unwrap_or_default())
 }
 
 /// Reads what is in the network namespace of the job whose first process is `init`, and whose processes are `processes`;
-/// None when there is nothing but what a new sandbox has.
+/// None when there is nothing but what a new sandbox has. What only an administrator makes, and what takes longest to look
+/// for, [`survey`] has looked for a moment ago.
 ///
 /// # Errors
 /// The kernel's.
@@ -122,22 +124,37 @@ pub(crate) fn capture(
     mounted: &[(u64, Mount)],
     given: &Given,
 ) -> Result<(Option<Network>, Vec<Blocker>), Failure> {
-    let Some(namespace) = Namespace::of(init, Kind::Net)? else { return Ok((None, Vec::new())) };
+    let found = look(init, processes, mounted, given, false)?;
+    let (network, blockers) =
+        found.map_or((None, Vec::new()), |(network, blockers)| (Some(network), blockers));
+    Ok((network.filter(|network| !network.is_new()), blockers))
+}
+
+/// None when the namespace is the host's.
+fn look(
+    init: Pid,
+    processes: &[Pid],
+    mounted: &[(u64, Mount)],
+    given: &Given,
+    thorough: bool,
+) -> Result<Option<(Network, Vec<Blocker>)>, Failure> {
+    let Some(namespace) = Namespace::of(init, Kind::Net)? else { return Ok(None) };
     let writable = sysctls::writable(init, mounted);
     let abroad = namespace.enter()?;
-    let read = Network::read(given, writable);
+    let read = Network::read(given, writable && !thorough, thorough);
     drop(abroad);
     let (network, mut troubles) = read?;
     network.unattended(processes, &mut troubles);
     let comm =
         || std::fs::read_to_string(format!("/proc/{init}/comm")).unwrap_or_default().trim_end().to_owned();
     let blocker = |Refusal { what, why, remedy }| Blocker { pid: 1, comm: comm(), what, why, remedy };
-    Ok((Some(network).filter(|network| !network.is_new()), troubles.into_iter().map(blocker).collect()))
+    Ok(Some((network, troubles.into_iter().map(blocker).collect())))
 }
 
 impl Network {
-    /// What is in the namespace that this thread is in.
-    fn read(given: &Given, writable: bool) -> Result<(Network, Vec<Refusal>), Failure> {
+    /// What is in the namespace that this thread is in; with the parameters, if these may have been changed, and, if it is to
+    /// be thorough, with a look for what can't be carried at all.
+    fn read(given: &Given, writable: bool, thorough: bool) -> Result<(Network, Vec<Refusal>), Failure> {
         let mut route =
             Netlink::open(protocols::ROUTE).doing(|| "open a socket to the job's network namespace")?;
         let route = &mut route;
@@ -173,7 +190,9 @@ impl Network {
                 && number(entry, "family") == libc::AF_BRIDGE as u64
         };
         neighbours.retain(|entry| !given(entry) && !own(entry));
-        others::survey(route, &links, &names, &mut troubles)?;
+        if thorough {
+            others::survey(route, &links, &names, &mut troubles)?;
+        }
         let filters = nft::capture(&names, &mut troubles)?;
         let sysctls = if writable { sysctls::capture()? } else { Sysctls::new() };
         Ok((Network { links, addresses, routes, rules, neighbours, sysctls, filters }, troubles))
@@ -258,6 +277,7 @@ impl Network {
         let (_, names) = links::dump(&mut route)?;
         let mut maker = making::Maker { route: &mut route, links: &self.links, names };
         maker.wires()?;
+        sysctls::restore_links(&self.sysctls, &self.links, When::Up)?;
         maker.let_generate(true)
     }
 
@@ -269,10 +289,11 @@ impl Network {
         let (_, names) = links::dump(&mut route)?;
         let mut maker = making::Maker { route: &mut route, links: &self.links, names };
         maker.make()?;
-        sysctls::restore_links(&self.sysctls, &self.links)?;
+        sysctls::restore_links(&self.sysctls, &self.links, When::Down)?;
         maker.change()?;
         maker.raise()?;
         maker.wires()?;
+        sysctls::restore_links(&self.sysctls, &self.links, When::Up)?;
         let names = maker.names.clone();
         let given = self.links.iter().filter(|link| link.origin == Origin::Given);
         let given: BTreeSet<&str> = given.map(|link| link.name.as_str()).collect();

@@ -98,8 +98,7 @@ fn walk(dir: &Path, depth: usize, all: &mut Sysctls) {
 
 /// What a link has as an attribute, too.
 fn is_links_own(name: &str) -> bool {
-    let told = name.ends_with("/addr_gen_mode") || name.starts_with("ipv6/") && name.ends_with("/mtu");
-    told && link(name).is_some()
+    name.ends_with("/addr_gen_mode") && link(name).is_some()
 }
 
 /// The value of a parameter that can be written to. The kernel keeps to the mode of the file whoever asks.
@@ -146,16 +145,37 @@ fn order(name: &str) -> (u8, bool) {
 /// # Errors
 /// As [`set`].
 pub(super) fn restore(wanted: &Sysctls) -> Result<(), Error> {
-    let mut all: Vec<_> = wanted.iter().filter(|(name, _)| link(name).is_none()).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    // What is to stay as it is changes with others.
+    let mut all = here();
+    all.extend(wanted.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let mut all: Vec<_> = all.iter().filter(|(name, _)| link(name).is_none()).collect();
     all.sort_by_key(|(name, _)| order(name));
     all.into_iter().try_for_each(|(name, value)| set(name, value))
+}
+
+/// When parameters of links are set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// While they are down still.
+    Down,
+    /// When they are up, which makes the kernel forget these.
+    Up,
+}
+
+impl When {
+    fn of(name: &str) -> When {
+        if name.starts_with("ipv6/") && name.ends_with("/mtu") { When::Up } else { When::Down }
+    }
 }
 
 /// Sets those of the links that are the job's.
 ///
 /// # Errors
 /// As [`set`].
-pub(super) fn restore_links(wanted: &Sysctls, links: &[Link]) -> Result<(), Error> {
+pub(super) fn restore_links(wanted: &Sysctls, links: &[Link], when: When) -> Result<(), Error> {
     if wanted.is_empty() {
         return Ok(());
     }
@@ -166,7 +186,7 @@ pub(super) fn restore_links(wanted: &Sysctls, links: &[Link]) -> Result<(), Erro
     let names: BTreeSet<&String> = here.keys().chain(wanted.keys()).collect();
     let mut all: Vec<(&String, &String)> = names
         .into_iter()
-        .filter(|name| link(name).is_some_and(|link| own.contains(link)))
+        .filter(|name| link(name).is_some_and(|link| own.contains(link)) && When::of(name) == when)
         .filter_map(|name| Some((name, wanted.get(name).or_else(|| here.get(&of(name, "default")))?)))
         .collect();
     all.sort_by_key(|(name, _)| order(name));

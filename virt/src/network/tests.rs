@@ -51,7 +51,7 @@ fn new_namespace() {
 }
 
 fn read(given: &Given) -> (Network, Vec<String>) {
-    let (network, troubles) = Network::read(given, true).unwrap();
+    let (network, troubles) = Network::read(given, true, true).unwrap();
     (network, troubles.into_iter().map(|trouble| format!("{}: {}", trouble.what, trouble.why)).collect())
 }
 
@@ -257,6 +257,7 @@ fn parameters_come_back() {
         echo 1 > ipv4/ip_forward; echo 0 > ipv4/conf/lo/forwarding; echo 2 > ipv4/conf/va/rp_filter; echo 777 > core/somaxconn
         echo '10 20' > ipv4/ping_group_range; echo 80 > ipv4/ip_unprivileged_port_start; echo 1 > ipv6/conf/all/forwarding
         echo 0 > ipv6/conf/vb/accept_ra; echo '4096 5000 6000' > ipv4/tcp_rmem; echo 3 > unix/max_dgram_qlen
-        echo 77 > ipv4/neigh/va/ucast_solicit; echo 1 > ipv6/conf/default/disable_ipv6; echo 2607::4 > ipv6/conf/va/stable_secret",
+        echo 77 > ipv4/neigh/va/ucast_solicit; echo 1 > ipv6/conf/default/disable_ipv6; echo 2607::4 > ipv6/conf/va/stable_secret
+        echo 1 > ipv4/conf/all/accept_redirects; echo 1300 > ipv6/conf/lo/mtu; echo 1400 > ipv6/conf/vb/mtu",
     );
 }
