@@ -32,6 +32,7 @@ static void aside(void (*work)(void)) {
     int status;
     pid_t child = MUST(fork());
     if (!child) {
+        MUST(chdir("/"));
         alone();
         work();
         _exit(0);

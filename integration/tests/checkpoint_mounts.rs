@@ -143,7 +143,7 @@ fn peers_are_peers_again() {
 fn who_only_receives_goes_on_to_receive() {
     survives(
         "mkdir -p /one/dir /two /three /four; mount --bind /one /one; mount --make-shared /one; mount --bind /one /two
-        mount --make-slave /two; mount --bind /two /three; mount --make-shared /two; mount --bind /one/dir /four",
+        mount --make-slave /two; mount --bind /two /three; mount --make-shared /two; mount --bind /one/dir /four; mkdir -p /five/in; mount -t tmpfs five /five; mkdir /five/in; mount -t tmpfs in /five/in; mount --make-unbindable /five",
         "mkdir -p /one/dir/in; mount -t tmpfs one /one/dir/in; mount -t tmpfs two /two/dir; grep -c '^one' /proc/mounts
         grep -c '^two' /proc/mounts; umount /two/dir /one/dir/in; grep -c '^one\\|^two' /proc/mounts || true",
     );

@@ -30,12 +30,13 @@ const MOMENT: Duration = Duration::from_millis(2);
 /// The kernel's.
 pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     let mounted = fd::mounts(init)?;
-    let mut blockers = tmpfs::survey(init, &mounted)?;
     let processes = descendants(init);
+    let changed = mounts::survey(&processes, &mounted, options.places.as_ref(), &[])?;
+    let mut blockers = tmpfs::survey(init, &mounted, &changed.devices)?;
+    blockers.extend(changed.blockers);
     if let Some(given) = &options.network {
         blockers.extend(network::survey(init, &processes, &mounted, given)?);
     }
-    blockers.extend(mounts::survey(&processes, &mounted, options.places.as_ref(), &[])?.blockers);
     blockers.extend(strangers(init, &options.members));
     blockers.extend(posix::survey(init)?);
     blockers.extend(fd::survey(&processes, &options.owned())?);

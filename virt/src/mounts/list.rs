@@ -75,6 +75,8 @@ pub(crate) struct Line {
     pub(super) shared: Option<u32>,
     /// The group that it receives from.
     pub(super) master: Option<u32>,
+    /// No copies can be made of it.
+    pub(super) unbindable: bool,
     pub(super) kind: String,
     pub(super) source: Vec<u8>,
     /// Options of the file system.
@@ -95,21 +97,38 @@ impl Line {
         let device = text(words.next()?);
         let (root, point) = (unescape(words.next()?), unescape(words.next()?));
         let options = text(words.next()?).split(',').map(str::to_owned).collect();
-        let (mut shared, mut master) = (None, None);
+        let (mut shared, mut master, mut unbindable) = (None, None, false);
         for word in words.by_ref().take_while(|&word| word != b"-") {
             match text(word).split_once(':') {
                 Some(("shared", group)) => shared = group.parse().ok(),
                 Some(("master", group)) => master = group.parse().ok(),
-                _ => {}
+                _ => unbindable |= word == b"unbindable",
             }
         }
         let (kind, source) = (text(words.next()?), unescape(words.next()?));
         let data = unescape(words.next().unwrap_or_default());
-        Some(Line { id, parent, device, root, point, options, shared, master, kind, source, data })
+        Some(Line {
+            id,
+            parent,
+            device,
+            root,
+            point,
+            options,
+            shared,
+            master,
+            unbindable,
+            kind,
+            source,
+            data,
+        })
+    }
+
+    pub(super) fn has(&self, wanted: &str) -> bool {
+        self.options.iter().any(|option| option == wanted)
     }
 
     pub(super) fn read_only(&self) -> bool {
-        self.options.iter().any(|option| option == "ro")
+        self.has("ro")
     }
 
     /// The file system is, and with it all its mounts.
@@ -122,9 +141,12 @@ impl Line {
         self.options.iter().filter(|option| attribute(option).is_some()).cloned().collect()
     }
 
-    /// The file system's options for a new one like it: without what its first mount alone decides.
-    pub(super) fn data(&self) -> Vec<u8> {
-        let words = self.data.split(|&b| b == b',').filter(|word| ![&b"rw"[..], b"ro"].contains(word));
+    /// The file system's options for a new one like it: without what its first mount alone decides, and if it is `foreign`,
+    /// of another user namespace, without the owner, whose numbers are ckrun's. Its root directory gets its owner anyway.
+    pub(super) fn data(&self, foreign: bool) -> Vec<u8> {
+        let owner = |word: &[u8]| word.starts_with(b"uid=") || word.starts_with(b"gid=");
+        let left_out = |word: &&[u8]| [&b"rw"[..], b"ro"].contains(word) || foreign && owner(word);
+        let words = self.data.split(|&b| b == b',').filter(|word| !left_out(word));
         words.collect::<Vec<_>>().join(&b","[..])
     }
 
@@ -263,12 +285,14 @@ mod tests {
 
     #[test]
     fn a_line_has_all_its_parts() {
-        let line = br"36 35 0:98 /sys /mnt/a\040b rw,noatime master:1 shared:2 - tmpfs none\040x rw,size=4k";
+        let line =
+            br"36 35 0:98 /sys /mnt/a\040b rw,noatime master:1 shared:2 - tmpfs none\040x rw,size=4k,uid=7";
         let line = Line::parse(line).unwrap();
         assert_eq!((line.id, line.parent, line.device.as_str()), (36, 35, "0:98"));
         assert_eq!((&line.root[..], &line.point[..]), (&b"/sys"[..], &b"/mnt/a b"[..]));
         assert_eq!((line.shared, line.master, line.kind.as_str()), (Some(2), Some(1), "tmpfs"));
-        assert_eq!((line.flags(), line.data()), (vec!["noatime".to_owned()], b"size=4k".to_vec()));
+        assert_eq!((line.flags(), line.data(false)), (vec!["noatime".to_owned()], b"size=4k,uid=7".to_vec()));
+        assert_eq!(line.data(true), b"size=4k");
         assert_eq!(line.source, b"none x");
     }
 

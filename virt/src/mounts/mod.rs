@@ -142,6 +142,9 @@ pub struct Made {
     /// Its options (`MOUNT_ATTR_*`, as mount(8) calls them).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
+    /// No copies can be made of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unbindable: bool,
     /// Its peers.
     #[serde(default, skip_serializing_if = "Group::is_none")]
     pub group: Group,

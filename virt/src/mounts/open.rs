@@ -32,12 +32,12 @@ pub(crate) fn open_alone(space: &Space, wanted: &[u64]) -> Result<HashMap<u64, O
         let mut opened = HashMap::new();
         let mut hidden = HashSet::new();
         for line in wanted.iter().filter_map(|&id| tree.line(id)) {
-            if !tree.visible(line) {
+            let bare = tree.children(line.id).is_empty();
+            if !tree.visible(line) || line.unbindable && !bare {
                 hidden.insert(line.id);
                 continue;
             }
             let place = open(&space.root, line, line.id)?;
-            let bare = tree.children(line.id).is_empty();
             opened.insert(line.id, if bare { place } else { copy(place.as_fd(), &line.point)? });
         }
         if !hidden.is_empty() {

@@ -161,6 +161,9 @@ impl<'a> Making<'a> {
             let place = beneath(on, &made.at).map_err(|errno| missing(&made.point, errno))?;
             put(&tree, place).doing(doing)?;
         }
+        if made.unbindable {
+            propagate(tree.as_fd(), libc::MS_UNBINDABLE, &made.point)?;
+        }
         self.nooks(&On::Made(id), &tree)?;
         self.mounts.insert(id, tree);
         Ok(())

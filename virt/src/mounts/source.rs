@@ -11,6 +11,8 @@ pub(super) struct Sources<'a> {
     kept: Vec<&'a Line>,
     /// Every mount of the job, with its namespace; those that are in nobody's way come first.
     all: Vec<(usize, &'a Line)>,
+    /// They are of another user namespace than ckrun's.
+    foreign: bool,
     file_systems: HashMap<&'a str, u32>,
     deleted: HashMap<(&'a str, &'a [u8]), u32>,
 }
@@ -30,8 +32,8 @@ pub(crate) struct Content {
 type Origin = (Source, Vec<u8>);
 
 impl<'a> Sources<'a> {
-    pub(super) fn new(kept: Vec<&'a Line>, all: Vec<(usize, &'a Line)>) -> Self {
-        Sources { kept, all, file_systems: HashMap::new(), deleted: HashMap::new() }
+    pub(super) fn new(kept: Vec<&'a Line>, all: Vec<(usize, &'a Line)>, foreign: bool) -> Self {
+        Sources { kept, all, foreign, file_systems: HashMap::new(), deleted: HashMap::new() }
     }
 
     /// That of a mount, which may be new in the lists of `found`; if there is none, why.
@@ -82,7 +84,7 @@ impl<'a> Sources<'a> {
         found.changes.file_systems.push(FileSystem {
             kind: whole.kind.clone(),
             source: whole.source.clone().into(),
-            options: whole.data().into(),
+            options: whole.data(self.foreign).into(),
             read_only: whole.wholly_read_only(),
         });
         if whole.kind == "tmpfs" {

@@ -17,8 +17,6 @@ const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CL
 /// A mount namespace of a job.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// A process that is there, as ckrun sees it.
-    pub(crate) process: Pid,
     /// Its root directory; in the first one that of the job's first process.
     pub(crate) root: OwnedFd,
     /// `mountinfo`, as who is in that root directory sees it.
@@ -34,22 +32,23 @@ impl Space {
     /// The kernel's.
     pub(crate) fn all(processes: &[Pid]) -> Result<Vec<Space>, Failure> {
         let Some(&init) = processes.first() else { return Ok(Vec::new()) };
-        let (handle, inode) = open(init)?;
+        let (handle, own) = open(init)?;
         let path = format!("/proc/{init}/root");
         let root = rustix::fs::open(&path, DIRECTORY, Mode::empty()).doing(|| format!("open {path}"))?;
         let path = format!("/proc/{init}/mountinfo");
         let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
-        let mut known = HashSet::from([inode]);
-        let mut all = vec![Space { process: init, root, text, handle, inode }];
+        let mut known = HashSet::from([own]);
+        let mut all = vec![Space { root, text, handle, inode: own }];
         for &process in &processes[1..] {
-            let (handle, inode) = match open(process) {
-                Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => continue,
-                opened => opened?,
-            };
-            if known.insert(inode) {
-                let (root, text) = visit(&handle, look)?;
-                all.push(Space { process, root, text, handle, inode });
-            }
+            let new = inode(process).map(|inode| known.insert(inode));
+            let (handle, inode) =
+                match new.and_then(|new| if new { open(process).map(Some) } else { Ok(None) }) {
+                    Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) | Ok(None) => continue,
+                    Ok(Some(opened)) => opened,
+                    Err(failure) => return Err(failure),
+                };
+            let (root, text) = visit(&handle, look)?;
+            all.push(Space { root, text, handle, inode });
         }
         Ok(all)
     }

@@ -81,17 +81,18 @@ pub(crate) fn survey(
     if alone && places.is_none_or(|places| as_they_were(mounts, places)) {
         return Ok(Found { spaces, ..Found::default() });
     }
-    let Some(first) = spaces.first() else { return Ok(Found::default()) };
+    let (Some(first), Some(&init)) = (spaces.first(), processes.first()) else { return Ok(Found::default()) };
     let Some(places) = places else {
         let why = "hooks in config.json may have mounted something in the sandbox, and only they know what";
-        let blocker = blocker(first.process, "mount namespaces of its own".into(), why);
+        let blocker = blocker(init, "mount namespaces of its own".into(), why);
         return Ok(Found { blockers: vec![Blocker { remedy: None, ..blocker }], spaces, ..Found::default() });
     };
     let lines: Vec<Vec<Line>> = spaces.iter().map(Space::lines).collect();
     let trees: Vec<Tree<'_>> = lines.iter().map(|lines| Tree::of(lines)).collect();
     let host = fd::mounts(Pid::this())?.into_iter();
     let mut look = Look {
-        init: first.process,
+        init,
+        foreign: foreign(init)?,
         trees: &trees,
         lines: &lines,
         sandbox: Sandbox::of(places, first.root.as_fd(), lines.first().map_or(&[], Vec::as_slice)),
@@ -99,7 +100,7 @@ pub(crate) fn survey(
         found: Found::default(),
     };
     look.compare(hidden);
-    if foreign(first.process)? {
+    if look.foreign {
         look.refuse_foreign();
     }
     let found = look.found;
@@ -125,6 +126,8 @@ fn blocker(init: Pid, what: String, why: &str) -> Blocker {
 
 struct Look<'a> {
     init: Pid,
+    /// It is in another user namespace than ckrun.
+    foreign: bool,
     /// The mounts of each namespace.
     lines: &'a [Vec<Line>],
     trees: &'a [Tree<'a>],
@@ -142,7 +145,7 @@ impl<'a> Look<'a> {
             (0..).zip(self.lines).flat_map(|(space, lines)| lines.iter().map(move |l| (space, l))).collect();
         // What nothing hides is easily looked at.
         all.sort_by_key(|(space, line)| !trees[*space].visible(line));
-        let mut sources = Sources::new(kept.clone(), all);
+        let mut sources = Sources::new(kept.clone(), all, self.foreign);
 
         let mut known: HashMap<u64, On> =
             kept.iter().map(|line| (line.id, On::Place(line.point.clone().into()))).collect();
@@ -160,6 +163,11 @@ impl<'a> Look<'a> {
                         None => continue,
                     },
                 };
+                let mapped = |line: &Line| line.has("idmapped");
+                if mapped(line) && !kept.iter().any(|kept| mapped(kept) && kept.device == line.device) {
+                    self.refuse(space, line, "it maps the ids of its users");
+                    continue;
+                }
                 match sources.of(line, &mut self.found) {
                     Err(why) => self.refuse(space, line, why),
                     Ok((of, part)) => {
@@ -172,6 +180,7 @@ impl<'a> Look<'a> {
                             of,
                             part: part.into(),
                             options: line.flags(),
+                            unbindable: line.unbindable,
                             group: Group { shared: line.shared, master: line.master },
                         });
                     }

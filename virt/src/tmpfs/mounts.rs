@@ -85,13 +85,18 @@ pub(crate) fn mount_of(fd: impl std::os::fd::AsFd) -> rustix::io::Result<(u64, b
     Ok((about.stx_mnt_id, about.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT)))
 }
 
-/// Names every tmpfs that is too large to be carried, while the job runs on. `mounts` are those of its container.
+/// Names every tmpfs that is too large to be carried, while the job runs on. `mounts` are those of its container; to those
+/// on one of these `devices`, which the job has made and may unmount at any time, nobody comes near: it would find them busy.
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn survey(init: Pid, mounts: &[(u64, Mount)]) -> Result<Vec<Blocker>, Failure> {
+pub(crate) fn survey(
+    init: Pid,
+    mounts: &[(u64, Mount)],
+    devices: &HashSet<String>,
+) -> Result<Vec<Blocker>, Failure> {
     let mut blockers = Vec::new();
-    for own in own(init, mounts, &HashSet::new())?.0 {
+    for own in own(init, mounts, devices)?.0 {
         let (files, bytes) = usage(&own)?;
         if files > MOST_FILES || bytes > MOST_BYTES {
             blockers.push(too_large(init, &own.point));
