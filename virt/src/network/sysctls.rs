@@ -183,7 +183,9 @@ pub(super) fn restore_links(wanted: &Sysctls, links: &[Link], when: When) -> Res
         links.iter().filter(|own| own.origin != Origin::Given).map(|own| own.name.as_str()).collect();
     let here = here();
     // One that is not set yet can't be read.
-    let names: BTreeSet<&String> = here.keys().chain(wanted.keys()).collect();
+    let first = here.keys().filter(|name| name.split('/').nth(2) == Some("default"));
+    let begun: Vec<String> = first.flat_map(|name| own.iter().map(|link| of(name, link))).collect();
+    let names: BTreeSet<&String> = here.keys().chain(wanted.keys()).chain(&begun).collect();
     let mut all: Vec<(&String, &String)> = names
         .into_iter()
         .filter(|name| link(name).is_some_and(|link| own.contains(link)) && When::of(name) == when)

@@ -258,6 +258,7 @@ fn parameters_come_back() {
         echo '10 20' > ipv4/ping_group_range; echo 80 > ipv4/ip_unprivileged_port_start; echo 1 > ipv6/conf/all/forwarding
         echo 0 > ipv6/conf/vb/accept_ra; echo '4096 5000 6000' > ipv4/tcp_rmem; echo 3 > unix/max_dgram_qlen
         echo 77 > ipv4/neigh/va/ucast_solicit; echo 1 > ipv6/conf/default/disable_ipv6; echo 2607::4 > ipv6/conf/va/stable_secret
+        echo 2607::5 > ipv6/conf/default/stable_secret; echo 2607::5 > ipv6/conf/lo/stable_secret
         echo 1 > ipv4/conf/all/accept_redirects; echo 1300 > ipv6/conf/lo/mtu; echo 1400 > ipv6/conf/vb/mtu",
     );
 }
