@@ -300,6 +300,7 @@ impl Steps<'_> {
         refuse(std::mem::take(&mut changed.blockers))?;
         tmpfs::capture(self.init, &mounted, &changed, image)?;
         image.json(mounts::FILE, &changed.changes)?;
+        fault::point("checkpoint:network")?;
         if let Some(given) = &self.options.network {
             let hosts: Vec<Pid> = frozen.processes.iter().map(|process| process.stopped.host).collect();
             let (network, blockers) = network::capture(self.init, &hosts, &mounted, given)?;

@@ -259,6 +259,10 @@ fn misfits(
     let Some(root) = roots.first() else { return Ok(Vec::new()) };
     let mut problems = job.files.check(&roots, options)?;
     problems.extend(job.files.check_terminals(root.as_fd(), init)?);
+    // In a network namespace that is made for the job its devices are still to come.
+    if options.network != NetworkIs::Made {
+        problems.extend(job.files.check_devices(init)?);
+    }
     problems.extend(memory::check_files(&job.objects, &roots, options)?);
     problems.extend(unable(job, init)?);
     problems.extend(job.sysv.homeless(init)?);

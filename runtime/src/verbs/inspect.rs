@@ -6,6 +6,7 @@ use crate::progress::size;
 use crate::supervisor::record::{Saved, of_image};
 use ckrun_virt::image::{Image, Index, Owner};
 use ckrun_virt::memory::{Kind, Layout, Object};
+use ckrun_virt::network::{self, Network};
 use ckrun_virt::table::file::NAME as TABLE;
 use ckrun_virt::table::id::Printable;
 use ckrun_virt::table::{Id, Table};
@@ -42,6 +43,7 @@ struct Contents {
     layouts: BTreeMap<i32, Layout>,
     objects: Vec<Object>,
     table: Option<Table>,
+    network: Option<Network>,
 }
 
 /// Bytes of an image.
@@ -75,12 +77,16 @@ pub fn run(args: &Args) -> Result<()> {
             "objects": contents.objects,
             "table": contents.table.as_ref().map(ids::Shown::of),
             "plugins": of_image(&image)?,
+            "network": contents.network,
         }));
     }
     let mut lines = origin(&image, &sizes);
     lines.extend(contents.processes(&sizes));
     lines.extend(contents.objects(&sizes));
     lines.extend(plugins(&of_image(&image)?));
+    if let Some(network) = &contents.network {
+        lines.push(format!("\nnetwork   {}", Printable(network.summary().as_bytes())));
+    }
     if let Some(table) = &contents.table {
         lines.extend(files(table));
         lines.extend(outside(table));
@@ -186,6 +192,7 @@ impl Contents {
             layouts: part(image, "mappings.json")?,
             objects: part(image, "objects.json")?,
             table: part(image, TABLE)?,
+            network: part(image, network::FILE)?,
         })
     }
 

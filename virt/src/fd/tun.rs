@@ -3,15 +3,16 @@
 //!
 //! Packets that the kernel has sent to a device and nobody has read are lost, as on any wire.
 
-use super::Trouble;
 use super::capture::Job;
 use super::check::is_path;
 use super::located::{Located, locate};
 use super::making::{Making, OPEN};
-use crate::Doing;
+use super::{Files, Object, Trouble};
 use crate::image::Bytes;
 use crate::namespace::{Kind, Namespace};
 use crate::network::tun::{self, NO_INFORMATION, VIRTUAL_HEADER};
+use crate::restore::Problem;
+use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -144,6 +145,29 @@ impl Job<'_> {
             little: number(GET_LITTLE)? != 0,
             name,
         }))
+    }
+}
+
+impl Files {
+    /// The devices that are not in the network namespace of `init`, and that the job is attached to: to attach to one that is
+    /// not there is to make another one.
+    ///
+    /// # Errors
+    /// System errors.
+    pub fn check_devices(&self, init: Pid) -> Result<Vec<Problem>, Failure> {
+        let attached = self.descriptions.iter().filter_map(|description| match &description.object {
+            Object::Tun(tun) => tun.device.as_ref(),
+            _ => None,
+        });
+        let mut missing = Vec::new();
+        for device in attached {
+            let namespace = Namespace::of(init, Kind::Net)?;
+            if tun::look(namespace.as_ref(), &device.name)?.is_none() {
+                let why = "the job is attached to it, and it is not in the network namespace";
+                missing.push(Problem { what: format!("device {}", device.name), why: why.into() });
+            }
+        }
+        Ok(missing)
     }
 }
 

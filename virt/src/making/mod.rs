@@ -19,7 +19,7 @@ use crate::signals::Action;
 use crate::sys::ptrace::Registers;
 use crate::tree::{self, Member, Step};
 use crate::worker::Worker;
-use crate::{Error, Failure, vdso};
+use crate::{Error, Failure, fault, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use state::restore;
@@ -108,6 +108,7 @@ impl<'a> Making<'a> {
         if let Some(names) = &job.names {
             names.restore(worker.host())?;
         }
+        fault::point("restore:network")?;
         match &job.network {
             Some(network) if options.network == NetworkIs::Made => network.restore(worker.host())?,
             Some(_) if options.network == NetworkIs::Anothers => {

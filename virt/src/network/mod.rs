@@ -215,6 +215,27 @@ impl Network {
         }
     }
 
+    /// For people: what there is, and how much.
+    pub fn summary(&self) -> String {
+        let kind = |link: &Link| match (&link.kind, link.origin) {
+            (_, Origin::Given) => format!("{} (the sandbox's)", link.name),
+            (Some(kind), _) => format!("{} ({kind})", link.name),
+            (None, _) => link.name.clone(),
+        };
+        let made = self.routes.iter().filter(|route| !routes::is_by_kernel(route)).count();
+        let counts = [
+            (self.addresses.len(), "addresses"),
+            (made, "routes"),
+            (self.neighbours.len(), "neighbours"),
+            (self.sysctls.len(), "parameters"),
+            (self.filters.len(), "parts of packet filters"),
+        ];
+        let counts =
+            counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let links: Vec<String> = self.links.iter().map(kind).collect();
+        format!("{}; {}", links.join(", "), counts.collect::<Vec<_>>().join(", "))
+    }
+
     /// It is as the sandbox makes it: with the loopback interface, which is up, and what the kernel adds to that.
     fn is_new(&self) -> bool {
         let [lo] = self.links.as_slice() else { return false };

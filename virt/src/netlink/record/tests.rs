@@ -68,6 +68,16 @@ fn what_is_not_understood_is_said() {
     LAYOUT.read(&[0, 0, 0, 0, 8, 0, 0, 0], &names()).unwrap_err();
 }
 
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_it_stumble(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        if let Ok(record) = LAYOUT.read(&bytes, &names()) {
+            let written = LAYOUT.write(&record, &names()).unwrap();
+            proptest::prop_assert_eq!(LAYOUT.read(&written, &names()), Ok(record));
+        }
+    }
+}
+
 #[test]
 fn hostile_values_are_refused() {
     for json in [
