@@ -28,6 +28,7 @@ bench: build deps-test ## times against the installed runc, crun and criu: lifec
 	integration/bench/lifecycle $(CKRUN)
 	integration/bench/checkpoint $(CKRUN)
 	integration/bench/move $(CKRUN) $(CKRUN)-softemu
+	integration/bench/intercept $(CKRUN)
 
 lint: deps ## formatting and clippy, warnings denied
 	cargo fmt --all --check

@@ -85,7 +85,12 @@ impl Told {
 
     /// `ckrun plugin list --json`.
     pub fn list(&self, container: &Container) -> Value {
-        let said = container.ckrun(&["plugin", "list", "--json", "ID"]).ok();
-        serde_json::from_str(&said).expect("JSON")
+        list(container)
     }
+}
+
+/// `ckrun plugin list --json`.
+pub fn list(container: &Container) -> Value {
+    let said = container.ckrun(&["plugin", "list", "--json", "ID"]).ok();
+    serde_json::from_str(&said).expect("JSON")
 }

@@ -7,11 +7,12 @@ use ckrun_integration::job::{Job, cleared, path};
 use ckrun_integration::leftovers::settle;
 use ckrun_integration::pipes::{await_end, pidfd};
 use ckrun_integration::supervisor::{keeper, kill_both, kill_supervisor, killed, supervisor};
-use ckrun_integration::told::Told;
+use ckrun_integration::told::{self, Told};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -162,6 +163,22 @@ fn a_supervisor_that_was_killed_is_replaced_at_once() {
     job.is_well();
     end(&job);
     assert!(emulator.end() > 0);
+}
+
+#[test]
+fn no_call_fails_however_often_the_supervisor_is_killed() {
+    let job = Job::new("answered", "connections");
+    let real = job.container.file("real.sock");
+    let listener = UnixListener::bind(&real).unwrap();
+    std::thread::spawn(move || while listener.accept().is_ok() {});
+    job.start_with(&["--map", &format!("unix:/run/emu.sock={}", real.display())]);
+    for _ in 0..30 {
+        kill_supervisor(&job.container);
+        job.is_well();
+    }
+    job.container.ckrun(&["plugin", "restart", "ID"]).exits(0);
+    assert_eq!(told::list(&job.container)["killed"], 30);
+    end(&job);
 }
 
 #[test]

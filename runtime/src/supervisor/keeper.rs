@@ -27,9 +27,13 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
-/// So many in a row may be killed before they have found their feet; then no other is started.
-const TRIES: u32 = 3;
+/// So many in a row may be killed before they have found their feet; then no other is started, and what waits is told.
+const TRIES: u32 = 10;
+
+/// The pause before the second of them; each is twice as long as the one before, a few seconds in all.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What is put on the shelf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +158,9 @@ pub fn keep(home: &Path, verb: OwnedFd) -> Result<()> {
             return Err(Error::Supervisor { why: format!("it was killed: {how:?}") });
         }
         log::warn!("the supervisor was killed ({how:?}): another one takes over");
+        if fallen > 1 {
+            std::thread::sleep(PAUSE * (1 << (fallen - 2)));
+        }
         kept.again = true;
     }
 }
