@@ -312,14 +312,41 @@ fn a_verb_that_is_stopped_holds_nobody_up() {
 /// It is killed by a plugin, in the middle of an event.
 #[test]
 fn a_checkpoint_whose_supervisor_is_killed_leaves_the_job_as_it_was() {
-    for event in ["presuspend", "precheckpoint"] {
+    for event in ["presuspend", "precheckpoint", "committed"] {
         let job = Job::new("registers", "general");
         let told = Told::of(&job.container);
         told.start(&job, &["a", &format!("b:how=orphan,on={event}")]);
         let image = job.image("image");
         let said = job.container.ckrun(&["checkpoint", "--image-path", path(&image), "ID"]).exits(1);
         assert!(said.stderr.contains("supervisor of the job's plugins"), "{said:?}");
-        job.is_unharmed(&image);
+        if event == "committed" {
+            // It was complete before; it is the job's, which goes on.
+            assert!(image.join("manifest.json").exists());
+            job.is_well();
+        } else {
+            job.is_unharmed(&image);
+        }
+        let again = job.container.ckrun(&["plugin", "restart", "ID"]).exits(0);
+        assert!(again.stderr.contains("another one has taken over"), "{again:?}");
         end(&job);
     }
+}
+
+#[test]
+fn the_end_of_a_job_is_told_by_the_next_supervisor_if_the_first_is_killed_then() {
+    let job = Job::new("registers", "general");
+    let told = Told::of(&job.container);
+    let gate = Gate::new(&job);
+    told.start(&job, &[&gate.plugin("b", "exit"), "a"]);
+    let gone = pidfd(keeper(&job.container));
+    kill(Pid::from_raw(job.container.pid()), Signal::SIGKILL).unwrap();
+    gate.reached();
+    told.heard();
+    kill_supervisor(&job.container);
+    await_end(gone);
+    let heard = told.heard();
+    for word in ["b recover", "a recover", "b exit ended", "a exit ended"] {
+        assert!(heard.iter().any(|line| line == word), "{word}: {heard:?}");
+    }
+    end(&job);
 }

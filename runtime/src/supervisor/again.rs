@@ -31,7 +31,10 @@ impl Story {
         if let Some(socket) = kept.job.take() {
             self.desk.keep_job_api(socket);
         }
-        self.desk.shelf.put(Thing::Feet, None)?;
+        // For a job that has ended nobody is to try for ever.
+        if !ended {
+            self.desk.shelf.put(Thing::Feet, None)?;
+        }
         let failed = self.go_on()?;
         self.stage = stage;
         let news = "the supervisor of the job's plugins was killed, and another one has taken over";

@@ -280,8 +280,7 @@ impl Story {
 
     fn exit(&mut self, reason: Reason) -> Vec<Failed> {
         let reason = if self.stage == Stage::Doomed { Reason::Checkpointed } else { reason };
-        self.stage = Stage::Over;
-        self.desk.record.over = Some(reason);
+        // That they have been told is written down when they have: one who takes over in the middle tells them again.
         self.desk.record.event = Some(Event::Exit);
         self.desk.save();
         let tied = self.tied;
@@ -290,6 +289,7 @@ impl Story {
             false => company.part(),
         };
         let failed = self.company().map(tell).unwrap_or_default();
+        self.over(reason);
         self.desk.record.event = None;
         self.sync();
         failed
