@@ -79,6 +79,13 @@ def wrong(how, id, method, params):
     elif how == "nothing-there":
         real = "/dev/no-such-emulator"
         send({"id": id, "result": {"bindings": [{"kind": "device", "virtual": "/dev/emu0", "real": real}]}})
+    elif how == "unconnected":
+        link = socket.socket()
+        binding = {"kind": "socket", "virtual": "tcp:emu:4000", "fd": 0}
+        send({"id": id, "fds": 1, "result": {"bindings": [binding]}}, [link.fileno()])
+    elif how == "handle":
+        claim = {"device": "/dev/emu0", "command": "0x4502", "handles": [{"space": "s", "at": "result", "direction": "in"}]}
+        send({"id": id, "result": {**right(method, params), "ioctls": [claim]}})
     elif how == "relative":
         send({"id": id, "result": {"bindings": [{"kind": "device", "virtual": "emu0", "real": "/dev/null"}]}})
     elif how == "forget":

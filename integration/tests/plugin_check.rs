@@ -205,6 +205,12 @@ fn a_plugin_that_sends_other_descriptors_than_it_says() {
 #[test]
 fn a_plugin_that_binds_wrongly() {
     complains("nothing-there", "init", "binds /dev/emu0 to /dev/no-such-emulator: No such file or directory");
+    complains(
+        "unconnected",
+        "init",
+        "behind the descriptor of tcp:emu:4000: transport endpoint is not connected",
+    );
+    complains("handle", "init", "handle of s: a result comes out");
     fails("relative", "init", "its answer: \"emu0\" is not an absolute path");
     fails("forget", "restart", "its answer: /dev/emu0 was bound at the checkpoint and is not any more");
 }

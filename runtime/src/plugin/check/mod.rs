@@ -372,12 +372,14 @@ impl Trial<'_> {
     /// Looks whether there is something behind the names that were bound.
     fn bound(&mut self, company: &Company, new: &[Bound]) -> Said {
         self.no_job.bind(&company.peers()[0].bindings);
-        for Bound { binding, .. } in new {
-            if let Some(Real::Name(real)) = binding.real()
+        for bound in new {
+            // Of a descriptor it is what the kernel has for it: a connection has a peer with an address.
+            let recorded = bound.recorded().map_err(|e| format!("plugin {}: {e}", self.manifest.name))?;
+            if let Some(Real::Name(real)) = recorded.real()
                 && real.starts_with('/')
                 && let Err(e) = std::fs::metadata(real)
             {
-                let name = binding.virtual_name();
+                let name = recorded.virtual_name();
                 return Err(format!("plugin {}: it binds {name} to {real}: {e}", self.manifest.name));
             }
         }
