@@ -16,7 +16,7 @@
 //! - [`client`]: the verb's end, [`launch`]: how a supervisor is started and found, [`still`]: what a verb that holds the job
 //!   tells of it;
 //! - [`serve`]: the supervisor's loop, [`guest`]: a verb, [`story`]: what is done for it, [`ties`]: what plugins bind and save, [`desk`]: what they
-//!   are answered;
+//!   are answered, [`translate`]: names among it;
 //! - [`claims`]: the system calls that it answers ([`crate::intercept`]), [`errand`]: what the job asks for ([`crate::job_api`]);
 //! - [`record`]: what it leaves in the container's directory, [`logs`]: what plugins write.
 
@@ -35,6 +35,7 @@ pub mod serve;
 pub mod still;
 pub mod story;
 mod ties;
+mod translate;
 
 pub use client::Client;
 pub use record::Record;
