@@ -5,6 +5,7 @@
 
 use ckrun_integration::hosts::{Host, SMALL, Site};
 use ckrun_integration::run::Ended;
+use ckrun_integration::supervisor::killed;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -107,6 +108,30 @@ fn another_build_of_the_design() {
     // A second try, where it fits.
     b.serve("emu-c", 1, &SMALL);
     a.moves(&b, &["ID"]).exits(0);
+    assert_eq!(b.outcome(), expected);
+}
+
+/// The plugin's process, and the supervisor, whose child it is.
+fn beside(host: &Host) -> (i32, i32) {
+    let list: Value = serde_json::from_str(&host.ckrun(&["plugin", "list", "--json", "ID"]).ok()).unwrap();
+    let plugin = i32::try_from(list["plugins"][0]["pid"].as_i64().unwrap()).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{plugin}/stat")).unwrap();
+    let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap();
+    (plugin, parent.parse().unwrap())
+}
+
+#[test]
+fn the_processes_beside_a_job_are_killed_before_it_moves() {
+    let site = Site::new();
+    let (a, b) = hosts(&site, &SMALL);
+    let expected = started(&a);
+    killed(beside(&a).0);
+    a.ckrun(&["plugin", "restart", "ID"]).exits(0);
+    killed(beside(&a).1);
+    a.ckrun(&["plugin", "restart", "ID"]).exits(0);
+    killed(beside(&a).0);
+    a.moves(&b, &["ID"]).exits(0);
+    killed(beside(&b).1);
     assert_eq!(b.outcome(), expected);
 }
 
