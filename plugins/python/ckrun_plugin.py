@@ -503,7 +503,7 @@ class Plugin:
         """The job is gone: release what is held. event.reason says why."""
 
     def recover(self, event: Event) -> Optional[Result]:
-        """Take over from a predecessor that ended with ckrun's supervisor; the job runs."""
+        """Take over from a predecessor that has failed, or ended with ckrun's supervisor; the job runs."""
 
     def _wanted(self) -> List[str]:
         return [name for name in EVENTS if getattr(type(self), name) is not getattr(Plugin, name)]

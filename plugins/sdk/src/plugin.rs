@@ -76,8 +76,8 @@ pub trait Plugin {
         Ok(())
     }
 
-    /// Take over from a predecessor that has left the link as it was. The bindings are those in force; the answer is that
-    /// of [`Plugin::resume`].
+    /// Take over, in a new process, from a predecessor that has left the link as it was, or has failed. The bindings are those
+    /// in force; the answer is that of [`Plugin::resume`]. An error means that it can't be done.
     fn recover(&mut self, ckrun: &mut Ckrun, bindings: &[Binding]) -> Result<Vec<Binding>, Fault> {
         Ok(Vec::new())
     }

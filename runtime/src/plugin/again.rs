@@ -35,6 +35,9 @@ impl Company {
             let manifest = self.peers[at].manifest.clone();
             match log(&manifest.name).and_then(|log| Peer::start(manifest, log.as_fd())) {
                 Ok(peer) => {
+                    if let Some(process) = peer.process() {
+                        calls.started(peer.name(), process.pid());
+                    }
                     self.peers[at] = peer;
                     started.push(at);
                 }

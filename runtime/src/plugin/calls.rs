@@ -4,6 +4,7 @@ use ckrun_plugin::binding::Kind;
 use ckrun_plugin::call::{Answer, Call, MEMORY};
 use ckrun_plugin::{After, Code, Event, Fault, Grant, Level};
 use nix::poll::PollFlags;
+use nix::unistd::Pid;
 use std::os::fd::BorrowedFd;
 
 /// Who answers the calls of plugins: the one who has the job. Calls that the protocol forbids at the moment, those
@@ -14,6 +15,9 @@ pub trait Calls {
     /// # Errors
     /// What the plugin is answered.
     fn call(&mut self, plugin: &str, during: Option<Event>, call: Call) -> Result<Answer, Fault>;
+
+    /// A process of `plugin` has been started; nothing has been said to it.
+    fn started(&mut self, _plugin: &str, _process: Pid) {}
 
     /// A log line of `plugin`.
     fn log(&mut self, plugin: &str, level: Level, message: &str);

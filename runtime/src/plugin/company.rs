@@ -77,6 +77,11 @@ impl Company {
             Peer::start(manifest, log.as_fd())
         };
         let peers = manifests.into_iter().map(start).collect::<Result<Vec<Peer>>>()?;
+        for peer in &peers {
+            if let Some(process) = peer.process() {
+                calls.started(peer.name(), process.pid());
+            }
+        }
         let mut company = Company { job, peers, sent: Vec::new() };
         company.hello(calls)?;
         Ok(company)

@@ -13,13 +13,16 @@ use crate::intercept::pending::Pending;
 use crate::intercept::{self, Claims, Route};
 use crate::plugin::Calls;
 use crate::plugin::attach::Bound;
+use crate::state::InitProcess;
 use ckrun_plugin::binding::Kind;
 use ckrun_plugin::call::{Answer, Call, Signal, Unbind};
 use ckrun_plugin::message::{Id as MessageId, Message};
 use ckrun_plugin::{Binding, Code, Event, Fault, Level};
+use ckrun_virt::proc::Stat;
 use ckrun_virt::table::{Generation, Id, Table, Time, live};
 use ckrun_virt::{Failure, Process};
 use nix::poll::PollFlags;
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -291,6 +294,15 @@ impl Calls for Desk {
             // Barriers don't get here.
             Call::Barrier(_) => Ok(Answer::Nothing {}),
         }
+    }
+
+    /// Whoever comes after this supervisor finds them, whenever it is killed.
+    fn started(&mut self, plugin: &str, process: Pid) {
+        if let Some(plugin) = self.record.plugin(plugin) {
+            let started = Stat::of(process).map_or(0, |stat| stat.started);
+            plugin.process = Some(InitProcess { pid: process.as_raw(), started });
+        }
+        self.save();
     }
 
     fn log(&mut self, plugin: &str, level: Level, message: &str) {

@@ -6,11 +6,9 @@ use super::record::{Plugin, Record, Stage};
 use super::request::{self, Failures, Mended, Plugins, Request};
 use super::{PLUGINS, names};
 use crate::error::{Error, Result};
-use crate::plugin::start::Confined;
 use crate::plugin::{Company, Failed, Manifest, Why};
 use crate::state::InitProcess;
 use ckrun_plugin::{After, Event, Job, Reason};
-use ckrun_virt::proc::Stat;
 use ckrun_virt::{Doing, Process};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -309,10 +307,7 @@ impl Story {
         let peers = self.company.iter().flat_map(|company| company.peers());
         for peer in peers {
             let Some(plugin) = self.desk.record.plugin(peer.name()) else { continue };
-            let pid = peer.process().map(Confined::pid);
-            if let Some(pid) = pid.filter(|pid| plugin.process.is_none_or(|old| old.pid != pid.as_raw())) {
-                let started = Stat::of(pid).map_or(0, |stat| stat.started);
-                plugin.process = Some(InitProcess { pid: pid.as_raw(), started });
+            if peer.gone().is_none() {
                 plugin.version.clone_from(&peer.welcome.version);
                 plugin.exit = Some(peer.limit(Event::Exit).as_secs_f64());
             }
