@@ -4,12 +4,12 @@
 
 use ckrun_integration::bundle::Container;
 use ckrun_integration::guests::{guest, modes};
-use ckrun_integration::job::{Job, path};
+use ckrun_integration::job::{Job, cleared, path};
 use ckrun_integration::run::{finish, needs};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A container with the host's programs, a network namespace of its own, and `/dev/net/tun`.
 fn with_programs(mut container: Container) -> Container {
@@ -161,6 +161,41 @@ fn a_job_that_goes_on_notices_nothing() {
     same(&look(&job.container), &before);
     job.container.ckrun(&["delete", "--force", "ID"]).ok();
     job.container.no_trace();
+}
+
+#[test]
+fn nothing_is_left_of_a_restart_that_is_killed_after_the_network_was_made() {
+    let job = job("bridge");
+    job.start();
+    let image = job.image("image");
+    job.checkpoint(&image);
+    for fault in ["restore:network", "restore:tree", "fail@restore:tree"] {
+        let mut command = job.container.command(&["restore", "--detach", "--image-path", path(&image), "ID"]);
+        command.env("CKRUN_FAULT", fault).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(!command.status().unwrap().success(), "{fault}");
+        cleared(&job.container);
+        job.container.no_trace();
+    }
+    job.restore(&image);
+    let said = job.container.ckrun(&["inspect", path(&image)]).ok();
+    for word in ["network   lo", "va (veth)", "br7 (bridge)", "tap7 (tun)", "routes"] {
+        assert!(said.contains(word), "{word:?} is not in {said}");
+    }
+    job.container.ckrun(&["delete", "--force", "ID"]).ok();
+    job.container.no_trace();
+}
+
+#[test]
+fn a_namespace_of_another_user_namespace_is_made_again() {
+    let job = job("bound");
+    job.container.change(|c| {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        c["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        c["linux"]["uidMappings"] = map.clone();
+        c["linux"]["gidMappings"] = map;
+        c["linux"].as_object_mut().unwrap().remove("devices");
+    });
+    survives(&job, "nft add table inet mine; ip tuntap add t0 mode tun");
 }
 
 #[test]

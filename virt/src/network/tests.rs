@@ -250,6 +250,59 @@ fn rules_of_iptables_come_back() {
 }
 
 #[test]
+fn what_the_sandbox_has_made_stays() {
+    survives_beside(
+        "ip link add va type veth peer name vb; ip link set va up; ip link set vb up; ip addr add 10.1.0.1/24 dev va
+        ip link set va addrgenmode none; ip link set vb addrgenmode none; ip -6 addr flush dev va; ip -6 addr flush dev vb
+        nft add table ip nat; nft 'add chain ip nat out { type nat hook output priority 0; }'; nft add rule ip nat out accept",
+        "ip addr add 10.1.0.2/24 dev va; ip route add default via 10.1.0.254; nft add table ip mine; ip link set va address 02:00:00:00:00:07
+        ip link set vb address 02:00:00:00:00:08; nft add chain ip mine x",
+    );
+}
+
+#[test]
+fn links_are_known_as_given_by_their_names() {
+    let given = Given { links: vec!["eth0".into(), "net%d".into()], hooks: false };
+    for (name, has) in
+        [("eth0", true), ("eth00", false), ("net7", true), ("net", false), ("net7x", false), ("net%d", false)]
+    {
+        assert_eq!(given.has(name), has, "{name}");
+    }
+}
+
+#[test]
+fn links_of_the_sandbox_keep_addresses_of_their_own() {
+    std::thread::spawn(|| {
+        let given = Given { links: vec!["va".into()], hooks: false };
+        let make = "ip link add va type veth peer name vb; ip link set va up; ip link set vb up";
+        new_namespace();
+        sh(&format!("{make}; ip addr add 10.1.0.1/24 dev va; ip route add default via 10.1.0.254"));
+        let (network, troubles) = read(&given);
+        // The one whose other end is given can't be made alone.
+        assert_eq!(troubles, Vec::<String>::new());
+        let lacks = || network.links.iter().filter(|link| link.name != "vb").cloned().collect();
+        let network = Network { links: lacks(), ..network.clone() };
+        for (sandbox, address, way) in [
+            ("", "10.1.0.1/24", true),
+            ("ip addr add 10.1.0.1/24 dev va; ip route add default via 10.1.0.254", "10.1.0.1/24", true),
+            ("ip addr add 10.7.0.1/24 dev va", "10.7.0.1/24", false),
+        ] {
+            new_namespace();
+            sh(&format!("{make}; {sandbox}"));
+            network.make().unwrap();
+            let (addresses, routes) = (look("ip -4 -o addr show dev va"), look("ip route show default"));
+            assert!(addresses.contains(address) && addresses.lines().count() == 1, "{sandbox}: {addresses}");
+            assert_eq!(routes.contains("10.1.0.254"), way, "{sandbox}: {routes}");
+        }
+        new_namespace();
+        let said = network.make().unwrap_err().to_string();
+        assert!(said.contains("link va") && said.contains("linux.netDevices"), "{said}");
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn parameters_come_back() {
     survives(
         "cd /proc/sys/net; ip link add va type veth peer name vb; ip link set va up; ip link set vb up

@@ -57,17 +57,8 @@ pub(super) fn capture(names: &Names, troubles: &mut Vec<Refusal>) -> Result<Vec<
         Err(Errno::EPROTONOSUPPORT) => return Ok(Vec::new()),
         opened => opened.doing(what)?,
     };
-    // Every change counts: as long as it is 1 there has been none.
-    match netfilter.ask(kind(GET_GENERATION), &[0; HEADER]) {
-        Ok(answer) => {
-            let id = answer.payload.get(HEADER..).and_then(|attributes| find(attributes, GENERATION));
-            if id == Some(&1_u32.to_be_bytes()) {
-                return Ok(Vec::new());
-            }
-        }
-        // A kernel without nftables.
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Vec::new()),
-        Err(errno) => return Err(errno).doing(what),
+    if untouched(&mut netfilter).doing(what)? {
+        return Ok(Vec::new());
     }
     let mut all: Vec<Entry> = Vec::new();
     let mut note = |what: What, why: String| {
@@ -100,11 +91,24 @@ pub(super) fn capture(names: &Names, troubles: &mut Vec<Refusal>) -> Result<Vec<
             }
         }
     }
-    let flowtables = netfilter.dump(kind(GET_FLOWTABLE), &[0; HEADER]).unwrap_or_default();
-    if flowtables.iter().any(|message| message.kind != kind(GET_FLOWTABLE)) {
+    // A kernel that has none says so.
+    if netfilter.dump(kind(GET_FLOWTABLE), &[0; HEADER]).is_ok_and(|found| !found.is_empty()) {
         note(What::Table, "it has a flow table".into());
     }
     Ok(all)
+}
+
+/// There has never been a filter here: every change counts, from 1 on.
+fn untouched(netfilter: &mut Netlink) -> Result<bool, Errno> {
+    match netfilter.ask(kind(GET_GENERATION), &[0; HEADER]) {
+        Ok(answer) => {
+            let id = answer.payload.get(HEADER..).and_then(|attributes| find(attributes, GENERATION));
+            Ok(id == Some(&1_u32.to_be_bytes()))
+        }
+        // A kernel without nftables.
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(true),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The request for the elements of one set.
@@ -119,6 +123,12 @@ fn elements_of(set: &Record) -> Vec<u8> {
 const BINDING: u64 = 4;
 
 impl Entry {
+    /// The table that it is or belongs to: its family and its name.
+    fn table(&self) -> Option<(u64, String)> {
+        let name = text(&self.of, if self.what == What::Table { "name" } else { "table" })?;
+        Some((number(&self.of, "family"), name.to_owned()))
+    }
+
     /// What of it would be lost.
     fn lost(&self) -> Option<String> {
         let name = text(&self.of, "name").unwrap_or_default();
@@ -185,7 +195,8 @@ fn bytes(expression: &Record) -> Option<Vec<u8>> {
     text.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
-/// Makes all filters in the namespace that this thread is in, where there are none.
+/// Makes all filters in the namespace that this thread is in. A table that the sandbox has made there is left as that has made
+/// it.
 ///
 /// # Errors
 /// The kernel's, by what it is about.
@@ -195,13 +206,26 @@ pub(super) fn restore(entries: &[Entry], names: &Names) -> Result<(), Error> {
     }
     let what = || "make the packet filters of the job";
     let mut netfilter = Netlink::open(protocols::NETFILTER).doing(what)?;
+    let mut there = Vec::new();
+    if !untouched(&mut netfilter).doing(what)? {
+        for message in netfilter.dump(kind(What::Table.number() + 1), &[0; HEADER]).doing(what)? {
+            let table = What::Table.layout().read(&message.payload, names).unwrap_or_default();
+            log::debug!("packet filters: the sandbox has made {table:?}");
+            there.extend(Entry { what: What::Table, of: table }.table());
+        }
+    }
+    let entries: Vec<&Entry> =
+        entries.iter().filter(|entry| entry.table().is_none_or(|table| !there.contains(&table))).collect();
+    if entries.is_empty() {
+        return Ok(());
+    }
     let border = |kind, sequence| {
         let header = [0, 0, 0, SUBSYSTEM as u8];
         message(kind, libc::NLM_F_REQUEST as u16, sequence, &header)
     };
     let mut batch = border(BEGIN, 0);
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_APPEND) as u16;
-    for (sequence, entry) in (1..).zip(entries) {
+    for (sequence, entry) in (1..).zip(&entries) {
         batch.extend(message(kind(entry.what.number()), flags, sequence, &entry.message(sequence, names)?));
     }
     batch.extend(border(END, u32::try_from(entries.len()).unwrap_or(u32::MAX).saturating_add(1)));
