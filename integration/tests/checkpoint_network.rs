@@ -17,6 +17,8 @@ fn with_programs(mut container: Container) -> Container {
     needs("nft", "nftables");
     let dirs = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc"];
     for dir in dirs.iter().filter(|dir| Path::new(dir).exists()) {
+        // Root of another user namespace can't make it.
+        fs::create_dir_all(container.rootfs().join(dir.trim_start_matches('/'))).unwrap();
         container = container.mount(dir, "bind", dir, &["rbind", "ro"]);
     }
     container.with(|c| {
