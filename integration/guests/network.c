@@ -110,7 +110,7 @@ static void verify_tun(void) {
 /* Out of one end of a pair, in at the other, through a bridge, and out of a device that outlives the guest. */
 static void set_bridge(void) {
     sh("ip tuntap add tap7 mode tap; ip link add va index 70 type veth peer name vb index 71; ip link add br7 type bridge;"
-       "ip link set vb master br7; ip link set tap7 master br7; ip link set va up; ip link set vb up; ip link set tap7 up;"
+       "ip link set br7 addrgenmode none; ip link set tap7 addrgenmode none; ip link set vb master br7; ip link set tap7 master br7; ip link set va up; ip link set vb up; ip link set tap7 up;"
        "ip link set br7 up; ip addr add 10.89.0.1/24 dev va; ip neigh add 10.89.0.2 lladdr 02:00:00:00:00:02 dev va;"
        "ip route add 10.90.0.0/16 via 10.89.0.2 dev va");
     device = attach("tap7", IFF_TAP | IFF_NO_PI);
@@ -177,6 +177,12 @@ static void set_bound(void) {
     MUST(udp = socket(AF_INET6, SOCK_DGRAM, 0));
     MUST(bind(udp, (struct sockaddr *)&six, sizeof six));
     MUST(connect(udp, (struct sockaddr *)&six, sizeof six));
+    /* The kernel makes the way to an address of IPv6 a little later. Once it is there, it stays. */
+    struct pollfd arrived = {.fd = udp, .events = POLLIN};
+    do send(udp, &count, 8, 0);
+    while (MUST(poll(&arrived, 1, 50)) == 0);
+    while (recv(udp, &count, 8, MSG_DONTWAIT) > 0) {}
+    count = 0;
 }
 static void verify_bound(void) {
     uint64_t heard;
@@ -191,6 +197,12 @@ static void verify_bound(void) {
     }
     EQUAL(MUST(read(udp, &heard, 8)), 8);
     EQUAL(heard, count);
+}
+/* A filter that lets nobody begin anything but by a SYN, and knows the connections that have been begun. */
+static void set_guarded(void) {
+    sh("nft 'table inet guard { chain in { type filter hook input priority 0; policy drop; ct state established accept;"
+       "tcp flags & (syn | ack) == syn accept; meta l4proto { udp, ipv6-icmp } accept; }; }'");
+    set_bound();
 }
 /* Parameters that a program has set. */
 static void put(const char *path, const char *value) {
@@ -222,6 +234,7 @@ static const struct mode modes[] = {
     {"queues", set_queues, verify_queues},
     {"idle", set_idle, verify_idle},
     {"bound", set_bound, verify_bound},
+    {"guarded", set_guarded, verify_bound},
     {"parameters", set_parameters, verify_parameters},
     {0},
 };

@@ -100,7 +100,7 @@ fn network(image: &Path) -> Option<Value> {
 
 #[test]
 fn every_mode_of_the_guest_is_tested() {
-    assert_eq!(modes("network"), ["tun", "bridge", "queues", "idle", "bound", "parameters"]);
+    assert_eq!(modes("network"), ["tun", "bridge", "queues", "idle", "bound", "guarded", "parameters"]);
 }
 
 #[test]
@@ -124,6 +124,11 @@ fn several_queues_of_a_device_are_attached_again() {
 #[test]
 fn sockets_are_bound_to_addresses_of_links_that_were_made() {
     survives(&job("bound"), "");
+}
+
+#[test]
+fn packet_filters_know_connections_that_were_there_before() {
+    survives(&job("guarded"), "");
 }
 
 #[test]

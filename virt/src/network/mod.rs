@@ -9,6 +9,7 @@
 //! theirs, and may have other indices afterwards.
 
 mod addresses;
+mod connections;
 mod entries;
 mod kinds;
 mod links;
@@ -97,6 +98,9 @@ pub struct Network {
     /// Packet filters of nftables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<Filter>,
+    /// Connections that these know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connections: Vec<Record>,
 }
 
 /// Names what of the network namespace of a job can't be carried; see [`capture`].
@@ -194,8 +198,11 @@ impl Network {
             others::survey(route, &links, &names, &mut troubles)?;
         }
         let filters = nft::capture(&names, &mut troubles)?;
+        // Without filters nobody follows any.
+        let follows = !filters.is_empty();
+        let connections = if follows { connections::capture(&mut troubles)? } else { Vec::new() };
         let sysctls = if writable { sysctls::capture()? } else { Sysctls::new() };
-        Ok((Network { links, addresses, routes, rules, neighbours, sysctls, filters }, troubles))
+        Ok((Network { links, addresses, routes, rules, neighbours, sysctls, filters, connections }, troubles))
     }
 
     /// A device of `/dev/net/tun` that lasts only as long as somebody outside of the job is attached to it.
@@ -229,6 +236,7 @@ impl Network {
             (self.neighbours.len(), "neighbours"),
             (self.sysctls.len(), "parameters"),
             (self.filters.len(), "parts of packet filters"),
+            (self.connections.len(), "connections that these know"),
         ];
         let counts =
             counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
@@ -326,7 +334,8 @@ impl Network {
         routes::restore_neighbours(&self.neighbours, &mut route, &names)?;
         routes::restore_rules(&self.rules, &mut route, &names)?;
         routes::restore(&self.routes, &given, &elsewhere, &mut route, &names)?;
-        nft::restore(&self.filters, &names)
+        nft::restore(&self.filters, &names)?;
+        connections::restore(&self.connections)
     }
 
     /// Checks what an image says, as far as the kernel will not.
@@ -334,7 +343,7 @@ impl Network {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn check(&self) -> Result<(), String> {
-        for list in [&self.addresses, &self.routes, &self.rules, &self.neighbours] {
+        for list in [&self.addresses, &self.routes, &self.rules, &self.neighbours, &self.connections] {
             if list.len() > MOST {
                 return Err(format!("more than {MOST} entries in a list"));
             }

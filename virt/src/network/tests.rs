@@ -250,6 +250,38 @@ fn rules_of_iptables_come_back() {
 }
 
 #[test]
+fn filters_know_connections_again() {
+    std::thread::spawn(|| {
+        let rules = "nft add table inet f; nft 'add chain inet f in { type filter hook input priority 0; }'
+            nft add rule inet f in ct state established ct mark set 7 accept";
+        new_namespace();
+        sh(rules);
+        let mut pairs = Vec::new();
+        for address in ["127.0.0.1:80", "[::1]:80"] {
+            let listener = std::net::TcpListener::bind(address).unwrap();
+            let client = std::net::TcpStream::connect(address).unwrap();
+            pairs.push((listener.accept().unwrap(), client, listener));
+        }
+        let (before, troubles) = read(&Given::default());
+        assert_eq!(troubles, Vec::<String>::new());
+        assert_eq!(before.connections.len(), 2, "{:#?}", before.connections);
+        new_namespace();
+        before.make().unwrap();
+        let timeless = |network: Network| -> Vec<Record> {
+            let mut all = network.connections;
+            all.iter_mut().for_each(|entry| drop(entry.remove("timeout")));
+            all.sort();
+            all
+        };
+        let after = timeless(read(&Given::default()).0);
+        assert_eq!(after, timeless(before));
+        assert_eq!(after.iter().map(|entry| number(entry, "mark")).collect::<Vec<_>>(), [7, 7]);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn what_the_sandbox_has_made_stays() {
     survives_beside(
         "ip link add va type veth peer name vb; ip link set va up; ip link set vb up; ip addr add 10.1.0.1/24 dev va
