@@ -164,7 +164,7 @@ fn name(attributes: &[u8]) -> Result<String, String> {
 }
 
 /// What the kernel tells of a link, and what of that can't be carried.
-pub(super) fn read(message: &[u8], names: &Names, given: &Given) -> Result<(Link, Vec<Refusal>), Failure> {
+pub(super) fn read(message: &[u8], names: &Names, given: &Given) -> (Link, Vec<Refusal>) {
     let attributes = behind(message).unwrap_or_default();
     let (mut troubles, known) = (Vec::new(), name(attributes));
     let name = known.clone().unwrap_or_else(|_| format!("number {}", index(message)));
@@ -213,7 +213,7 @@ pub(super) fn read(message: &[u8], names: &Names, given: &Given) -> Result<(Link
         kind,
     };
     if origin == Origin::Given {
-        return Ok((link, troubles));
+        return (link, troubles);
     }
     let has = |bytes: Option<&[u8]>| bytes.is_some_and(|bytes| bytes.iter().any(|byte| *byte != 0));
     for (wrong, why) in [
@@ -233,7 +233,7 @@ pub(super) fn read(message: &[u8], names: &Names, given: &Given) -> Result<(Link
             troubles.push(Refusal { what: format!("link {name}"), why: why.into(), remedy: None });
         }
     }
-    Ok((link, troubles))
+    (link, troubles)
 }
 
 fn alternatives(bytes: &[u8]) -> Vec<String> {

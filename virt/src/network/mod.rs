@@ -166,11 +166,19 @@ impl Network {
         let (messages, names) = links::dump(route)?;
         let mut links = Vec::with_capacity(messages.len());
         for message in &messages {
-            let (link, found) = links::read(message, &names, given)?;
+            let (link, found) = links::read(message, &names, given);
             links.push(link);
             troubles.extend(found);
         }
         links.sort_by_key(|link| link.index);
+        // Who brings one end of a pair brings the other.
+        let given: BTreeSet<String> =
+            links.iter().filter(|link| link.origin == Origin::Given).map(|link| link.name.clone()).collect();
+        for link in links.iter_mut().filter(|link| link.is("veth") && link.is_made()) {
+            if link.link.as_ref().is_some_and(|other| given.contains(other)) {
+                link.origin = Origin::Given;
+            }
+        }
         let mut note = |(records, unread): (Vec<Record>, Vec<Unread>)| {
             troubles.extend(unread.into_iter().map(|(what, why)| Refusal { what, why, remedy: None }));
             records

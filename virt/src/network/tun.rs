@@ -94,7 +94,7 @@ pub fn look(namespace: Option<&Namespace>, name: &str) -> Result<Option<Told>, F
     let mut route = route.doing(|| format!("look at the device {name}"))?;
     let (messages, names) = links::dump(&mut route)?;
     for message in &messages {
-        let (link, _) = links::read(message, &names, &Given::default())?;
+        let (link, _) = links::read(message, &names, &Given::default());
         if link.name == name && link.is("tun") {
             let has = |name| number(&link.data, name) != 0;
             return Ok(Some(Told { persistent: has("persistent"), information: has("packet-information") }));
