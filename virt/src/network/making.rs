@@ -70,15 +70,21 @@ impl Maker<'_> {
     }
 
     fn make_one(&mut self, link: &Link) -> Result<(), Error> {
-        let made = match self.order_one(link, true) {
+        match self.order_one(link, true) {
             // Another link has its number.
             Err(Error::Call(Failure { errno: Errno::EBUSY | Errno::EEXIST, .. })) => {
-                self.order_one(link, false)
+                self.order_one(link, false)?;
+                self.names = dump(self.route)?.1;
             }
-            made => made,
-        };
-        made?;
-        self.names = dump(self.route)?.1;
+            made => {
+                made?;
+                self.names.insert(link.index, &link.name);
+                let other = link.link.as_ref().filter(|_| link.is("veth"));
+                if let Some(other) = self.links.iter().find(|end| Some(&end.name) == other) {
+                    self.names.insert(other.index, &other.name);
+                }
+            }
+        }
         Ok(())
     }
 

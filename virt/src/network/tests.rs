@@ -303,6 +303,23 @@ fn links_are_known_as_given_by_their_names() {
 }
 
 #[test]
+fn a_link_whose_number_is_taken_gets_another() {
+    std::thread::spawn(|| {
+        new_namespace();
+        sh("ip link add va index 20 type veth peer name vb index 21; ip addr add 10.1.0.1/24 dev vb; ip link set vb up
+            ip link add m0 link vb type macvlan mode bridge");
+        let (network, _) = read(&Given::default());
+        new_namespace();
+        sh("ip link add other index 21 type ifb");
+        network.make().unwrap();
+        assert!(look("ip -o addr show dev vb").contains("10.1.0.1/24"));
+        assert!(look("ip -o link show m0").contains("m0@vb"));
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn links_of_the_sandbox_keep_addresses_of_their_own() {
     std::thread::spawn(|| {
         let given = Given { links: vec!["va".into()], hooks: false };
