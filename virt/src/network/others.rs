@@ -4,7 +4,7 @@ use super::Refusal;
 use super::links::{Link, Origin};
 use crate::netlink::attributes::find;
 use crate::netlink::record::Names;
-use crate::netlink::{Netlink, protocols};
+use crate::netlink::{Attributes, Netlink, protocols};
 use crate::{Doing, Failure};
 
 /// `RTM_GETNEXTHOP` of `linux/rtnetlink.h`.
@@ -15,6 +15,10 @@ const TCA_KIND: u16 = 1;
 /// `XFRM_MSG_GETSA` and `_GETPOLICY` of `linux/xfrm.h`.
 const GET_ASSOCIATION: u16 = 0x12;
 const GET_POLICY: u16 = 0x15;
+/// `NFNL_SUBSYS_IPSET` with `IPSET_CMD_LIST`, and `IPSET_ATTR_PROTOCOL` (`linux/netfilter/ipset/ip_set.h`).
+const IPSET_LIST: u16 = 6 << 8 | 7;
+const IPSET_PROTOCOL: u16 = 1;
+const IPSET_VERSION: u8 = 7;
 
 /// Names what is there, by the sockets of the namespace that this thread is in.
 ///
@@ -73,10 +77,21 @@ pub(super) fn survey(
             );
         }
     }
+    if sets() {
+        note("ipset".into(), "sets of addresses can't be checkpointed", Some("use sets of nftables".into()));
+    }
     if secured() {
         note("IPsec".into(), "associations and policies (ip xfrm) can't be checkpointed", None);
     }
     Ok(())
+}
+
+/// There are sets of ipset(8). A kernel without it answers with an error.
+fn sets() -> bool {
+    let Ok(mut netfilter) = Netlink::open(protocols::NETFILTER) else { return false };
+    let mut request = Attributes::behind(&[0; 4]);
+    request.put(IPSET_PROTOCOL, &[IPSET_VERSION]);
+    netfilter.dump(IPSET_LIST, request.bytes()).is_ok_and(|found| !found.is_empty())
 }
 
 /// IPsec has something to do here. A kernel without it opens no such socket.

@@ -303,6 +303,28 @@ fn links_are_known_as_given_by_their_names() {
 }
 
 #[test]
+fn sets_of_addresses_are_named() {
+    std::thread::spawn(|| {
+        new_namespace();
+        // IPSET_CMD_CREATE: protocol, name, type, its revision, family, and what else it is to have.
+        let mut order = crate::netlink::Attributes::behind(&[libc::AF_INET as u8, 0, 0, 0]);
+        order
+            .put(1, &[7])
+            .put_text(2, "hosts")
+            .put_text(3, "hash:ip")
+            .put(4, &[0])
+            .put(5, &[libc::AF_INET as u8]);
+        order.nest(7, &crate::netlink::Attributes::default());
+        let mut netfilter = Netlink::open(protocols::NETFILTER).unwrap();
+        let new = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        netfilter.order(0x602, new, order.bytes(), || "make a set").unwrap();
+        assert_eq!(read(&Given::default()).1, ["ipset: sets of addresses can't be checkpointed"]);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn a_link_whose_number_is_taken_gets_another() {
     std::thread::spawn(|| {
         new_namespace();
