@@ -376,6 +376,63 @@ static void verify_nested(void) {
     CHECK(!there("/nest/file"));
 }
 
+/* Handles of the namespaces that a process and its child are in. */
+static const char *const kinds[] = {"mnt", "net", "pid", "user", "uts", "ipc", "cgroup"};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+static int handles[KINDS], childs;
+static ino_t inode(const char *format, int pid, const char *kind) {
+    char path[64];
+    struct stat about;
+    snprintf(path, sizeof path, format, pid, kind);
+    MUST(stat(path, &about));
+    return about.st_ino;
+}
+static void set_handles(void) {
+    share();
+    dir("/own");
+    pid_t child = MUST(fork());
+    if (!child) {
+        alone();
+        tmpfs("/own", "own"), put("/own/file", "own");
+        for (;;) {
+            atomic_store(&shared->numbers[0], 1);
+            beat(0);
+        }
+    }
+    number(0);
+    for (int i = 0; i < KINDS; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/ns/%s", kinds[i]);
+        handles[i] = MUST(open(path, O_RDONLY | O_CLOEXEC));
+    }
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/ns/mnt", child);
+    childs = MUST(open(path, O_RDONLY));
+    atomic_store(&shared->numbers[1], child);
+}
+static void verify_handles(void) {
+    struct stat about;
+    alive(0);
+    for (int i = 0; i < KINDS; i++) {
+        MUST(fstat(handles[i], &about));
+        EQUAL(about.st_ino, inode("/proc/%d/ns/%s", getpid(), kinds[i]));
+        EQUAL(MUST(fcntl(handles[i], F_GETFD)), FD_CLOEXEC);
+    }
+    MUST(fstat(childs, &about));
+    EQUAL(about.st_ino, inode("/proc/%d/ns/%s", atomic_load(&shared->numbers[1]), "mnt"));
+    int status;
+    pid_t child = MUST(fork());
+    if (!child) {
+        MUST(setns(childs, CLONE_NEWNS));
+        holds("/own/file", "own");
+        MUST(setns(handles[0], CLONE_NEWNS));
+        CHECK(!there("/own/file"));
+        _exit(0);
+    }
+    MUST(waitpid(child, &status, 0));
+    EQUAL(status, 0);
+}
+
 static const struct mode modes[] = {
     {"private", set_private, verify_private},
     {"pivot", set_pivot, verify_pivot},
@@ -385,6 +442,7 @@ static const struct mode modes[] = {
     {"hidden", set_hidden, verify_hidden},
     {"sockets", set_sockets, verify_sockets},
     {"nested", set_nested, verify_nested},
+    {"handles", set_handles, verify_handles},
     {0},
 };
 int main(int argc, char **argv) { return guest(argc, argv, modes); }

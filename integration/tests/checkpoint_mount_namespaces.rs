@@ -11,7 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 modes_survive!("mounts":
-    private pivot read_only peers same hidden sockets nested
+    private pivot read_only peers same hidden sockets nested handles
     ; else
 );
 

@@ -171,6 +171,27 @@ fn whatever_is_hidden_comes_back() {
 }
 
 #[test]
+fn a_first_process_with_another_root_is_named() {
+    let script = "mkdir /new; mount -t tmpfs new /new; cp -a /bin /new; mkdir /new/old; cd /new
+        busybox pivot_root . old; /bin/busybox umount -l /old; exec /bin/busybox sleep 100000";
+    let container = Container::new().args(&["sh", "-ec", script]);
+    container.change(|c| {
+        c["root"]["readonly"] = json!(false);
+        for set in ["bounding", "permitted", "effective"] {
+            c["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_ADMIN"));
+        }
+    });
+    quietly(&container, &["run", "--detach", "ID"]).ok();
+    let mountinfo = format!("/proc/{}/mountinfo", container.pid());
+    while !std::fs::read_to_string(&mountinfo).unwrap().contains(" / / rw,relatime - tmpfs new") {
+        std::thread::yield_now();
+    }
+    let image = container.file("image");
+    container.ckrun(&["checkpoint", "--image-path", path(&image), "ID"]).fails(1, &["mount /", "its root"]);
+    assert_eq!(container.status(), "running");
+}
+
+#[test]
 fn what_can_not_be_mounted_again_is_named_and_the_job_goes_on() {
     for (script, point, why) in [
         ("mkdir /t; mount -t ramfs r /t", "mount /t", "can't be made again"),

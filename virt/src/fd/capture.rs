@@ -376,6 +376,9 @@ impl Job<'_> {
             Some(b"pidfd") => self.pidfd(node).map(Object::Pidfd),
             Some(b"signalfd") => self.signalfd(node).map(Object::Signalfd),
             Some(b"timerfd") => self.timerfd(node).map(Object::Timerfd),
+            Some(name) if let Some(kind) = namespace::kind(name) => {
+                self.namespace(node, kind).map(Object::Namespace)
+            }
             Some(name) if name.starts_with(b"pipe:") => self.pipe(node).map(Object::Pipe),
             Some(_) if seen.type_() == rustix::fs::FileType::Socket => {
                 self.socket(node).map(|socket| Object::Socket(Box::new(socket)))

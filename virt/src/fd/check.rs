@@ -80,6 +80,7 @@ impl Files {
         let descriptions = self.descriptions.iter().flat_map(|description| {
             let (file, watches) = match &description.object {
                 Object::Socket(socket) => (socket.file().map(|(there, _)| there), &[][..]),
+                Object::Namespace(namespace) => (Some(namespace.number), &[][..]),
                 Object::Inotify(inotify) => (None, &inotify.watches[..]),
                 _ => (None, &[][..]),
             };
@@ -119,6 +120,7 @@ impl Files {
             Object::Inotify(inotify) => inotify.wrong(),
             Object::Queue(queue) => queue.wrong(),
             Object::Tun(tun) => tun.wrong(),
+            Object::Namespace(namespace) => namespace.wrong(),
             Object::Pidfd(pidfd) => (pidfd.task.is_some() == pidfd.dead.is_some())
                 .then(|| "a pidfd of nobody, or of somebody who has gone".into()),
             Object::Eventfd(_) | Object::Signalfd(_) | Object::Timerfd(_) => None,

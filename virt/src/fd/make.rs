@@ -146,6 +146,7 @@ impl Files {
                 Object::Inotify(_) => inotify::Inotify::make(to, &mut making),
                 Object::Queue(queue) => queue.make(flags, to, &mut making),
                 Object::Tun(tun) => tun.make(flags, to, &mut making),
+                Object::Namespace(namespace) => namespace.make(flags, to, &mut making),
                 Object::Eventfd(eventfd) => eventfd.make(to, &mut making),
                 Object::Signalfd(signalfd) => signalfd.make(to, &mut making),
                 Object::Timerfd(timerfd) => timerfd.make(to, &mut making),
@@ -248,6 +249,7 @@ impl Files {
                 | Object::Device(_)
                 | Object::Terminal(_)
                 | Object::Pidfd(_)
+                | Object::Namespace(_)
                 | Object::Pseudo(_) => {}
                 _ => set(making, description.flags & SETTABLE),
             }
@@ -325,6 +327,7 @@ impl Object {
             Object::Inotify(_) => "inotify".into(),
             Object::Tun(tun) => path(&tun.path),
             Object::Queue(queue) => format!("POSIX message queue {}", queue.name),
+            Object::Namespace(namespace) => format!("{} namespace", namespace.of),
             Object::Pidfd(_) => "pidfd".into(),
             Object::Eventfd(_) => "eventfd".into(),
             Object::Signalfd(_) => "signalfd".into(),

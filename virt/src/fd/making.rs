@@ -10,6 +10,7 @@ use crate::worker::{HEADER, Hatch, STACK, Worker};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -55,6 +56,7 @@ pub(super) struct Making<'a> {
     pub base: RawFd,
     next: RawFd,
     again: Vec<(RawFd, u32, RawFd)>,
+    outside: Vec<(String, u32, RawFd)>,
 }
 
 impl<'a> Making<'a> {
@@ -103,6 +105,7 @@ impl<'a> Making<'a> {
             base,
             next: base + RawFd::try_from(files.descriptions.len()).unwrap_or(0),
             again: Vec::new(),
+            outside: Vec::new(),
             worker: first,
         };
         making.move_hatch()?;
@@ -213,6 +216,11 @@ impl Making<'_> {
         self.again.push((from, flags & OPEN, to));
     }
 
+    /// Wants what is at a path of ckrun's as descriptor `to`.
+    pub fn open_outside(&mut self, path: String, flags: u32, to: RawFd) {
+        self.outside.push((path, flags & OPEN, to));
+    }
+
     /// Runs what has been gathered.
     pub fn run(&mut self) -> Result<(), Failure> {
         let program = std::mem::take(&mut self.program);
@@ -231,6 +239,12 @@ impl Making<'_> {
             let own = self.worker.pidfd_getfd(from)?;
             // The name in /proc is a link.
             let opened = reopen(&own, flags & !(libc::O_NOFOLLOW as u32))?;
+            let given = self.worker.give(opened.as_fd())?;
+            self.put_at(given.into(), to);
+        }
+        for (path, flags, to) in std::mem::take(&mut self.outside) {
+            let flags = OFlags::from_bits_retain(flags) | OFlags::CLOEXEC;
+            let opened = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
             let given = self.worker.give(opened.as_fd())?;
             self.put_at(given.into(), to);
         }

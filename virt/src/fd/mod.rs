@@ -28,6 +28,7 @@ mod lock;
 mod make;
 mod making;
 mod memfd;
+mod namespace;
 mod owner;
 mod path;
 mod pidfd;
@@ -196,6 +197,8 @@ pub enum Object {
     Inotify(inotify::Inotify),
     /// A POSIX message queue.
     Queue(queue::Queue),
+    /// A handle of a namespace.
+    Namespace(namespace::Namespace),
     /// A handle of a process or a thread.
     Pidfd(pidfd::Pidfd),
     /// A set of descriptions that are watched.

@@ -63,6 +63,11 @@ impl Space {
         Ok(all.iter().position(|space| space.inode == inode))
     }
 
+    /// Its number, as the kernel shows it.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
     pub(crate) fn lines(&self) -> Vec<Line> {
         Line::all(&self.text)
     }

@@ -200,6 +200,13 @@ impl<'a> Look<'a> {
             }
         }
         self.groups(&kept);
+        // The sandbox's root is a directory of the host, wherever the bundle is.
+        if let Some(root) = kept.iter().find(|line| line.point == b"/")
+            && root.kind == "tmpfs"
+            && !self.host.iter().any(|(device, _)| *device == root.device)
+        {
+            self.refuse(0, root, "the job's first process has made it its root (pivot_root)");
+        }
     }
 
     /// Tells the mounts of the sandbox from those of the job, and notes what is different about the former.
