@@ -195,6 +195,33 @@ static void verify_peers(void) {
     MUST(umount("/shared/there"));
 }
 
+/* All of the container is shared with a namespace that was made from it. */
+static void set_shared_root(void) {
+    share();
+    dir("/one"), dir("/two");
+    tmpfs("/one", "before"), put("/one/file", "before");
+    if (MUST(fork())) return;
+    MUST(unshare(CLONE_NEWNS));
+    for (;;) {
+        int turn = atomic_load(&shared->numbers[0]);
+        holds("/one/file", "before");
+        if (turn && atomic_load(&shared->numbers[1]) != turn) {
+            holds("/two/file", "after");
+            MUST(umount2("/two", MNT_DETACH));
+            atomic_store(&shared->numbers[1], turn);
+        }
+        beat(0);
+    }
+}
+static void verify_shared_root(void) {
+    static int turn;
+    tmpfs("/two", "after"), put("/two/file", "after");
+    atomic_store(&shared->numbers[0], ++turn);
+    while (atomic_load(&shared->numbers[1]) != turn) alive(0);
+    CHECK(!there("/two/file"));
+    holds("/one/file", "before");
+}
+
 /* A file system in memory that several namespaces have, one of them only a part, and one of a part of it. */
 static void set_same(void) {
     share();
@@ -438,6 +465,7 @@ static const struct mode modes[] = {
     {"pivot", set_pivot, verify_pivot},
     {"read-only", set_read_only, verify_read_only},
     {"peers", set_peers, verify_peers},
+    {"shared-root", set_shared_root, verify_shared_root},
     {"same", set_same, verify_same},
     {"hidden", set_hidden, verify_hidden},
     {"sockets", set_sockets, verify_sockets},

@@ -12,7 +12,7 @@ use std::process::Stdio;
 
 modes_survive!("mounts":
     private pivot read_only peers same hidden sockets nested handles
-    ; else
+    ; else "shared-root"
 );
 
 /// In a user namespace what a copy of a mount namespace has from another one can't be taken apart.
@@ -28,6 +28,17 @@ fn in_a_user_namespace() {
         });
         let mut rootfs = std::process::Command::new("chown");
         assert!(rootfs.args(["-R", "200000:200000"]).arg(job.container.rootfs()).status().unwrap().success());
+        job.start();
+        job.survives();
+    }
+}
+
+/// What is mounted in a namespace that was made from the sandbox's is propagated there, and back.
+#[test]
+fn with_a_root_that_is_shared() {
+    for mode in ["shared-root", "private", "peers"] {
+        let job = Job::new("mounts", mode);
+        job.container.change(|c| c["linux"]["rootfsPropagation"] = json!("rshared"));
         job.start();
         job.survives();
     }

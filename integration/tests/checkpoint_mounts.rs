@@ -183,7 +183,8 @@ fn a_first_process_with_another_root_is_named() {
     });
     quietly(&container, &["run", "--detach", "ID"]).ok();
     let mountinfo = format!("/proc/{}/mountinfo", container.pid());
-    while !std::fs::read_to_string(&mountinfo).unwrap().contains(" / / rw,relatime - tmpfs new") {
+    let alone = |list: String| list.lines().count() == 1 && list.contains(" / / rw,relatime - tmpfs new");
+    while !alone(std::fs::read_to_string(&mountinfo).unwrap()) {
         std::thread::yield_now();
     }
     let image = container.file("image");

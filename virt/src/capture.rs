@@ -54,17 +54,17 @@ pub struct Capture {
 type Asked = (AskedThread, Option<Call>);
 
 impl Capture {
-    /// Begins to read a job; `limit` is the most bytes that a deleted file may have.
+    /// Begins to read a job that has these `residents` in its mount namespaces, its first process first; `limit` is the most
+    /// bytes that a deleted file may have.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn begin(frozen: &Frozen, limit: u64, cpu: usize) -> Result<Self, Error> {
-        let processes = frozen.running();
+    pub fn begin(residents: &[Pid], limit: u64, cpu: usize) -> Result<Self, Error> {
         let missing = || Failure::new("find the first process", nix::errno::Errno::ESRCH);
-        let init = *processes.first().ok_or_else(missing)?;
+        let init = *residents.first().ok_or_else(missing)?;
         Ok(Capture {
             job: Job::default(),
-            census: Census::new(&processes, limit)?,
+            census: Census::new(residents, limit)?,
             blockers: Vec::new(),
             witnesses: Witnesses::default(),
             init,

@@ -277,7 +277,8 @@ impl Steps<'_> {
         events: &mut dyn Events,
         give: &mut dyn FnMut(Load),
     ) -> Result<Capture, Error> {
-        let mut capture = Capture::begin(frozen, DELETED, self.cpu)?;
+        let residents = mounts::Space::first_of_each(&frozen.running())?;
+        let mut capture = Capture::begin(&residents, DELETED, self.cpu)?;
         capture.job.filters.foreign.clone_from(&self.options.asks);
         capture.processes(frozen, self.options.goes_on().then_some(&mut self.copies), give)?;
         refuse(std::mem::take(&mut capture.blockers))?;
@@ -296,7 +297,7 @@ impl Steps<'_> {
         fault::point("checkpoint:tmpfs")?;
         let mounted = fd::mounts(self.init)?;
         let places = self.options.places.as_ref();
-        let mut changed = mounts::survey(&frozen.running(), &mounted, places, &files.nooks)?;
+        let mut changed = mounts::survey(&residents, &mounted, places, &files.nooks)?;
         refuse(std::mem::take(&mut changed.blockers))?;
         tmpfs::capture(self.init, &mounted, &changed, image)?;
         image.json(mounts::FILE, &changed.changes)?;

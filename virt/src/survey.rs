@@ -31,7 +31,8 @@ const MOMENT: Duration = Duration::from_millis(2);
 pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     let mounted = fd::mounts(init)?;
     let processes = descendants(init);
-    let changed = mounts::survey(&processes, &mounted, options.places.as_ref(), &[])?;
+    let residents = mounts::Space::first_of_each(&processes)?;
+    let changed = mounts::survey(&residents, &mounted, options.places.as_ref(), &[])?;
     let mut blockers = tmpfs::survey(init, &mounted, &changed.devices)?;
     blockers.extend(changed.blockers);
     if let Some(given) = &options.network {
@@ -47,7 +48,7 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
         }
         Ok(found)
     })?);
-    let mut census = Census::new(&processes, DELETED)?;
+    let mut census = Census::new(&residents, DELETED)?;
     let namespaces = Common::of(init)?;
     for host in processes {
         let Some(task) = look(host) else { continue };

@@ -39,8 +39,8 @@ pub const FILE: &str = "mounts.json";
 
 /// The most changes that an image may list: as many mounts as a namespace may have (`fs.mount-max`).
 const MOST: usize = 100_000;
-/// The most namespaces.
-const MOST_NAMESPACES: u32 = 1024;
+/// The most namespaces, and hidden directories: a restart has two descriptors for each.
+const MOST_NAMESPACES: u32 = 256;
 
 /// Where a sandbox has mounted something, as the container names it.
 #[derive(Debug, Clone, Default)]

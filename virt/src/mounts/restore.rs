@@ -1,17 +1,16 @@
 //! Making a job's changes once more, in a new sandbox. Every path is resolved inside the container's root, which is this
 //! process's, or inside the mount on which something is to be.
 
-use super::groups::{self, Member};
+use super::groups::{Groups, Places, propagate};
 use super::yard::{Here, Yard, beneath, missing, open, own, put};
-use super::{Changes, Made, Namespace, Namespaces, On, Source};
-use crate::image::Bytes;
+use super::{Changes, Made, Namespace, Namespaces, On};
 use crate::sys::{MountAttr, mount_namespace, mount_setattr};
 use crate::tmpfs::Contents;
-use crate::{Doing, Error, Failure};
+use crate::{Doing, Error};
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{UnmountFlags, unmount};
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Carries `changes` out. A file system in memory gets its content from `contents`.
 ///
@@ -24,7 +23,9 @@ pub fn restore(changes: &Changes, contents: &Contents) -> Result<Namespaces, Err
     let home = Here::now()?;
     let places = places(changes, &home)?;
     let yard = Yard::lay(changes, contents)?;
-    let mut making = Making { changes, places, mounts: HashMap::new(), nooks: BTreeMap::new(), yard };
+    let groups = Groups::of(changes);
+    let (mounts, nooks) = (HashMap::new(), BTreeMap::new());
+    let mut making = Making { changes, places, mounts, nooks, groups, yard };
     let mut namespaces = Vec::new();
     making.first(&home)?;
     let copy = |fd: &OwnedFd| fd.try_clone().doing(|| "copy a descriptor");
@@ -37,7 +38,6 @@ pub fn restore(changes: &Changes, contents: &Contents) -> Result<Namespaces, Err
     for root in std::mem::take(&mut making.nooks).into_values() {
         namespaces.push(Namespace { handle: copy(&home.handle)?, root });
     }
-    making.share(&home)?;
     making.yard.here.enter()?;
     making.yard.close()?;
     home.enter()?;
@@ -45,7 +45,7 @@ pub fn restore(changes: &Changes, contents: &Contents) -> Result<Namespaces, Err
 }
 
 /// Opens the mounts of the sandbox, while nothing of the job hides them.
-fn places(changes: &Changes, home: &Here) -> Result<HashMap<Bytes, OwnedFd>, Error> {
+fn places(changes: &Changes, home: &Here) -> Result<Places, Error> {
     let on = changes.made.iter().filter_map(|made| match &made.on {
         On::Place(place) => Some((place, &made.point)),
         _ => None,
@@ -71,11 +71,12 @@ type Part<'a> = (u32, &'a Made, OwnedFd);
 struct Making<'a> {
     changes: &'a Changes,
     /// Mounts of the sandbox.
-    places: HashMap<Bytes, OwnedFd>,
-    /// Those of the job, as far as they are still needed.
+    places: Places,
+    /// Those of the job in the namespace that is being made.
     mounts: HashMap<u32, OwnedFd>,
     /// Directories that are going to be hidden, by their numbers.
     nooks: BTreeMap<usize, OwnedFd>,
+    groups: Groups<'a>,
     yard: Yard<'a>,
 }
 
@@ -87,7 +88,7 @@ impl<'a> Making<'a> {
         wanted.map(|(id, made)| Ok((id, made, self.yard.part(made)?))).collect()
     }
 
-    /// Changes the sandbox's own namespace, and is there in the end.
+    /// Changes the sandbox's own namespace.
     fn first(&mut self, home: &Here) -> Result<(), Error> {
         let parts = self.parts(0)?;
         home.enter()?;
@@ -111,17 +112,17 @@ impl<'a> Making<'a> {
             mount_setattr(place.as_fd(), false, MountAttr { set, clear, ..MountAttr::default() })
                 .doing(|| format!("change the options of the mount {point}"))?;
         }
-        self.forget();
-        Ok(())
+        self.groups.begin(&self.places)?;
+        self.share(0)
     }
 
     /// Makes another namespace.
-    fn namespace(&mut self, namespace: u32) -> Result<Namespace<OwnedFd>, Error> {
-        let doing = || format!("make mount namespace {namespace} of the job");
+    fn namespace(&mut self, number: u32) -> Result<Namespace<OwnedFd>, Error> {
+        let doing = || format!("make mount namespace {number} of the job");
         self.yard.here.enter()?;
-        let mut parts = self.parts(namespace)?.into_iter();
+        let mut parts = self.parts(number)?.into_iter();
         let Some((id, made, root)) = parts.next() else {
-            return Err(Error::Damaged(format!("{}: namespace {namespace} is empty", super::FILE)));
+            return Err(Error::Damaged(format!("{}: namespace {number} is empty", super::FILE)));
         };
         unshare(CloneFlags::CLONE_NEWNS).doing(doing)?;
         // The yard's ground lies over the root.
@@ -133,16 +134,17 @@ impl<'a> Making<'a> {
         unmount(".", UnmountFlags::DETACH).doing(doing)?;
         rustix::process::fchdir(&root).doing(doing)?;
         rustix::process::chroot(".").doing(doing)?;
-        log::debug!("mount namespace {namespace} of the job has the root {:?}", made.of);
+        log::debug!("mount namespace {number} of the job has the root {:?}", made.of);
         self.nooks(&On::Made(id), &root)?;
         self.mounts.insert(id, root);
         for part in parts {
             self.put(part)?;
         }
-        self.forget();
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, rustix::fs::Mode::empty()).doing(doing)?;
-        Ok(Namespace { handle: mount_namespace().doing(doing)?, root })
+        let namespace = Namespace { handle: mount_namespace().doing(doing)?, root };
+        self.share(number)?;
+        Ok(namespace)
     }
 
     fn put(&mut self, (id, made, tree): Part<'a>) -> Result<(), Error> {
@@ -160,6 +162,10 @@ impl<'a> Making<'a> {
         } else {
             let place = beneath(on, &made.at).map_err(|errno| missing(&made.point, errno))?;
             put(&tree, place).doing(doing)?;
+        }
+        // What is put on a shared mount is shared itself.
+        if let On::Place(_) = made.on {
+            propagate(tree.as_fd(), libc::MS_PRIVATE, &made.point)?;
         }
         if made.unbindable {
             propagate(tree.as_fd(), libc::MS_UNBINDABLE, &made.point)?;
@@ -182,47 +188,22 @@ impl<'a> Making<'a> {
         Ok(())
     }
 
-    /// Keeps only what is to get peers.
-    fn forget(&mut self) {
-        let made = &self.changes.made;
-        self.mounts.retain(|&id, _| made.get(id as usize).is_some_and(|made| !made.group.is_none()));
-    }
-
-    /// Everything is where it was: now mounts may get their peers.
-    fn share(&mut self, home: &Here) -> Result<(), Error> {
-        let mut members = Vec::new();
-        for (point, group) in &self.changes.groups {
-            let Some(mount) = self.places.get(point) else { continue };
-            members.push(Member {
-                group: *group,
-                of: Source::Place(point.clone()),
-                point,
-                mount,
-                place: true,
-            });
-        }
-        for (id, made) in (0..).zip(&self.changes.made) {
-            let Some(mount) = self.mounts.get(&id).filter(|_| !made.group.is_none()) else { continue };
-            members.push(Member {
-                group: made.group,
-                of: made.of.clone(),
-                point: &made.point,
-                mount,
-                place: false,
-            });
-        }
-        if members.is_empty() {
+    /// Everything in a namespace is where it was: now its mounts may get their peers.
+    fn share(&mut self, namespace: u32) -> Result<(), Error> {
+        let mounts = std::mem::take(&mut self.mounts);
+        if self.groups.is_empty() {
             return Ok(());
         }
-        home.enter()?;
-        groups::begin(&members)?;
         self.yard.here.enter()?;
-        groups::join(&members, &mut self.yard)
+        if namespace == 0 {
+            self.groups.join_places(&self.places, &mut self.yard)?;
+        }
+        for (id, mount) in &mounts {
+            let Some(made) = self.changes.made.get(*id as usize) else { continue };
+            if !made.group.is_none() {
+                self.groups.join(made, mount, &self.places, &mut self.yard)?;
+            }
+        }
+        Ok(())
     }
-}
-
-/// `MS_SHARED` and the like for one mount of the namespace that this process is in, or of none.
-pub(super) fn propagate(mount: BorrowedFd<'_>, how: u64, point: &Bytes) -> Result<(), Failure> {
-    let attr = MountAttr { propagation: how, ..MountAttr::default() };
-    mount_setattr(mount, false, attr).doing(|| format!("share the mount {point}"))
 }

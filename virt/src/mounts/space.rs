@@ -26,6 +26,23 @@ pub(crate) struct Space {
 }
 
 impl Space {
+    /// Of `processes` the first one of each namespace: who has to know of the namespaces only need not look at all processes
+    /// again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn first_of_each(processes: &[Pid]) -> Result<Vec<Pid>, Failure> {
+        let mut known = HashSet::new();
+        let mut firsts = Vec::new();
+        for &process in processes {
+            match inode(process) {
+                Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => {}
+                inode => firsts.extend(known.insert(inode?).then_some(process)),
+            }
+        }
+        Ok(firsts)
+    }
+
     /// Those of `processes`; the first one is the job's first process. One that ends meanwhile has none.
     ///
     /// # Errors

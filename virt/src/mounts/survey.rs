@@ -3,7 +3,7 @@
 use super::list::{BINFMT_MISC, Line, Tree, below};
 use super::sandbox::{Sandbox, as_they_were};
 use super::source::{Content, Sources};
-use super::{Changes, Group, Made, Nook, On, Places, Space};
+use super::{Changes, Group, MOST_NAMESPACES, Made, Nook, On, Places, Space};
 use crate::fd::{self, Mount};
 use crate::resource::Blocker;
 use crate::{Doing, Failure};
@@ -82,6 +82,11 @@ pub(crate) fn survey(
         return Ok(Found { spaces, ..Found::default() });
     }
     let (Some(first), Some(&init)) = (spaces.first(), processes.first()) else { return Ok(Found::default()) };
+    if spaces.len() + hidden.len() > MOST_NAMESPACES as usize {
+        let why = "they are more than a restart can have in hand, with the directories that mounts hide";
+        let blocker = blocker(init, format!("{} mount namespaces of its own", spaces.len() - 1), why);
+        return Ok(Found { blockers: vec![Blocker { remedy: None, ..blocker }], spaces, ..Found::default() });
+    }
     let Some(places) = places else {
         let why = "hooks in config.json may have mounted something in the sandbox, and only they know what";
         let blocker = blocker(init, "mount namespaces of its own".into(), why);
