@@ -17,6 +17,8 @@ mod sandbox;
 mod source;
 mod space;
 mod survey;
+#[cfg(test)]
+mod tests;
 mod yard;
 
 pub(crate) use open::{look_beneath, open_alone};
