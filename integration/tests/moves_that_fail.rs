@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Barrier};
 
 const TRANSACTIONS: u64 = 20_000;
@@ -195,6 +196,47 @@ fn the_state_file_is_truncated_or_missing() {
     fs::write(&state, &whole).unwrap();
     restores(&b, &[]).ok();
     assert_eq!(b.outcome(), expected);
+}
+
+/// ckrun on A is killed when the emulator has saved its state and the image is not complete: there is none, and the job, which
+/// nobody has ended, goes on with its slot when the next verb comes. When A itself goes, all that is left is what was there
+/// before: the last image that is complete.
+#[test]
+fn a_dies_between_save_and_commit() {
+    let site = Site::new();
+    let (a, b) = hosts(&site, &SMALL);
+    let saves = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&saves);
+    between(&a, "emu-a", move |line| {
+        count.fetch_add(u32::from(operation(line) == "save"), Relaxed);
+        true
+    });
+    let expected = started(&a);
+    a.ckrun(&["checkpoint", "--leave-running", "--image-path", "/mnt/image", "ID"]).ok();
+    a.reaches(2000);
+    let before = saves.load(Relaxed);
+    let killed = a.run(&[
+        "env",
+        "CKRUN_FAULT=checkpoint:commit",
+        "ckrun",
+        "checkpoint",
+        "--image-path",
+        "/mnt/torn",
+        &site.id,
+    ]);
+    assert_ne!(killed.code, 0, "{killed:?}");
+    assert!(saves.load(Relaxed) > before, "the emulator had saved its state");
+    assert!(!site.shared("torn").exists());
+    b.quietly(&["restore", "--detach", "--image-path", "/mnt/torn", "--bundle", "/srv/tb", "ID"])
+        .fails(1, &["/mnt/torn"]);
+    b.is_empty();
+    // The job stands still no more, and its slot neither.
+    a.ckrun(&["plugin", "list", "ID"]).ok();
+    a.reaches(4000);
+    a.die();
+    restores(&b, &[]).ok();
+    assert_eq!(b.outcome(), expected);
+    b.is_empty();
 }
 
 /// Both find a free slot when they look, and both want it.
