@@ -1,22 +1,23 @@
-//! Emulator hosts: `emuhost` makes one of namespaces, with a server of softemu in it, and a bundle of a testbench as the job.
-//! Two of them share the directory /mnt and nothing else.
+//! Emulator hosts: `emuhost` makes one of namespaces, with a server of an emulator in it. Two of them share the directory /mnt and
+//! nothing else. What runs there is in [`work`].
+
+pub mod work;
 
 use crate::leftovers::{self, Trace};
-use crate::pipes::{Lines, PATIENCE, any_ready, await_end, pidfd};
+use crate::pipes::Lines;
 use crate::run::{Ended, binary, finish, needs};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 use tempfile::TempDir;
 
 /// A small design, so that a test takes a moment: the words of `ckrun-softemu serve`.
 pub const SMALL: [&str; 6] = ["--ram", "1024", "--fifo", "64", "--boot", "100000"];
+
+/// The same for the Verilated design as `make -C plugins/verilated test` compiles it.
+pub const VERILATED: [&str; 6] = ["--ram", "1024", "--fifo", "16", "--boot", "100000"];
 
 /// How `ckrun migrate` reaches another host; it stands for ssh.
 pub const VIA: &str = "nsenter --mount --net --uts --ipc --target";
@@ -32,16 +33,29 @@ pub fn program(name: &str) -> PathBuf {
 #[derive(Debug)]
 pub struct Site {
     shared: TempDir,
+    emulator: PathBuf,
     /// The job's id.
     pub id: String,
 }
 
 impl Site {
-    /// Without hosts.
+    /// Without hosts; the emulator is softemu.
     pub fn new() -> Site {
+        Site::of(program("ckrun-softemu"))
+    }
+
+    /// Likewise, with the Verilated design, which is of the sizes [`VERILATED`].
+    pub fn verilated() -> Site {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/verilated/build/small/ckrun-verilated");
+        assert!(path.exists(), "{} is missing: `make -C plugins/verilated test` makes it", path.display());
+        Site::of(path)
+    }
+
+    fn of(emulator: PathBuf) -> Site {
         let shared = tempfile::Builder::new().prefix("ckrun-").tempdir().expect("make a directory");
         let id = shared.path().file_name().expect("it has a name").to_string_lossy().into_owned();
-        Site { shared, id }
+        Site { shared, emulator, id }
     }
 
     /// What is at /mnt of every host.
@@ -56,11 +70,17 @@ impl Site {
         let mut command = Command::new(script);
         let last = name.bytes().next().unwrap_or_default() - b'a' + 1;
         command.args([name, &format!("10.77.0.{last}")]).arg(self.shared.path());
-        command.args([binary(), program("ckrun-softemu"), program("ckrun-fault")]);
+        let mut programs =
+            vec![binary(), program("ckrun-softemu"), program("ckrun-fault"), program("ckrun-qemu")];
+        if !programs.contains(&self.emulator) {
+            programs.push(self.emulator.clone());
+        }
+        command.args(programs);
         let mut anchor = command.stdout(Stdio::piped()).spawn().expect("start a host");
         let mut lines = Lines::new(OwnedFd::from(anchor.stdout.take().expect("stdout is a pipe")));
         let id = lines.line().parse().expect("the id of a process");
-        Host { name: name.into(), job: self.id.clone(), id, anchor, servers: Vec::new() }
+        let emulator = self.emulator.file_name().expect("it has a name").to_string_lossy().into_owned();
+        Host { name: name.into(), job: self.id.clone(), emulator, id, anchor, servers: Vec::new() }
     }
 
     /// Fails when anything is left, of the hosts too.
@@ -80,6 +100,7 @@ impl Default for Site {
 pub struct Host {
     name: String,
     job: String,
+    emulator: String,
     /// The process by which others reach it.
     pub id: i32,
     anchor: Child,
@@ -130,7 +151,7 @@ impl Host {
     pub fn serve(&mut self, name: &str, slots: usize, design: &[&str]) {
         let (directory, slots) = (format!("/run/{name}"), slots.to_string());
         let address = format!("10.77.0.{}", self.name.as_bytes()[0] - b'a' + 1);
-        let serve = ["ckrun-softemu", "serve", "--directory", &directory, "--listen", &address];
+        let serve = [&self.emulator, "serve", "--directory", &directory, "--listen", &address];
         let mut command = self.command(&[&serve[..], &["--slots", &slots], design].concat());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("start a server");
         let line = Lines::new(OwnedFd::from(child.stdout.take().expect("stdout is a pipe"))).line();
@@ -145,7 +166,7 @@ impl Host {
             let path = self.path("/etc/ckrun/plugins.d").join(name);
             fs::write(path, more.to_string()).expect("write a manifest");
         };
-        let command = json!(["/usr/local/bin/ckrun-softemu", "plugin"]);
+        let command = json!([format!("/usr/local/bin/{}", self.emulator), "plugin"]);
         plugin("emu.json", json!({"command": command, "options": {"server": server}}));
         let command = json!(["/usr/local/bin/ckrun-fault"]);
         plugin("fault.json", json!({"command": command, "options": {"server": server}}));
@@ -168,110 +189,6 @@ impl Host {
         let socket = format!("/run/{name}/control");
         let said = self.run(&[&["ckrun-softemu", "control", &socket][..], words].concat()).ok();
         serde_json::from_str(&said).unwrap_or(Value::Null)
-    }
-
-    /// Makes the bundle of the testbench at /srv/NAME, with one link.
-    pub fn bundle(&self, name: &str, link: &str, transactions: u64) {
-        let bundle = self.path("/srv").join(name);
-        let rootfs = bundle.join("rootfs");
-        for dir in ["bin", "dev", "proc", "sys", "tmp"] {
-            fs::create_dir_all(rootfs.join(dir)).expect("make a rootfs");
-        }
-        fs::copy(needs("busybox", "busybox-static"), rootfs.join("bin/busybox")).expect("copy busybox");
-        for name in ["sh", "tail", "md5sum", "mkfifo"] {
-            symlink("busybox", rootfs.join("bin").join(name)).expect("link to busybox");
-        }
-        // By another process: in this one another thread may be about to fork, and the exec would find it busy.
-        let mut cp = Command::new("cp");
-        cp.args([program("ckrun-softemu"), rootfs.join("bin/ckrun-softemu")]);
-        finish(cp).ok();
-        // The log and the progress are in a tmpfs, which goes with the job; the result is where it ends. It does not end
-        // before it is asked to: a move that has begun finds it.
-        let testbench = format!("ckrun-softemu testbench --link {link} --transactions {transactions}");
-        let script = format!(
-            "mkfifo /tmp/end; exec 9<>/tmp/end; \
-             {testbench} --progress 50 --log /tmp/log >/tmp/progress 2>&1; echo exit $? >>/tmp/progress; \
-             read -r end <&9; {{ tail -n 2 /tmp/progress; md5sum </tmp/log; }} >/result"
-        );
-        let mut config = crate::bundle::default_config();
-        config["process"]["args"] = json!(["sh", "-c", script]);
-        config["root"]["readonly"] = json!(false);
-        // ckrun comes first: the job is not to be done before a move has begun.
-        config["process"]["scheduler"] = json!({"policy": "SCHED_OTHER", "nice": 19});
-        if link.starts_with("tcp:") {
-            // The host's network is the job's.
-            let namespaces = config["linux"]["namespaces"].as_array_mut().expect("namespaces");
-            namespaces.retain(|namespace| namespace["type"] != "network");
-        }
-        let tmp = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmp", "options": ["mode=1777"]});
-        config["mounts"].as_array_mut().expect("mounts").push(tmp);
-        // In truth another host has other cgroups.
-        config["linux"]["cgroupsPath"] = json!(format!("/{}-{}-{name}", self.job, self.name));
-        fs::write(bundle.join("config.json"), config.to_string()).expect("write config.json");
-    }
-
-    /// Starts the job of the bundle /srv/tb with the plugin `emu`.
-    pub fn start(&self, plugin: &str) {
-        self.quietly(&["run", "--detach", "--bundle", "/srv/tb", "--plugin", plugin, "ID"]).ok();
-    }
-
-    /// The first process of a job.
-    fn pid_of(&self, id: &str) -> i32 {
-        let state: Value = serde_json::from_str(&self.ckrun(&["state", id]).ok()).expect("the state is JSON");
-        i32::try_from(state["pid"].as_i64().expect("a number")).expect("an id")
-    }
-
-    /// Waits until the job that runs here has done so many transactions.
-    pub fn reaches(&self, transactions: u64) {
-        Host::await_progress(self.pid_of("ID"), transactions);
-    }
-
-    fn await_progress(pid: i32, transactions: u64) {
-        let progress = PathBuf::from(format!("/proc/{pid}/root/tmp/progress"));
-        let end = pidfd(pid);
-        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).expect("inotify_init1");
-        let deadline = Instant::now() + PATIENCE;
-        let mut watched = false;
-        loop {
-            if !watched && progress.exists() {
-                inotify::add_watch(&events, &progress, WatchFlags::MODIFY).expect("watch the progress");
-                watched = true;
-            }
-            let text = fs::read_to_string(&progress).unwrap_or_default();
-            let last = text.lines().rev().find_map(|line| line.split(' ').next()?.parse::<u64>().ok());
-            if last.is_some_and(|done| done >= transactions) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "it stands still: {text}");
-            if watched {
-                let ready = any_ready(&[events.as_fd(), end.as_fd()]);
-                assert!(!ready[1], "it has ended before transaction {transactions}: {text}");
-                while rustix::io::read(&events, &mut [0; 4096]).is_ok() {}
-            } else {
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    /// Waits for the end of the job that runs here: how the testbench ended, its last line, and the digest of its log.
-    pub fn outcome(&self) -> String {
-        self.outcome_of("ID", "tb")
-    }
-
-    /// That of a job of another name in the bundle /srv/BUNDLE.
-    pub fn outcome_of(&self, id: &str, bundle: &str) -> String {
-        let pid = self.pid_of(id);
-        let end = pidfd(pid);
-        // Then there is the FIFO.
-        Host::await_progress(pid, 1);
-        let gate = fs::File::options().write(true).open(format!("/proc/{pid}/root/tmp/end"));
-        gate.expect("open a FIFO").write_all(b"\n").expect("write to a FIFO");
-        await_end(end);
-        self.ckrun(&["delete", "--force", id]).ok();
-        let result = self.path(&format!("/srv/{bundle}/rootfs/result"));
-        let said = fs::read_to_string(&result).unwrap_or_else(|e| panic!("{}: {e}", result.display()));
-        fs::remove_file(result).expect("remove a result");
-        said
     }
 
     /// `ckrun migrate` to another host.

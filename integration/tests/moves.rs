@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::hosts::{Host, SMALL, Site};
+use ckrun_integration::hosts::{Host, SMALL, Site, VERILATED, work};
 
 const TRANSACTIONS: u64 = 40_000;
 
@@ -13,44 +13,28 @@ const TCP: (&str, &str) = ("emu:link=socket", "tcp:emu:4000");
 const RING: (&str, &str) = ("emu:link=memory", "shm:/dev/shm/ring0");
 
 /// Two hosts with a bundle each; of B's slots another job has the first one.
-fn hosts(site: &Site, link: &str) -> (Host, Host) {
+fn hosts(site: &Site, design: &[&str], link: &str) -> (Host, Host) {
     let (mut a, mut b) = (site.host("a"), site.host("b"));
-    a.serve("emu-a", 2, &SMALL);
-    b.serve("emu-b", 2, &SMALL);
-    b.control("emu-b", &["--owner", "somebody else", "claim", "--slot", "0"]);
+    a.serve("emu-a", 2, design);
+    b.serve("emu-b", 2, design);
+    b.control("emu-b", &["--owner", "somebody else", "claim", "--slot", "0", "--links", "unix"]);
     for host in [&a, &b] {
         host.bundle("tb", link, TRANSACTIONS);
     }
     (a, b)
 }
 
-/// Three moves of a job at each of so many random points, which are printed if they fail.
-fn moves_change_nothing((plugin, link): (&str, &str), times: usize) {
-    let site = Site::new();
-    let (a, b) = hosts(&site, link);
-    a.start(plugin);
-    let expected = a.outcome();
-    assert!(expected.contains("\nexit 0\n"), "{expected}");
-    let mut random = std::process::id().wrapping_mul(0x9e37_79b1);
-    for _ in 0..times {
-        let mut points = [0; 3].map(|_| {
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            u64::from(random >> 8) % (TRANSACTIONS * 2 / 3)
-        });
-        points.sort_unstable();
-        eprintln!("{plugin}: moves at {points:?}");
-        a.start(plugin);
-        for (point, (from, to)) in points.into_iter().zip([(&a, &b), (&b, &a), (&a, &b)]) {
-            from.reaches(point);
-            from.moves(to, &["ID"]).exits(0);
-            from.is_empty();
-        }
-        assert_eq!(b.outcome(), expected, "{plugin}, moved at {points:?}");
-        b.is_empty();
-        // Every slot has been given back.
-        assert!(a.control("emu-a", &["list"])["slots"][0]["owner"].is_null());
-        assert!(b.control("emu-b", &["list"])["slots"][1]["owner"].is_null());
-    }
+/// Three moves of a job at each of so many random triples of points.
+fn moves_change_nothing(link: (&str, &str), times: usize) {
+    moves_on(&Site::new(), &SMALL, link, times);
+}
+
+fn moves_on(site: &Site, design: &[&str], (plugin, link): (&str, &str), times: usize) {
+    let (a, b) = hosts(site, design, link);
+    work::moves_change_nothing(&a, &b, plugin, TRANSACTIONS, times);
+    // Every slot has been given back.
+    assert!(a.control("emu-a", &["list"])["slots"][0]["owner"].is_null());
+    assert!(b.control("emu-b", &["list"])["slots"][1]["owner"].is_null());
     drop((a, b));
     site.no_trace();
 }
@@ -89,9 +73,17 @@ fn fifty_moves_of_a_ring_change_nothing() {
 }
 
 #[test]
+#[ignore = "heavy: make test-all"]
+fn fifty_moves_change_nothing_for_the_verilated_design() {
+    for link in [DEVICE, TCP, RING] {
+        moves_on(&Site::verilated(), &VERILATED, link, 6);
+    }
+}
+
+#[test]
 fn a_job_goes_on_when_its_host_has_gone() {
     let site = Site::new();
-    let (a, b) = hosts(&site, DEVICE.1);
+    let (a, b) = hosts(&site, &SMALL, DEVICE.1);
     a.start(DEVICE.0);
     let expected = a.outcome();
     a.start(DEVICE.0);
