@@ -3,6 +3,8 @@
  * stopped. */
 #include "guest.h"
 #include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 enum { AHEAD = 7 };
 static int line = -1;
@@ -34,6 +36,13 @@ static void set_line(void) {
     line = MUST(open("/dev/emu0", O_RDWR | O_NOCTTY));
     for (int n = 0; n < AHEAD - 1; n++) ask();
 }
+/* The same over a socket. */
+static void set_socket(void) {
+    struct sockaddr_un emu = {.sun_family = AF_UNIX, .sun_path = "/run/emu"};
+    line = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+    MUST(connect(line, (struct sockaddr *)&emu, sizeof emu));
+    for (int n = 0; n < AHEAD - 1; n++) ask();
+}
 static void verify_line(void) {
     ask();
     answered(expected[(count + 1) % AHEAD]);
@@ -41,6 +50,7 @@ static void verify_line(void) {
 
 static struct mode modes[] = {
     {"line", set_line, verify_line},
+    {"socket", set_socket, verify_line},
     {0},
 };
 int main(int argc, char **argv) { return guest(argc, argv, modes); }

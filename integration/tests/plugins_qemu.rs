@@ -17,8 +17,13 @@ struct Tied {
 
 impl Tied {
     fn new() -> Tied {
+        Tied::by("line")
+    }
+
+    /// By a mode of guests/uart.c.
+    fn by(mode: &str) -> Tied {
         needs("qemu-system-x86_64", "qemu-system-x86");
-        let job = Job::new("uart", "line");
+        let job = Job::new("uart", mode);
         let image = job.container.file("machine");
         let mut write = Command::new(program("ckrun-qemu"));
         write.arg("guest").arg(&image);
@@ -59,20 +64,39 @@ fn qemu_keeps_to_the_protocol() {
 
 #[test]
 fn a_machine_goes_with_its_job() {
-    let tied = Tied::new();
+    goes_along("line", "", 3);
+}
+
+#[test]
+fn a_machine_goes_with_its_job_over_a_socket() {
+    goes_along("socket", ",link=socket", 3);
+}
+
+#[test]
+#[ignore = "heavy: make test-all"]
+fn fifty_moves_of_a_machine_change_nothing() {
+    goes_along("line", "", 25);
+    goes_along("socket", ",link=socket", 25);
+}
+
+/// So many moves, after one checkpoint that leaves the job running. The job is always ahead of the answers that it has read,
+/// and each of them has a digest of all that the guest has been sent.
+fn goes_along(mode: &str, link: &str, moves: usize) {
+    let tied = Tied::by(mode);
     let Tied { job, image } = &tied;
-    tied.start();
+    let plugin = tied.plugin(path(image), link);
+    job.start_with(&["--plugin", &plugin]);
     job.is_well();
     job.leave_running(&job.image("left"));
     job.is_well();
-    let plugin = tied.plugin(path(image), "");
     let mut before = tied.machines();
-    for name in ["first", "second", "third"] {
-        let saved = job.image(name);
+    for n in 0..moves {
+        let saved = job.image(&n.to_string());
         job.checkpoint(&saved);
         assert_eq!(tied.machines(), [] as [PathBuf; 0]);
         job.restore_with(&saved, &["--plugin", &plugin]);
         let now = tied.machines();
+        fs::remove_dir_all(&saved).unwrap();
         assert_eq!(now.len(), 1);
         assert_ne!(now, before);
         before = now;

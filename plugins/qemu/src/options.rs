@@ -59,8 +59,10 @@ impl Options {
             "device" if ckrun.option("socket").is_none() => Binding::device(path("device", "/dev/emu0")?, ""),
             "socket" if ckrun.option("device").is_none() => {
                 let text = given("socket", "unix:/run/emu");
-                let why = "must be tcp:HOST:PORT, unix:PATH or unix:@NAME";
-                let address: Address = text.parse().map_err(|_| wrong("socket", &text, why))?;
+                // QEMU listens at a path, to which a socket of another family can't be connected.
+                let address = text.parse().ok().filter(|address| !matches!(address, Address::Tcp(..)));
+                let why = "must be unix:PATH or unix:@NAME";
+                let address: Address = address.ok_or_else(|| wrong("socket", &text, why))?;
                 Binding::socket(address, "")
             }
             other => {
