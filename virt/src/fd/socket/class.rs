@@ -67,7 +67,7 @@ impl fmt::Display for Class {
             (libc::AF_INET | libc::AF_INET6, protocol) => {
                 write!(f, "{kind} socket of IP protocol {protocol}")
             }
-            (libc::AF_NETLINK, _) => f.write_str("netlink socket"),
+            (libc::AF_NETLINK, protocol) => write!(f, "netlink socket of protocol {protocol}"),
             (libc::AF_VSOCK, _) => f.write_str("vsock socket"),
             (libc::AF_PACKET, _) => f.write_str("packet socket"),
             (family, _) => write!(f, "{kind} socket of address family {family}"),

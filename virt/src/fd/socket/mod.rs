@@ -10,7 +10,9 @@
 mod class;
 pub(crate) mod diag;
 pub(crate) mod inet;
+mod netlink;
 pub(crate) mod options;
+mod packet;
 mod unix;
 
 use super::Files;
@@ -47,6 +49,10 @@ pub struct Socket {
 pub enum Family {
     /// The internet's.
     Inet(inet::Inet),
+    /// AF_NETLINK.
+    Netlink(netlink::Netlink),
+    /// AF_PACKET.
+    Packet(packet::Packet),
     /// AF_UNIX.
     Unix(unix::Unix),
 }
@@ -72,6 +78,10 @@ impl Job<'_> {
         let of = match class.domain {
             libc::AF_UNIX => Family::Unix(self.unix(node, &fd, &class)?),
             libc::AF_INET | libc::AF_INET6 => Family::Inet(self.inet(node, &fd, &class)?),
+            libc::AF_NETLINK => Family::Netlink(self.netlink(node, &fd, &class)?),
+            libc::AF_PACKET if matches!(class.kind, libc::SOCK_RAW | libc::SOCK_DGRAM) => {
+                Family::Packet(self.packet(node, &fd, &class)?)
+            }
             _ => return Err(class.refuse(fd)),
         };
         Ok(Socket { options: options(self)?, class, of })
@@ -109,6 +119,8 @@ impl Socket {
     pub(super) fn wrong(&self, files: &Files) -> Option<String> {
         self.options.wrong().or_else(|| match &self.of {
             Family::Inet(inet) => inet.wrong(),
+            Family::Netlink(netlink) => netlink.wrong(),
+            Family::Packet(packet) => packet.wrong(),
             Family::Unix(unix) => unix.wrong(&self.class, files),
         })
     }
@@ -120,10 +132,26 @@ pub(super) struct Unmade {
     unix: Option<unix::Unmade>,
 }
 
+/// All sockets, by the numbers of their descriptions.
+fn sockets(files: &Files) -> impl Iterator<Item = (u32, &Socket)> {
+    (0..).zip(&files.descriptions).filter_map(|(id, description)| match &description.object {
+        Object::Socket(socket) => Some((id, &**socket)),
+        _ => None,
+    })
+}
+
 /// Makes all sockets in the first process, where all other descriptions are that do not have to wait for the other
 /// processes.
 pub(super) fn make(files: &Files, making: &mut Making<'_>) -> Result<Unmade, Error> {
-    inet::make(files, making)?;
+    for (id, socket) in sockets(files).filter(|(_, socket)| !matches!(socket.of, Family::Unix(_))) {
+        let class = &socket.class;
+        let kind = class.kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let args = [class.domain.into(), kind.into(), class.protocol.into()];
+        let made = making.program.call(format!("make a {class}"), libc::SYS_socket, &args);
+        let to = making.at(id);
+        making.put_at(made.into(), to);
+        making.run_if_large()?;
+    }
     Ok(Unmade { unix: unix::Unmade::make(files, making)? })
 }
 
@@ -140,14 +168,15 @@ impl Unmade {
         if let Some(unix) = self.unix {
             unix.fill(files, making, image, wanted)?;
         }
-        for (id, description) in (0..).zip(&files.descriptions) {
-            let Object::Socket(socket) = &description.object else { continue };
+        for (id, socket) in sockets(files) {
             if matches!(socket.of, Family::Unix(_)) && !socket.options.is_default() {
                 let own = making.worker.pidfd_getfd(making.at(id))?;
                 socket.options.early(own.as_fd())?;
                 socket.options.late(own.as_fd())?;
             }
         }
+        netlink::fill(files, making)?;
+        packet::fill(files, making)?;
         inet::fill(files, making, image, wanted)
     }
 }

@@ -9,8 +9,7 @@ use super::repair::{self, Queues};
 use super::{Inet, Phase, owned};
 use crate::fd::Files;
 use crate::fd::making::Making;
-use crate::fd::socket::{Family, Socket};
-use crate::fd::{Description, Object};
+use crate::fd::socket::{Family, Socket, sockets};
 use crate::image::Image;
 use crate::namespace::{Kind, Namespace};
 use crate::restore::Options;
@@ -56,20 +55,6 @@ impl Late {
     }
 }
 
-/// Asks the first process for all internet sockets. They don't block.
-pub(crate) fn make(files: &Files, making: &mut Making<'_>) -> Result<(), Failure> {
-    for (id, socket, _) in sockets(&files.descriptions) {
-        let class = &socket.class;
-        let kind = class.kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let args = [class.domain.into(), kind.into(), class.protocol.into()];
-        let made = making.program.call(format!("make a {class}"), libc::SYS_socket, &args);
-        let to = making.at(id);
-        making.put_at(made.into(), to);
-        making.run_if_large()?;
-    }
-    Ok(())
-}
-
 /// Gives all of them their addresses, options, connections and contents; the answer is what is to come with the job's
 /// release.
 pub(crate) fn fill(
@@ -79,7 +64,7 @@ pub(crate) fn fill(
     wanted: &Options,
 ) -> Result<Late, Error> {
     let mut begun = Vec::new();
-    for (id, socket, inet) in sockets(&files.descriptions) {
+    for (id, socket, inet) in inets(files) {
         let fd = making.worker.pidfd_getfd(making.at(id))?;
         making.give_to(making.at(id), inet.owner);
         begun.push(Begun { fd, socket, inet, id });
@@ -154,13 +139,9 @@ pub(crate) fn fill(
     Ok(late)
 }
 
-fn sockets(descriptions: &[Description]) -> impl Iterator<Item = (u32, &Socket, &Inet)> {
-    (0..).zip(descriptions).filter_map(|(id, description)| match &description.object {
-        Object::Socket(socket) => match &socket.of {
-            Family::Inet(inet) => Some((id, &**socket, inet)),
-            #[allow(unreachable_patterns, reason = "families come one by one")]
-            _ => None,
-        },
+fn inets(files: &Files) -> impl Iterator<Item = (u32, &Socket, &Inet)> {
+    sockets(files).filter_map(|(id, socket)| match &socket.of {
+        Family::Inet(inet) => Some((id, socket, inet)),
         _ => None,
     })
 }

@@ -22,7 +22,9 @@ mod tcp;
 
 pub use leaving::Connections;
 pub use links::Links;
-pub(crate) use make::{Late, fill, make};
+pub(super) use links::same_namespace;
+pub(crate) use make::{Late, fill};
+pub(super) use tcp::ready;
 
 use super::Class;
 use crate::fd::Trouble;

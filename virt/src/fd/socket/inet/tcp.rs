@@ -119,7 +119,11 @@ fn unread(fd: BorrowedFd<'_>) -> Result<Vec<u8>, nix::errno::Errno> {
     Ok(buffer)
 }
 
-pub(super) fn ready(fd: BorrowedFd<'_>) -> Result<PollFlags, Failure> {
+/// What a socket has, without waiting for it.
+///
+/// # Errors
+/// The kernel's.
+pub(in crate::fd::socket) fn ready(fd: BorrowedFd<'_>) -> Result<PollFlags, Failure> {
     let all = PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP;
     let mut fds = [PollFd::from_borrowed_fd(fd, all)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -213,7 +213,7 @@ fn unix_of(files: &Files, id: u32) -> Option<(&Class, &Unix)> {
     match &files.description(id)?.object {
         Object::Socket(socket) => match &socket.of {
             Family::Unix(unix) => Some((&socket.class, unix)),
-            Family::Inet(_) => None,
+            _ => None,
         },
         _ => None,
     }
