@@ -82,7 +82,15 @@ pub enum Kind {
         locked: bool,
         /// It goes with its last attachment (IPC_RMID).
         doomed: bool,
+        /// Bytes of a page when it is of huge pages, else 0.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        huge: u64,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Object {
@@ -175,10 +183,10 @@ impl Census {
     /// # Errors
     /// The kernel's.
     pub fn open(&self, id: u32) -> Result<File, Failure> {
-        if let Some(Object { kind: Kind::Segment { id, .. }, size, .. }) = self.objects.get(id as usize) {
+        if let Some(Object { kind: Kind::Segment { id, .. }, .. }) = self.objects.get(id as usize) {
             let namespace =
                 self.ipc().ok_or_else(|| Failure::new("find the IPC namespace", Errno::ENOENT))?;
-            return segment::open(namespace, *id, *size);
+            return segment::open(namespace, *id);
         }
         let link = self.links.get(id as usize).map(String::as_str).unwrap_or_default();
         File::open(link).doing(|| format!("open {link}"))
@@ -191,10 +199,10 @@ impl Census {
         }
         let stat = rustix::fs::stat(link).doing(|| format!("look at {link}"))?;
         let found = match self.kind(&name.path, &stat, link)? {
-            Ok(Kind::Segment { id, .. }) => {
+            Ok(Kind::Segment { id, huge, .. }) => {
                 let namespace =
                     self.ipc().ok_or_else(|| Failure::new("find the IPC namespace", Errno::ENOENT))?;
-                let object = segment::look(namespace, id)?;
+                let object = segment::look(namespace, id, huge)?;
                 Ok(self.push(object, String::new()))
             }
             Ok(kind) => Ok(self.add(kind, &stat, link)),
@@ -248,11 +256,8 @@ impl Census {
                 "a System V shared memory segment, in an IPC namespace that is not the job's own",
             ));
         }
-        if huge_page_of(link)? != 0 {
-            return Ok(Err("a System V shared memory segment of huge pages"));
-        }
-        let id = stat.st_ino as i32;
-        Ok(Ok(Kind::Segment { id, key: 0, creator: (0, 0), locked: false, doomed: false }))
+        let (id, huge) = (stat.st_ino as i32, huge_page_of(link)?);
+        Ok(Ok(Kind::Segment { id, key: 0, creator: (0, 0), locked: false, doomed: false, huge }))
     }
 
     fn kind(&self, path: &[u8], stat: &Stat, link: &str) -> Result<Result<Kind, Obstacle>, Failure> {
@@ -349,7 +354,7 @@ fn same_at(root: BorrowedFd<'_>, path: &[u8], stat: &Stat) -> Result<bool, Failu
 }
 
 /// Bytes of a page of a file on a hugetlbfs, 0 for other files.
-fn huge_page_of(link: &str) -> Result<u64, Failure> {
+pub(super) fn huge_page_of(link: &str) -> Result<u64, Failure> {
     const HUGETLBFS: i64 = 0x9584_58f6;
     let fs = rustix::fs::statfs(link).doing(|| format!("look at the file system of {link}"))?;
     Ok(if fs.f_type == HUGETLBFS { fs.f_bsize.cast_unsigned() } else { 0 })

@@ -4,7 +4,7 @@
 //! are to have. The time of the last attachment, and the ids of the processes that made and attached a segment, are not
 //! kept.
 
-use super::object::{Census, Kind, Object};
+use super::object::{Census, Kind, Object, huge_page_of};
 use super::vma::{Backing, Flags, PAGE, Prot, Span, Vma};
 use crate::namespace::{self, Namespace};
 use crate::program::Program;
@@ -43,21 +43,21 @@ fn remove(id: i32) {
     unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
 }
 
-/// What the kernel says of segment `id`.
-pub(super) fn look(namespace: &Namespace, id: i32) -> Result<Object, Failure> {
+/// What the kernel says of segment `id`, which is of pages of `huge` bytes, or, 0, of usual ones.
+pub(super) fn look(namespace: &Namespace, id: i32, huge: u64) -> Result<Object, Failure> {
     let _abroad = namespace.enter()?;
     let (_, segment) = stat(id, libc::IPC_STAT).doing(|| format!("look at shared memory segment {id}"))?;
-    Ok(object(id, &segment))
+    Ok(object(id, huge, &segment))
 }
 
-/// All segments of a namespace.
+/// All segments of a namespace. Of their pages nothing is known yet.
 pub(super) fn all(namespace: &Namespace) -> Result<Vec<Object>, Failure> {
     let _abroad = namespace.enter()?;
     let (last, _) = stat(0, SHM_INFO).doing(|| "count shared memory segments")?;
     let mut found = Vec::new();
     for index in 0..=last {
         match stat(index, SHM_STAT_ANY) {
-            Ok((id, segment)) => found.push(object(id, &segment)),
+            Ok((id, segment)) => found.push(object(id, 0, &segment)),
             // Not every index has one.
             Err(Errno::EINVAL | Errno::EIDRM) => {}
             Err(errno) => return Err(Failure::new("look at the shared memory segments", errno)),
@@ -66,7 +66,7 @@ pub(super) fn all(namespace: &Namespace) -> Result<Vec<Object>, Failure> {
     Ok(found)
 }
 
-fn object(id: i32, segment: &libc::shmid_ds) -> Object {
+fn object(id: i32, huge: u64, segment: &libc::shmid_ds) -> Object {
     let perm = &segment.shm_perm;
     let mode = u32::from(perm.mode);
     Object {
@@ -81,29 +81,48 @@ fn object(id: i32, segment: &libc::shmid_ds) -> Object {
             creator: (perm.cuid, perm.cgid),
             locked: mode & SHM_LOCKED != 0,
             doomed: mode & SHM_DEST != 0,
+            huge,
         },
     }
 }
 
-/// Opens the content of segment `id`, of `size` bytes.
-pub(super) fn open(namespace: &Namespace, id: i32, size: u64) -> Result<File, Failure> {
+/// Opens the content of segment `id`.
+pub(super) fn open(namespace: &Namespace, id: i32) -> Result<File, Failure> {
     let what = || format!("read shared memory segment {id}");
+    attached(namespace, id, |link| File::open(link).doing(what))
+}
+
+/// Attaches segment `id` for a moment, in which it can be found by a link of `/proc`: an attachment is a mapping of a
+/// file.
+fn attached<T>(
+    namespace: &Namespace,
+    id: i32,
+    look: impl FnOnce(&str) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let what = || format!("attach shared memory segment {id}");
     let _abroad = namespace.enter()?;
     // SAFETY: attaches at a place of the kernel's choice.
     let at = unsafe { libc::shmat(id, std::ptr::null(), libc::SHM_RDONLY) };
     if at as isize == -1 {
         return Err(Failure::new(what(), Errno::last()));
     }
-    // An attachment is a mapping of a file, which this opens anew.
-    let range = Span::new(at as u64, at as u64 + size.next_multiple_of(PAGE));
-    let opened = File::open(format!("/proc/self/map_files/{range}")).doing(what);
+    let maps = std::fs::read_to_string("/proc/self/maps").doing(|| "read /proc/self/maps");
+    let looked = maps.and_then(|maps| {
+        // Its length is that of its pages, which may be huge.
+        let start = format!("{:x}-", at as usize);
+        let line = maps.lines().find(|line| line.starts_with(&start));
+        let range = line.and_then(|line| line.split(' ').next());
+        let range = range.ok_or_else(|| Failure::new(what(), Errno::ENOENT))?;
+        look(&format!("/proc/self/map_files/{range}"))
+    });
     // SAFETY: what was attached above; nothing refers to it.
     unsafe { libc::shmdt(at) };
-    opened
+    looked
 }
 
 /// Makes a segment in the namespace of process `pid`, empty still.
-pub(super) fn make(pid: Pid, object: &Object) -> Result<(), Failure> {
+/// `pages` are flags for the size of its pages.
+pub(super) fn make(pid: Pid, object: &Object, pages: i32) -> Result<(), Failure> {
     let Kind::Segment { id, key, creator, locked, .. } = object.kind else { return Ok(()) };
     let what = || format!("make shared memory segment {id}");
     let Some(namespace) = Namespace::of(pid, namespace::Kind::Ipc)? else {
@@ -114,7 +133,7 @@ pub(super) fn make(pid: Pid, object: &Object) -> Result<(), Failure> {
         ));
     };
     let _abroad = namespace.enter()?;
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (object.mode & 0o777).cast_signed();
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | pages | (object.mode & 0o777).cast_signed();
     // SAFETY: numbers only.
     sysv::create(SORT, id, creator, || unsafe { libc::shmget(key, object.size as usize, flags) })?;
     let (_, mut segment) = stat(id, libc::IPC_STAT).doing(what)?;
@@ -159,13 +178,15 @@ pub(super) fn attach(
     objects: &[Object],
     mut kept: impl FnMut(&Vma) -> bool,
 ) {
+    // Each with its length: whole pages.
     let mut groups: BTreeMap<u64, (i32, u64, Vec<&Vma>)> = BTreeMap::new();
     for vma in vmas {
         if let Backing::Object { id, offset, .. } = vma.backing
-            && let Some(Object { kind: Kind::Segment { id, .. }, size, .. }) = objects.get(id as usize)
+            && let Some(Object { kind: Kind::Segment { id, huge, .. }, size, .. }) = objects.get(id as usize)
         {
+            let size = size.checked_next_multiple_of(PAGE.max(*huge)).unwrap_or(u64::MAX);
             let base = vma.range.start.wrapping_sub(offset);
-            groups.entry(base).or_insert_with(|| (*id, *size, Vec::new())).2.push(vma);
+            groups.entry(base).or_insert_with(|| (*id, size, Vec::new())).2.push(vma);
         }
     }
     for (base, (id, size, vmas)) in groups {
@@ -180,7 +201,7 @@ pub(super) fn attach(
         let exec = vmas.iter().any(|vma| vma.prot.allows(Prot::EXEC));
         let flags = if writable { 0 } else { libc::SHM_RDONLY } | if exec { libc::SHM_EXEC } else { 0 };
         program.call(what.clone(), libc::SYS_shmat, &[id.into(), base.into(), flags.into()]);
-        let all = Span::new(base, base.saturating_add(size.saturating_add(PAGE - 1) / PAGE * PAGE));
+        let all = Span::new(base, base.saturating_add(size));
         let mut at = all.start;
         for vma in vmas {
             unmap(program, Span::new(at, vma.range.start), &what);
@@ -205,10 +226,20 @@ impl Census {
     /// The kernel's.
     pub fn enter_segments(&mut self) -> Result<(), Failure> {
         let Some(namespace) = self.ipc() else { return Ok(()) };
-        for object in all(namespace)? {
-            if !self.objects().iter().any(|known| known.kind == object.kind) {
-                self.push(object, String::new());
+        let id_of = |object: &Object| match object.kind {
+            Kind::Segment { id, .. } => Some(id),
+            _ => None,
+        };
+        let known: Vec<i32> = self.objects().iter().filter_map(id_of).collect();
+        let mut found = all(namespace)?;
+        found.retain(|object| id_of(object).is_some_and(|id| !known.contains(&id)));
+        for object in &mut found {
+            if let Kind::Segment { id, huge, .. } = &mut object.kind {
+                *huge = attached(namespace, *id, huge_page_of)?;
             }
+        }
+        for object in found {
+            self.push(object, String::new());
         }
         Ok(())
     }

@@ -162,8 +162,9 @@ impl Maker<'_> {
 
     /// A System V segment has a name by which all find it.
     fn segment(&mut self) -> Result<(), Error> {
-        segment::make(self.worker.host(), self.object)?;
-        let Kind::Segment { id, .. } = self.object.kind else { return Ok(()) };
+        let Kind::Segment { id, huge, .. } = self.object.kind else { return Ok(()) };
+        let pages = huge_bits(huge, libc::SHM_HUGETLB.cast_unsigned())?.cast_signed();
+        segment::make(self.worker.host(), self.object, pages)?;
         if self.runs.is_empty() {
             return Ok(());
         }
@@ -171,7 +172,7 @@ impl Maker<'_> {
         let what = "attach a shared memory segment to fill it";
         let at = program.call(what, libc::SYS_shmat, &[id.into(), 0.into(), 0.into()]);
         let at = self.worker.run(&program)?.of(at).doing(|| what)?.cast_unsigned();
-        fill_object(self.worker, Span::new(at, at + self.room(0)?), false, self.runs, self.pages)?;
+        fill_object(self.worker, Span::new(at, at + self.room(huge)?), false, self.runs, self.pages)?;
         let mut program = Program::new();
         program.call("detach a shared memory segment", libc::SYS_shmdt, &[at.into()]);
         Ok(self.worker.run(&program).map(drop)?)
