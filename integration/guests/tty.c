@@ -384,8 +384,29 @@ static void set_discipline(void) {
 }
 static void verify_discipline(void) {}
 
+/* A slave that was opened by its master, as a descriptor to be closed by execve, and then not. */
+static int twin;
+static void set_peer(void) {
+    master = new_master();
+    slave = MUST(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
+    twin = MUST(dup(slave));
+    MUST(fcntl(master, F_SETFD, FD_CLOEXEC));
+    MUST(fcntl(slave, F_SETFD, FD_CLOEXEC));
+}
+static void verify_peer(void) {
+    char byte;
+    EQUAL(MUST(fcntl(master, F_GETFD)), FD_CLOEXEC);
+    EQUAL(MUST(fcntl(slave, F_GETFD)), FD_CLOEXEC);
+    EQUAL(MUST(fcntl(twin, F_GETFD)), 0);
+    local(slave, ICANON | ECHO, 0);
+    EQUAL(MUST(write(master, "x", 1)), 1);
+    EQUAL(MUST(read(twin, &byte, 1)), 1);
+    EQUAL(byte, 'x');
+}
+
 int main(int argc, char **argv) {
     static const struct mode modes[] = {
+        {"peer", set_peer, verify_peer},
         {"pairs", set_pairs, verify_pairs},
         {"lines", set_lines, verify_lines},
         {"bytes", set_bytes, verify_bytes},

@@ -7,7 +7,7 @@ use ckrun_integration::modes_survive;
 
 modes_survive!("tty":
     pairs lines bytes output output_full output_stopped end_modes closed watched session
-    ; else "discipline"
+    peer ; else "discipline"
 );
 
 #[test]

@@ -141,14 +141,14 @@ pub fn capture(
             collect_ids(&thread.stopped.status, &mut ids);
         }
     }
-    read(members, ids, owned, carried)
+    read(members, ids, owned, carried, |graph| cloexec::ask(graph, frozen))
 }
 
 /// The same of processes that are known to stand still.
 #[cfg(test)]
 pub(super) fn capture_still(pids: &[Pid]) -> Result<Captured, Error> {
     let (members, ids) = list(pids);
-    read(members, ids, &Owned::default(), &|_, _| None)
+    read(members, ids, &Owned::default(), &|_, _| None, |_| Ok(()))
 }
 
 fn read(
@@ -156,8 +156,10 @@ fn read(
     ids: HashMap<i32, i32>,
     owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
+    ask: impl FnOnce(&mut Graph) -> Result<(), Failure>,
 ) -> Result<Captured, Error> {
-    let graph = Graph::of(members, false)?;
+    let mut graph = Graph::of(members, false)?;
+    ask(&mut graph)?;
     let (captured, blockers) = look(graph, ids, owned, carried, false)?;
     if blockers.is_empty() { Ok(captured) } else { Err(Error::Blocked(blockers)) }
 }

@@ -13,6 +13,7 @@
 
 mod capture;
 mod check;
+mod cloexec;
 mod container;
 mod device;
 mod epoll;
