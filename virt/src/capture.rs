@@ -195,6 +195,9 @@ impl Capture {
         if let Some(copies) = copies {
             let copy = Snapshot::take(&mut visit, &leader.tracee)?;
             copied = Some(copy.pid());
+            if layout.vdso().is_none() {
+                visit.wipe(copy.pid())?;
+            }
             copies.push(copy);
         }
         visit.leave()?;

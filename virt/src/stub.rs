@@ -78,6 +78,11 @@ unsafe extern "C" {
     static ckrun_stub_end: u8;
 }
 
+/// More bytes than any way back has.
+pub(crate) const MAX_WAY_BACK: usize = 448;
+/// More bytes than a visit needs for its code.
+pub(crate) const ROOM: u64 = 768;
+
 /// The fixed part: [`batch`] at offset 0, then [`handler`] and its restorer, then one word.
 pub(crate) fn code() -> &'static [u8] {
     // SAFETY: both symbols bound one read-only object of this executable, in this order.

@@ -9,7 +9,7 @@
 
 use crate::program::{Answers, Program};
 use crate::signals::Action;
-use crate::stub::{self, Steps, Undo};
+use crate::stub::{self, MAX_WAY_BACK, Steps, Undo};
 use crate::sys::ptrace::{self, Registers};
 use crate::tracee::Tracee;
 use crate::vdso;
@@ -18,6 +18,7 @@ use crate::{Doing, Failure, sys};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 /// Room for a program of about 1,500 calls. It is never touched beyond what a program needs.
@@ -47,16 +48,15 @@ impl Visit {
     pub fn enter(leader: &Tracee, cpu: usize) -> Result<Visit, Failure> {
         let pid = leader.pid();
         let memory = Rc::new(open_memory(pid)?);
-        let vdso = vdso::find(pid, &memory)?;
+        let (_, room) = vdso::foothold(pid, &memory)?;
         let fixed = stub::code().len() as u64;
-        let worker =
-            Worker { tracee: leader.clone(), code: vdso.padding.start, area: 0..0, memory, hatch: None };
+        let worker = Worker { tracee: leader.clone(), code: room.start, area: 0..0, memory, hatch: None };
         let way_back = worker.code + fixed;
         let mut visit = Visit { worker, leader: leader.clone(), way_back, cpu, inside: false };
 
         // One call maps the area.
         let code = stub::map_or_go_back(visit.worker.code, AREA, leader.mask, &leader.regs);
-        visit.check_room(&code, vdso.padding.end)?;
+        visit.check_room(&code, room.end)?;
         visit.worker.write(visit.worker.code, &code)?;
         let mut regs = leader.regs;
         regs.rip = visit.worker.code;
@@ -188,8 +188,21 @@ impl Visit {
         regs.rip = self.way_back + steps.unmap;
         leader.run_to_syscall(&regs)?;
         self.come_out(&leader, &affinity)?;
-        let residue = vec![0; (self.way_back - self.worker.code) as usize + MAX_WAY_BACK];
-        self.worker.write(self.worker.code, &residue)
+        self.worker.write(self.worker.code, &self.residue())
+    }
+
+    fn residue(&self) -> Vec<u8> {
+        vec![0; (self.way_back - self.worker.code) as usize + MAX_WAY_BACK]
+    }
+
+    /// Takes the code of this visit out of `copy`, which has just been forked from the process. Nobody looks for it in a
+    /// vDSO, which is never stored; but of a process without one it is in a page that is.
+    ///
+    /// # Errors
+    /// `ESRCH` when the copy has been killed.
+    pub fn wipe(&self, copy: Pid) -> Result<(), Failure> {
+        let what = || format!("clean the copy {copy}");
+        open_memory(copy)?.write_all_at(&self.residue(), self.worker.code).doing(what)
     }
 
     /// Back into an event stop with the thread's own registers. They come last: until then the way back is still needed.
@@ -244,8 +257,6 @@ impl Drop for Visit {
 
 /// Not in libc: `SA_RESTORER` of `asm/signal.h`.
 const SA_RESTORER: u64 = 0x0400_0000;
-/// More bytes than any way back has.
-const MAX_WAY_BACK: usize = 448;
 
 /// The number of the CPU that ckrun runs on; it stays there.
 ///

@@ -379,7 +379,7 @@ fn blame(job: &Job, tid: i32, failure: Failure) -> Error {
 
 /// Gives SIGTRAP its action and unmaps ckrun's area, by calls from outside the area.
 fn vanish(worker: &mut Worker, trap: Option<Action>) -> Result<(), Failure> {
-    let syscall = vdso::find(worker.host(), worker.memory())?.syscall;
+    let (syscall, _) = vdso::foothold(worker.host(), worker.memory())?;
     if let Some(action) = trap {
         let at = worker.area.start;
         worker.write(at, &action.to_bytes())?;

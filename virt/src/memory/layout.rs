@@ -6,7 +6,7 @@ use super::vma::{Backing, Flags, PAGE, Span, Vma};
 use crate::image::Bytes;
 use crate::proc::Stat;
 use crate::resource::Blocker;
-use crate::{Doing, Failure};
+use crate::{Doing, Failure, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,12 @@ impl Layout {
             }
         }
         if layout.vdso().is_none() && !layout.vmas.is_empty() {
-            obstacles.push(Obstacle::new("[vdso]", "it was unmapped, and ckrun works from there"));
+            let memory = format!("/proc/{host}/mem");
+            let memory = File::open(&memory).doing(|| format!("open {memory}"))?;
+            if vdso::foothold(host, &memory).is_err() {
+                let why = "it was unmapped, and no program that is mapped has room for what ckrun does there";
+                obstacles.push(Obstacle::new("[vdso]", why));
+            }
         }
         if let Err(why) = layout.check_vdso() {
             obstacles.push(Obstacle::new("[vdso]", why));
