@@ -1,5 +1,6 @@
 /* Memory: what is mapped where, with which content, shared with whom. */
 #include "guest.h"
+#include <linux/aio_abi.h>
 #include <sys/auxv.h>
 #include <sys/ipc.h>
 #include <sys/shm.h>
@@ -526,6 +527,45 @@ static void verify_changes(void) {
 }
 static void set_nothing(void) {}
 
+/* Asynchronous I/O: two contexts, with answers that wait, of which the oldest is taken again and again. */
+static aio_context_t contexts[2];
+static int written;
+static uint64_t asked, answered;
+static void ask(aio_context_t context) {
+    struct iocb request = {.aio_data = ++asked, .aio_lio_opcode = IOCB_CMD_PWRITE, .aio_fildes = (uint32_t)written,
+                           .aio_buf = (uint64_t)"x", .aio_nbytes = 1}, *list = &request;
+    EQUAL(MUST(syscall(SYS_io_submit, context, 1, &list)), 1);
+}
+static void answer(aio_context_t context) {
+    struct io_event event;
+    EQUAL(MUST(syscall(SYS_io_getevents, context, 1, 1, &event, NULL)), 1);
+    EQUAL(event.data, ++answered);
+    EQUAL(event.res, 1);
+}
+static void set_aio(void) {
+    written = MUST(open("/written", O_CREAT | O_RDWR, 0600));
+    MUST(syscall(SYS_io_setup, 500, &contexts[0]));
+    MUST(syscall(SYS_io_setup, 1, &contexts[1]));
+    for (int i = 0; i < 3000; i++) {
+        ask(contexts[0]);
+        if (i >= 100) answer(contexts[0]);
+    }
+}
+static void verify_aio(void) {
+    static uint64_t counted;
+    struct io_event event;
+    struct timespec none = {0};
+    ask(contexts[0]);
+    answer(contexts[0]);
+    EQUAL(asked - answered, 100);
+    EQUAL(MUST(syscall(SYS_io_getevents, contexts[1], 0, 1, &event, &none)), 0);
+    struct iocb request = {.aio_data = ++counted, .aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = (uint32_t)written,
+                           .aio_buf = (uint64_t)&none, .aio_nbytes = 1}, *list = &request;
+    EQUAL(MUST(syscall(SYS_io_submit, contexts[1], 1, &list)), 1);
+    EQUAL(MUST(syscall(SYS_io_getevents, contexts[1], 1, 1, &event, NULL)), 1);
+    EQUAL(event.data, counted);
+}
+
 /* A process that has thrown its vDSO away. */
 static void set_without_vdso(void) {
     share();
@@ -541,6 +581,7 @@ static void set_without_vdso(void) {
 static void verify_without_vdso(void) { alive(0); }
 
 static const struct mode modes[] = {
+    {"aio", set_aio, verify_aio},
     {"without-vdso", set_without_vdso, verify_without_vdso},
     {"private", set_private, verify_private},
     {"many-mappings", set_many, verify_many},

@@ -151,7 +151,9 @@ impl Capture {
         let asked_thread = self.ask_thread(task, &mut program)?;
         let asked_memory = MmState::ask(&mut program);
         let asked_policies = layout.ask_policies(0, &mut program);
+        let asked_rings = memory::aio::ask(&layout, &mut program);
         let answers = visit.run(&leader.tracee, &program)?;
+        obstacles.extend(memory::aio::take(&mut layout, &asked_rings, &answers, &memory)?);
         let first = layout.take_policies(&asked_policies, &answers);
         policies(&mut visit, &leader.tracee, &mut layout, first)?;
         self.job.processes.capture(task, &asked_process, &answers)?;

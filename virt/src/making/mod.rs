@@ -395,8 +395,11 @@ fn free_area(job: &Job) -> Result<Range<u64>, Error> {
     // Below everything that the kernel chooses by itself; the least address is vm.mmap_min_addr.
     const LEAST: u64 = 0x1_0000;
     const END: u64 = 0x7fff_ff00_0000;
-    let mut taken: Vec<(u64, u64)> =
-        job.layouts.values().flat_map(|l| &l.vmas).map(|vma| (vma.range.start, vma.range.end)).collect();
+    let ranges = |layout: &'_ memory::Layout| {
+        let rings = layout.rings.iter().map(|ring| (ring.range.start, ring.range.end));
+        layout.vmas.iter().map(|vma| (vma.range.start, vma.range.end)).chain(rings).collect::<Vec<_>>()
+    };
+    let mut taken: Vec<(u64, u64)> = job.layouts.values().flat_map(ranges).collect();
     taken.sort_unstable();
     let mut at = LEAST;
     for (start, end) in taken {

@@ -3,6 +3,7 @@
 //! The order is: [`build`] (the mappings), [`super::fill`] (the pages), [`finish`] (what
 //! would be in the way of filling), and [`seal`] when no other process is made from this one any more.
 
+use super::aio;
 use super::batch::Batch;
 use super::layout::Layout;
 use super::mm::MmState;
@@ -101,7 +102,8 @@ pub fn build(worker: &mut Worker, blueprint: &Blueprint<'_>) -> Result<(), Failu
             map_group(&mut batch.program, group, objects, handles)?;
         }
     }
-    batch.run().map(drop)
+    batch.run()?;
+    aio::make(worker, &layout.rings)
 }
 
 /// Gives the kernel its notes. It lets an executable go only when nothing of it is mapped, not even by those who are to

@@ -1,5 +1,6 @@
 //! The map of a process's memory: read from smaps, judged, checked when it comes from an image.
 
+use super::aio::{self, Ring};
 use super::object::{Census, Name, Object, Obstacle};
 use super::smaps::{self, Entry};
 use super::vma::{Backing, Flags, PAGE, Span, Vma};
@@ -23,6 +24,9 @@ pub struct Layout {
     /// Pages that `MADV_GUARD_INSTALL` has made guards; found while the pages are read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guards: Vec<Span>,
+    /// Contexts of asynchronous I/O, whose rings are mapped besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rings: Vec<Ring>,
     /// What is mapped from now on is locked (`mlockall(MCL_FUTURE)`): `lo`, or `lo lf` with MCL_ONFAULT.
     #[serde(default, skip_serializing_if = "Flags::is_empty")]
     pub future: Flags,
@@ -48,6 +52,13 @@ impl Layout {
         for entry in &entries {
             if hidden.iter().any(|hidden| !hidden.overlap(entry.range).is_empty()) {
                 layout.future = entry.flags.only(locks);
+            }
+            if aio::is_ring(entry) {
+                match Ring::at(entry) {
+                    Ok(ring) => layout.rings.push(ring),
+                    Err(obstacle) => obstacles.push(obstacle),
+                }
+                continue;
             }
             // The kernel may have joined a mapping of ckrun with a neighbour: cut out what is hidden.
             for range in cut(entry.range, hidden) {
@@ -106,6 +117,16 @@ impl Layout {
                 if offset % PAGE != 0 || offset.checked_add(vma.range.len()).is_none() {
                     return wrong("its offset is impossible");
                 }
+            }
+        }
+        for ring in &self.rings {
+            let why = ring.wrong().or_else(|| {
+                let first = self.vmas.partition_point(|vma| vma.range.end <= ring.range.start);
+                let taken = self.vmas.get(first).is_some_and(|vma| vma.range.start < ring.range.end);
+                taken.then_some("it overlaps another one")
+            });
+            if let Some(why) = why {
+                return Err(format!("mapping {}: {why}", ring.range));
             }
         }
         if let Some(guard) = self.guards.iter().find(|guard| !self.covers(**guard)) {

@@ -7,6 +7,7 @@
 //! Restore, in a stopped task that runs calls for ckrun: a [`Plan`] says what it keeps of what it has inherited, [`build`]
 //! makes the mappings, [`fill`] puts the pages in place, [`finish`] adds the rest, [`seal`] closes.
 
+pub(crate) mod aio;
 mod batch;
 mod build;
 mod build_id;

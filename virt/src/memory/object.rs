@@ -267,7 +267,9 @@ impl Census {
         let gone = path.strip_suffix(b" (deleted)").filter(|_| rustix::fs::major(stat.st_dev) == 0);
         match gone {
             Some(b"/secretmem") => return refuse("memory of memfd_secret, which nobody else can read"),
-            Some(b"/[aio]") => return refuse("the ring of an asynchronous I/O context (io_setup)"),
+            Some(b"/[aio]") => {
+                return refuse("the ring of an asynchronous I/O context, not mapped as a ring");
+            }
             _ => {}
         }
         if let Some(gone) = gone.filter(|_| stat.st_nlink == 0) {
