@@ -18,7 +18,7 @@ use crate::storing::{Load, Storing};
 use crate::survey::survey;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
-use crate::{Error, fault, fd, mounts, network, tmpfs};
+use crate::{Error, fault, fd, memory, mounts, network, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -292,6 +292,7 @@ impl Steps<'_> {
         table.observe(&seen, Time::now()).map_err(|e| Error::Damaged(e.to_string()))?;
         image.json("table.json", &table)?;
         image.json(Clocks::FILE, &self.clocks)?;
+        image.bytes(memory::bridge::FILE, &memory::bridge::code()?)?;
         events.precheckpoint(image, frozen)?;
 
         fault::point("checkpoint:tmpfs")?;

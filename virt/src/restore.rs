@@ -5,15 +5,17 @@
 
 use crate::clocks::Clocks;
 use crate::cpu::layout::Layout;
+use crate::cpu::vdso::Agreement;
 use crate::events::Events;
 use crate::image::{Bytes, Host, Image};
 use crate::job::Job;
 use crate::making::Making;
+use crate::memory::Bridge;
 use crate::mounts::Namespace;
 use crate::status::Status;
 use crate::table::rules::Rules;
 use crate::table::{Generation, Id, Row, Table, Time, live};
-use crate::{Doing, Error, Failure, fault, memory, mounts, timers, tmpfs};
+use crate::{Doing, Error, Failure, fault, memory, mounts, tmpfs};
 use nix::unistd::Pid;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -105,6 +107,8 @@ pub struct Options {
     pub promised_sockets: BTreeSet<Bytes>,
     /// What is to be in the job's network namespace.
     pub network: NetworkIs,
+    /// CPU features that the job does not use, though it could have: by their names, or `all`.
+    pub unused: Vec<String>,
     /// What else the job's names stand for here, said by those who answer for it: handles.
     pub bound: Vec<(Id, Id)>,
 }
@@ -163,24 +167,53 @@ pub struct Report {
 /// The image can't be read, or is damaged.
 pub fn check(image: &Image, options: &Options) -> Result<Vec<Problem>, Error> {
     fault::point("restore:check")?;
-    let job = Job::read(image)?;
+    let mut job = Job::read(image)?;
     let table: Table = image.json("table.json")?;
     image.json::<Clocks>(Clocks::FILE)?;
     tmpfs::Contents::open(image)?;
-    let hosts = image.manifest().host.problems(&Host::here()?);
+    let here = Host::here()?;
+    let hosts = image.manifest().host.problems(&here, &options.unused);
+    let inside = in_the_vdso(&job, image, &here);
+    let bridge = match Bridge::over(image, &mut job.layouts) {
+        Err(Error::Unsupported(why)) => Some(why),
+        other => other.map(|_| None)?,
+    };
+    let bridge =
+        bridge.as_deref().and_then(|why| why.split_once(": ")).map(|(what, why)| (what.into(), why.into()));
     let lacking = job.cpu.iter().filter_map(|(tid, cpu)| {
         let missing = cpu.extended.missing(Layout::host());
         (!missing.is_empty())
             .then(|| (format!("thread {tid}"), format!("this CPU lacks {}", missing.join(", "))))
     });
     let timers =
-        job.timers.iter().filter(|(_, timers)| timers.iter().next().is_some() && !timers::restorable());
-    let timers = timers.map(|(pid, _)| {
-        (format!("process {pid}"), "this kernel gives no ids to POSIX timers (Linux 6.15 does)".into())
-    });
-    let all =
-        hosts.into_iter().chain(lacking).chain(timers).chain(limits(&job)?).chain(homeless(&table, options));
+        job.timers.iter().filter_map(|(pid, timers)| Some((format!("process {pid}"), timers.check().err()?)));
+    let all = hosts
+        .into_iter()
+        .chain(bridge)
+        .chain(inside)
+        .chain(lacking)
+        .chain(timers)
+        .chain(limits(&job)?)
+        .chain(homeless(&table, options));
     Ok(all.map(|(what, why)| Problem { what, why }).collect())
+}
+
+/// Threads inside code that is another one here.
+fn in_the_vdso(job: &Job, image: &Image, here: &Host) -> Vec<(String, String)> {
+    let there = &image.manifest().host.vdso;
+    if there.agreement(&here.vdso) == Agreement::Same {
+        return Vec::new();
+    }
+    let within = |pid: &i32, tid: &i32| {
+        let (layout, cpu) = (job.layouts.get(pid)?, job.cpu.get(tid)?);
+        let code = layout.vdso_parts()?.1;
+        (code.start..code.end).contains(&cpu.registers.rip).then(|| {
+            let kernels = format!("of {}, this host has {}", there.kernel, here.vdso.kernel);
+            (format!("thread {tid}"), format!("it is inside the vDSO {kernels}"))
+        })
+    };
+    let threads = job.members.iter().flat_map(|member| member.threads.iter().map(|tid| (&member.pid, tid)));
+    threads.filter_map(|(pid, tid)| within(pid, tid)).collect()
 }
 
 /// The owned devices and sockets of a job that are nowhere here.
@@ -360,7 +393,8 @@ pub fn restore(
     events: &mut dyn Events,
 ) -> Result<Report, Error> {
     let began = Instant::now();
-    let job = Job::read(image)?;
+    let mut job = Job::read(image)?;
+    let bridge = Bridge::over(image, &mut job.layouts)?;
     let mut table: Table = image.json("table.json")?;
 
     let namespaces = namespaces(image)?;
@@ -370,7 +404,7 @@ pub fn restore(
         return Err(Error::Unsupported(list.join("; ")));
     }
     fault::point("restore:seize")?;
-    let mut making = Making::begin(&job, image, init, hatch, namespaces)?;
+    let mut making = Making::begin(&job, image, bridge, init, hatch, namespaces)?;
     fault::point("restore:files")?;
     making.files(options)?;
     fault::point("restore:tree")?;

@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 /// `PR_TIMER_CREATE_RESTORE_IDS` of `linux/prctl.h`, and what it can be asked.
 const RESTORE_IDS: i32 = 77;
 const RESTORE_IDS_GET: libc::c_ulong = 2;
+/// The highest id that is reached one by one: so many calls fit into a program.
+const MOST_SKIPPED: i32 = 2000;
 /// Clocks of a thread's own CPU time, as the kernel lists them: `(~TID << 3) | CPUCLOCK_PERTHREAD_MASK |
 /// CPUCLOCK_SCHED`, with 0 for the thread that made the timer.
 const PER_THREAD: i32 = 4;
@@ -221,12 +223,22 @@ impl PosixTimers {
         if self.0.is_empty() {
             return;
         }
+        let direct = ids_can_be_chosen();
         let restore_ids = |program: &mut Program, on: bool| {
-            let what = "restore the ids of POSIX timers (Linux 6.15 or newer)";
-            program.call(what, libc::SYS_prctl, &[RESTORE_IDS.into(), u64::from(on).into()]);
+            if direct {
+                let what = "choose the ids of POSIX timers";
+                program.call(what, libc::SYS_prctl, &[RESTORE_IDS.into(), u64::from(on).into()]);
+            }
         };
         restore_ids(program, true);
-        for timer in &self.0 {
+        let mut timers: Vec<_> = self.0.iter().collect();
+        timers.sort_unstable_by_key(|timer| timer.id);
+        let mut next = 0;
+        for timer in timers {
+            if !direct {
+                skip_ids(timer.id - next, program);
+                next = timer.id + 1;
+            }
             let (event, id) = (program.put(&timer.event()), program.put(&timer.id.to_ne_bytes()));
             let args = [timer.clock.into(), event.into(), id.into()];
             program.call(format!("make timer {}", timer.id), libc::SYS_timer_create, &args);
@@ -248,6 +260,35 @@ impl PosixTimers {
     pub fn iter(&self) -> impl Iterator<Item = &PosixTimer> {
         self.0.iter()
     }
+
+    /// Whether they can be had on this kernel.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), String> {
+        let high = self.0.iter().map(|timer| timer.id).max().filter(|id| *id > MOST_SKIPPED);
+        match high {
+            Some(id) if !ids_can_be_chosen() => {
+                Err(format!("before Linux 6.15 the id {id} of a POSIX timer is not to be had"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A process's timers are numbered from 0 on. A number is left out by a timer that goes again.
+fn skip_ids(count: i32, program: &mut Program) {
+    if count <= 0 {
+        return;
+    }
+    let mut event = [0; 64];
+    event[12..16].copy_from_slice(&(Notify::None as i32).to_ne_bytes());
+    let (event, id) = (program.put(&event), program.room(4));
+    for _ in 0..count {
+        let args = [libc::CLOCK_MONOTONIC.into(), event.into(), id.into()];
+        program.call("make a timer for its id", libc::SYS_timer_create, &args);
+        program.call("delete it again", libc::SYS_timer_delete, &[id.word(0)]);
+    }
 }
 
 impl PosixTimer {
@@ -263,8 +304,8 @@ impl PosixTimer {
     }
 }
 
-/// This kernel can give POSIX timers the ids that they had.
-pub fn restorable() -> bool {
+/// New timers can be given any id (Linux 6.15).
+fn ids_can_be_chosen() -> bool {
     // SAFETY: with these arguments the call only answers a number.
     unsafe { libc::prctl(RESTORE_IDS, RESTORE_IDS_GET, 0, 0, 0) != -1 }
 }

@@ -14,6 +14,8 @@ use std::os::unix::fs::FileExt;
 pub struct Vdso {
     /// Its address range.
     pub range: Range<u64>,
+    /// Its data, which lie in front of it.
+    pub data: Range<u64>,
     /// Zeroes after its end, up to the end of the page: executable, and read by nobody.
     pub padding: Range<u64>,
     /// The address of a `syscall` instruction.
@@ -28,10 +30,14 @@ pub fn find(pid: Pid, memory: &File) -> Result<Vdso, Failure> {
     let none = || Failure::new(format!("find the vDSO of process {pid}"), Errno::ENOEXEC);
     let maps = maps(pid)?;
     let range = maps.lines().find(|l| l.ends_with("[vdso]")).and_then(range_of).ok_or_else(none)?;
+    // One or more mappings, of which the last ends where the code begins.
+    let data =
+        maps.lines().filter(|l| l.contains(" [vvar")).filter_map(range_of).map(|data| data.start).min();
+    let data = data.unwrap_or(range.start)..range.start;
     let mut bytes = vec![0; (range.end - range.start) as usize];
     memory.read_exact_at(&mut bytes, range.start).doing(|| format!("read the vDSO of process {pid}"))?;
     let syscall = syscall_in(&bytes).ok_or_else(none)?;
-    Ok(Vdso { padding: padding_of(&bytes, &range), syscall: range.start + syscall, range })
+    Ok(Vdso { padding: padding_of(&bytes, &range), syscall: range.start + syscall, data, range })
 }
 
 /// A `syscall` instruction and room for code in `pid`: in its vDSO, or, if it has unmapped that, in the code of its

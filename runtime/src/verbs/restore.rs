@@ -71,6 +71,10 @@ pub struct Args {
     /// ignore; with PATH= for one file (repeatable). So may the annotation dev.ckrun.changed-files say
     #[arg(long, value_name = "[PATH=]POLICY", value_parser = changed::parse)]
     changed_files: Vec<changed::Word>,
+    /// CPU features that this host lacks and that the job does not use, as you know: names separated by commas, or all.
+    /// A thread that has something in registers which are not there is refused all the same
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    unused_cpu_features: Vec<String>,
     /// The container's name
     #[arg(value_name = "ID")]
     id: String,
@@ -93,6 +97,7 @@ impl Args {
                 Some(_) if self.carry.without_network() => NetworkIs::LeftAsMade,
                 Some(_) => NetworkIs::Made,
             },
+            unused: self.unused_cpu_features.clone(),
             ..Options::default()
         };
         (options.changed, options.changed_files) = changed::policies(&self.changed_files, spec)?;

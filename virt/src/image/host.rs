@@ -2,7 +2,7 @@
 
 use super::Result;
 use crate::cpu::features::Features;
-use crate::cpu::vdso::{Agreement, Identity};
+use crate::cpu::vdso::Identity;
 use crate::{Doing, vdso};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -54,25 +54,26 @@ impl Host {
         })
     }
 
-    /// What of this host, where a job was checkpointed, `here` can't make up for: what it is, and why it matters.
-    pub fn problems(&self, here: &Host) -> Vec<(String, String)> {
+    /// What of this host, where a job was checkpointed, `here` can't make up for: what it is, and why it matters. The job
+    /// is known not to use the CPU features `unused`.
+    pub fn problems(&self, here: &Host, unused: &[String]) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let mut add = |what: &str, why: String| problems.push((what.to_owned(), why));
         if self.machine != here.machine {
             add("architecture", format!("the job is for {}, this host is {}", self.machine, here.machine));
             return problems;
         }
-        if self.vdso.agreement(&here.vdso) == Agreement::None {
-            let kernels = format!("the job is from {}, this host has {}", self.vdso.kernel, here.vdso.kernel);
-            add(
-                "vDSO",
-                format!("{kernels}, whose functions are at other places than those that the job knows"),
-            );
-        }
-        let missing = self.cpu.features.missing(&here.cpu.features);
+        let mut missing = self.cpu.features.missing(&here.cpu.features);
+        missing.retain(|name| !unused.iter().any(|unused| unused == name || unused == "all"));
         if !missing.is_empty() {
             let names = missing.join(", ");
-            add("CPU", format!("{} lacks what {} had: {names}", here.cpu.model, self.cpu.model));
+            add(
+                "CPU",
+                format!(
+                    "{} lacks what {} had: {names} (if the job does not use them: --unused-cpu-features)",
+                    here.cpu.model, self.cpu.model
+                ),
+            );
         }
         problems
     }
@@ -103,19 +104,20 @@ mod tests {
         assert_eq!(here.boot.len(), 36, "{here:?}");
         let json = serde_json::to_string(&here).unwrap();
         assert_eq!(serde_json::from_str::<Host>(&json).unwrap(), here);
-        assert_eq!(here.problems(&here), []);
+        assert_eq!(here.problems(&here, &[]), []);
     }
 
     #[test]
     fn what_another_host_lacks_is_named() {
         let there = Host::here().unwrap();
         let mut here = there.clone();
-        here.vdso.entries ^= 1;
         here.cpu.features = serde_json::from_str("[\"sse2\"]").unwrap();
         let problems = here.clone();
-        let said = format!("{:?}", there.problems(&problems));
-        assert!(said.contains("vDSO") && said.contains("avx2") && !said.contains("sse2,"), "{said}");
+        let said = format!("{:?}", there.problems(&problems, &[]));
+        assert!(said.contains("avx2") && !said.contains("sse2,"), "{said}");
+        assert_eq!(there.problems(&problems, &["all".into()]), []);
+        assert!(!format!("{:?}", there.problems(&problems, &["avx2".into()])).contains("avx2,"));
         here.machine = "vax".into();
-        assert!(there.problems(&here)[0].1.contains("vax"));
+        assert!(there.problems(&here, &[])[0].1.contains("vax"));
     }
 }

@@ -9,7 +9,7 @@ use crate::fd::Made;
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
 use crate::login::LoginUid;
-use crate::memory::{self, Blueprint, Handles, PageFiles, Plan};
+use crate::memory::{self, Blueprint, Bridge, Handles, PageFiles, Plan};
 use crate::mounts::{self, Namespace};
 use crate::nursery::{self, AREA, Birth};
 use crate::proc::Stat;
@@ -32,6 +32,7 @@ use std::os::fd::{OwnedFd, RawFd};
 pub struct Making<'a> {
     job: &'a Job,
     image: &'a Image,
+    bridge: Option<Bridge>,
     index: Index,
     pages: PageFiles,
     /// The job's mount namespaces, by numbers of the first process.
@@ -60,6 +61,7 @@ impl<'a> Making<'a> {
     pub fn begin(
         job: &'a Job,
         image: &'a Image,
+        bridge: Option<Bridge>,
         init: Pid,
         hatch: OwnedFd,
         namespaces: Vec<Namespace<RawFd>>,
@@ -72,6 +74,7 @@ impl<'a> Making<'a> {
         Ok(Making {
             job,
             image,
+            bridge,
             made: Made::default(),
             pages: PageFiles::open(image, index.runs())?,
             index,
@@ -195,6 +198,7 @@ impl<'a> Making<'a> {
         let blueprint = Blueprint { layout, state, objects, handles, plan: &plan, inherited };
         memory::build(worker, &blueprint).map_err(blamed)?;
         memory::fill(worker, layout, &plan, &self.pages)?;
+        self.bridge.as_ref().map_or(Ok(()), |bridge| bridge.lay(worker, pid)).map_err(blamed)?;
         memory::finish(worker, layout, &plan).map_err(blamed)?;
         self.bytes += runs.iter().map(|run| u64::from(run.pages) * memory::PAGE).sum::<u64>();
         Ok(())

@@ -98,6 +98,13 @@ impl Layout {
         Some(of_it.fold(first, |all, vma| Span::new(all.start, vma.range.end)))
     }
 
+    /// The data of the vdso, and its code.
+    pub fn vdso_parts(&self) -> Option<(Span, Span)> {
+        let whole = self.vdso()?;
+        let code = self.vmas.iter().rfind(|vma| vma.backing == Backing::Vdso)?.range;
+        Some((Span::new(whole.start, code.start), code))
+    }
+
     /// Checks what an image holds: mappings that a process can have, objects that there are.
     ///
     /// # Errors

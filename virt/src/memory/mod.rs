@@ -9,6 +9,7 @@
 
 pub(crate) mod aio;
 mod batch;
+pub mod bridge;
 mod build;
 mod build_id;
 mod copy;
@@ -26,6 +27,7 @@ mod shared;
 mod smaps;
 mod vma;
 
+pub use bridge::Bridge;
 pub use build::{Blueprint, Handle, Handles, build, finish, seal};
 pub(crate) use dump::leave_the_callers_cpu;
 pub use dump::{Dumped, dump, dump_object};
