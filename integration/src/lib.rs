@@ -14,6 +14,7 @@
 //! - [`supervisor`]: the processes that such a job has of ckrun;
 //! - [`trace`]: ckrun killed at any of its system calls;
 //! - [`hosts`]: two emulator hosts, made of namespaces;
+//! - [`machine`]: a host with another kernel and CPU, in QEMU;
 //! - [`images`]: images that no job was needed for;
 //! - [`leftovers`]: what must not be there afterwards.
 //!
@@ -31,6 +32,7 @@ pub mod hosts;
 pub mod images;
 pub mod job;
 pub mod leftovers;
+pub mod machine;
 pub mod pipes;
 pub mod programs;
 pub mod run;

@@ -1,0 +1,63 @@
+/* Goes on wherever it is, on another kernel and another CPU: threads that ask the vDSO for the time all the while, one that
+ * sleeps, and a first one that counts. A line a turn goes to /log; what is wrong, too. */
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static atomic_ulong asked;
+static atomic_int wrong;
+
+static long long now(clockid_t clock) {
+    struct timespec t;
+    if (clock_gettime(clock, &t)) wrong = 1;
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void *ask(void *unused) {
+    (void)unused;
+    long long last = 0;
+    for (;;) {
+        long long monotonic = now(CLOCK_MONOTONIC);
+        if (monotonic < last) wrong = 2;
+        last = monotonic;
+        struct timeval day;
+        gettimeofday(&day, NULL);
+        long apart = (long)time(NULL) - day.tv_sec;
+        if (apart < -2 || apart > 2) wrong = 3;
+        now(CLOCK_REALTIME_COARSE);
+        struct timespec pause = {0, 1000000};
+        nanosleep(&pause, NULL);
+        asked++;
+    }
+    return NULL;
+}
+
+static void *sleeper(void *unused) {
+    (void)unused;
+    struct timespec longer = {100000, 0};
+    nanosleep(&longer, NULL);
+    wrong = 4;
+    return NULL;
+}
+
+int main(void) {
+    pthread_t thread;
+    for (int n = 0; n < 3; n++) pthread_create(&thread, NULL, n ? ask : sleeper, NULL);
+    int log = open("/log", O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    for (int turn = 0;; turn++) {
+        char line[64];
+        unsigned long before = asked;
+        while (asked < before + 4) {
+            struct timespec pause = {0, 5000000};
+            nanosleep(&pause, NULL);
+        }
+        int length = snprintf(line, sizeof line, "%d %d\n", turn, wrong);
+        if (write(log, line, (size_t)length) != length) abort();
+    }
+}
