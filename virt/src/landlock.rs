@@ -230,8 +230,12 @@ fn image() -> Result<OwnedFd, rustix::io::Errno> {
     elf.extend([word(0), word(0x40_0000), word(0x40_0000), word(122), word(122), word(0x1000)].concat());
     // ud2
     elf.extend(b"\x0f\x0b");
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::EXEC;
-    let file = memfd_create(c"ckrun-witness", flags)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match memfd_create(c"ckrun-witness", flags | MemfdFlags::EXEC) {
+        // Before Linux 6.3 nobody had to say so.
+        Err(rustix::io::Errno::INVAL) => memfd_create(c"ckrun-witness", flags)?,
+        file => file?,
+    };
     rustix::io::write(&file, &elf)?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)

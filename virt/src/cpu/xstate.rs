@@ -6,12 +6,15 @@ use crate::program::{Answers, Place, Program};
 use crate::resource::{Resource, Stopped};
 use crate::sys::ptrace;
 use crate::{Doing, Failure};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// `NT_X86_XSTATE` of `linux/elf.h`.
 const KIND: usize = 0x202;
+/// `NT_PRFPREG`: the legacy part alone, all that there is on a CPU without XSAVE.
+const LEGACY_KIND: usize = 2;
 /// Bytes of the legacy part that are reserved for software: the kernel tells there what the rest holds.
 const SOFTWARE: std::ops::Range<usize> = 464..512;
 /// Components 0 and 1, which the legacy part holds.
@@ -40,8 +43,15 @@ impl Xstate {
     pub fn read(pid: Pid) -> Result<Xstate, Failure> {
         let layout = Layout::host();
         let what = || format!("read the extended state of thread {pid}");
-        Xstate::take(layout, &ptrace::regset(pid, KIND, layout.size()).doing(what)?)
-            .ok_or_else(|| Failure::new(what(), nix::errno::Errno::EIO))
+        let bytes = match ptrace::regset(pid, KIND, layout.size()) {
+            Err(Errno::ENODEV) => {
+                let mut bytes = ptrace::regset(pid, LEGACY_KIND, LEGACY).doing(what)?;
+                bytes.resize(LEGACY + HEADER, 0);
+                bytes
+            }
+            bytes => bytes.doing(what)?,
+        };
+        Xstate::take(layout, &bytes).ok_or_else(|| Failure::new(what(), Errno::EIO))
     }
 
     fn take(layout: &Layout, bytes: &[u8]) -> Option<Xstate> {
@@ -84,9 +94,12 @@ impl Xstate {
         let what = || format!("set the extended state of thread {pid}");
         let bytes = self.give(layout).ok_or_else(|| {
             let lacking = format!("{}: this host lacks {}", what(), self.missing(layout).join(", "));
-            Failure::new(lacking, nix::errno::Errno::EOPNOTSUPP)
+            Failure::new(lacking, Errno::EOPNOTSUPP)
         })?;
-        ptrace::set_regset(pid, KIND, &bytes).doing(what)
+        match ptrace::set_regset(pid, KIND, &bytes) {
+            Err(Errno::ENODEV) => ptrace::set_regset(pid, LEGACY_KIND, &bytes[..LEGACY]).doing(what),
+            set => set.doing(what),
+        }
     }
 
     fn give(&self, layout: &Layout) -> Option<Vec<u8>> {

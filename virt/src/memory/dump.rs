@@ -142,7 +142,7 @@ fn private_pages(
     };
     // Both the mappings and the regions ascend.
     let mut vmas = layout.vmas.iter().zip(0_u32..).peekable();
-    let each = |region: Region| {
+    let mut each = |region: Region| {
         let mut at = region.start;
         while let Some((vma, _)) = vmas.peek()
             && at < region.end
@@ -163,14 +163,22 @@ fn private_pages(
         }
         Ok(())
     };
-    match pagemap::scan(pagemap.as_fd(), start, end, query, Scanning::wrap(each)) {
+    let mut scan = |query| pagemap::scan(pagemap.as_fd(), start, end, query, Scanning::wrap(&mut each));
+    let mut scanned = scan(query);
+    if let Err(Scanning::Kernel(Errno::EINVAL)) = scanned {
+        // Linux 6.15 began to tell of guard pages; 6.13 and 6.14 have them, and their content can't be read.
+        scanned = scan(Query { told: 0, ..query });
+    }
+    if let Err(Scanning::Kernel(Errno::ENOTTY)) = scanned {
+        let query = Query { without: page_is::FILE, ..query };
+        let mut walk =
+            |range: Span| pagemap::walk(pagemap, range.start, range.end, query, Scanning::wrap(&mut each));
+        scanned = layout.vmas.iter().filter(|vma| wanted(vma)).try_for_each(|vma| walk(vma.range));
+    }
+    match scanned {
         Ok(()) => Ok(()),
         Err(Scanning::Found(error)) => Err(error),
-        Err(Scanning::Kernel(errno)) => Err(Failure::new(
-            "scan the pages of a process (PAGEMAP_SCAN with guard pages: Linux 6.15)",
-            errno,
-        )
-        .into()),
+        Err(Scanning::Kernel(errno)) => Err(Failure::new("scan the pages of a process", errno).into()),
     }
 }
 

@@ -11,11 +11,12 @@ use crate::program::{Call, Program};
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags, ResolveFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, memfd_create};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
 
 const MFD_CLOEXEC: u32 = 1;
 const MFD_ALLOW_SEALING: u32 = 2;
@@ -199,6 +200,8 @@ impl Maker<'_> {
         let size = self.room(huge)?;
         let exec =
             if seals & SEAL_EXEC != 0 && self.object.mode & 0o111 == 0 { MFD_NOEXEC_SEAL } else { MFD_EXEC };
+        // Before Linux 6.3 nobody had to say whether it may be executed.
+        let exec = if exec_is_said() { exec } else { 0 };
         let flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | exec | huge_bits(huge, MFD_HUGETLB)?;
         let mut program = Program::new();
         let name = program.put_cstr(name);
@@ -344,4 +347,13 @@ fn huge_bits(huge: u64, flag: u32) -> Result<u32, Error> {
         size if size.is_power_of_two() => Ok(flag | size.trailing_zeros() << 26),
         size => Err(Error::Damaged(format!("objects.json: pages of {size} bytes"))),
     }
+}
+
+/// memfd_create(2) takes `MFD_EXEC` and `MFD_NOEXEC_SEAL` (Linux 6.3).
+fn exec_is_said() -> bool {
+    static SAID: LazyLock<bool> = LazyLock::new(|| {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::EXEC;
+        memfd_create(c"ckrun", flags).is_ok()
+    });
+    *SAID
 }

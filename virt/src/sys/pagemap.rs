@@ -1,8 +1,11 @@
-//! /proc/PID/pagemap: which pages of a process exist (PAGEMAP_SCAN, Linux 6.7) and which frames hold them.
+//! /proc/PID/pagemap: which pages of a process exist (PAGEMAP_SCAN, or before Linux 6.7 page by page) and which frames hold
+//! them.
 
 use super::check;
 use nix::errno::Errno;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 
 /// `PAGE_IS_*` of `linux/fs.h`.
 pub mod page_is {
@@ -64,6 +67,44 @@ struct ScanArg {
     category_mask: u64,
     category_anyof_mask: u64,
     return_mask: u64,
+}
+
+/// The same as [`scan`] for a kernel without it, by the entries of all pages: `without` and `any` of the query may have
+/// [`page_is::FILE`], [`page_is::PRESENT`] and [`page_is::SWAPPED`]; nothing else is known, and nothing is told. The kernel's
+/// page of zeroes counts as any other.
+///
+/// # Errors
+/// The kernel's, and those of `found`.
+pub fn walk<E: From<Errno>>(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+    query: Query,
+    mut found: impl FnMut(Region) -> Result<(), E>,
+) -> Result<(), E> {
+    const PAGE: u64 = 4096;
+    const ENTRY: u64 = size_of::<u64>() as u64;
+    let mut buffer = vec![0; (64 << 10) * ENTRY as usize];
+    let mut open: Option<Region> = None;
+    let mut at = start;
+    while at < end {
+        let bytes = (((end - at) / PAGE * ENTRY) as usize).min(buffer.len());
+        let window = &mut buffer[..bytes];
+        pagemap
+            .read_exact_at(window, at / PAGE * ENTRY)
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        for entry in window.as_chunks().0 {
+            let is = Entry(u64::from_ne_bytes(*entry)).categories();
+            if is & query.without == 0 && is & query.any != 0 {
+                open =
+                    Some(Region { start: open.map_or(at, |open| open.start), end: at + PAGE, categories: 0 });
+            } else if let Some(region) = open.take() {
+                found(region)?;
+            }
+            at += PAGE;
+        }
+    }
+    open.map_or(Ok(()), found)
 }
 
 /// Calls `found` for every range of pages between `start` and `end` that answers the query, in ascending order. Neither
@@ -132,6 +173,12 @@ impl Entry {
         (self.0 >> 63 == 1 && frame != 0).then_some(frame)
     }
 
+    /// What [`walk`] knows of the page.
+    fn categories(self) -> u64 {
+        let is = |bit: u32, category| if self.0 >> bit & 1 == 1 { category } else { 0 };
+        is(61, page_is::FILE) | is(62, page_is::SWAPPED) | is(63, page_is::PRESENT)
+    }
+
     /// No other mapping has the same page.
     pub fn exclusive(self) -> bool {
         self.0 >> 56 & 1 == 1
@@ -143,6 +190,28 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn page_by_page_the_same_is_found() {
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let at = map(20 * 4096);
+        for page in [0, 1, 5, 19] {
+            // SAFETY: inside the mapping.
+            unsafe { ((at + page * 4096) as *mut u8).write_volatile(1) };
+        }
+        let (mut scanned, mut walked) = (Vec::new(), Vec::new());
+        let note = |to: &mut Vec<(u64, u64)>, region: Region| {
+            to.push((region.start, region.end));
+            Ok::<(), Errno>(())
+        };
+        let end = at + 20 * 4096;
+        scan(pagemap.as_fd(), at, end, OWN, |region| note(&mut scanned, region)).unwrap();
+        walk(&pagemap, at, end, OWN, |region| note(&mut walked, region)).unwrap();
+        assert_eq!(walked, scanned);
+        assert_eq!(walked.len(), 3);
+        // SAFETY: the mapping above.
+        unsafe { libc::munmap(at as *mut libc::c_void, 20 * 4096) };
+    }
 
     const OWN: Query = Query {
         without: page_is::FILE | page_is::PFNZERO,
