@@ -600,7 +600,7 @@ static void verify_tmpfs(void) {
     EQUAL(about.st_size, 1000 * sizeof block);
 }
 
-/* A directory of procfs whose process has ended. */
+/* Files of procfs whose process has ended. */
 static void set_ended_process(void) {
     char path[32], byte;
     int ends[2];
@@ -613,14 +613,52 @@ static void set_ended_process(void) {
     }
     snprintf(path, sizeof path, "/proc/%d", pid);
     MUST(chdir(path));
+    fd = MUST(open("mountinfo", O_RDONLY));
+    other = MUST(open(".", O_DIRECTORY | O_CLOEXEC));
     MUST(close(ends[1]));
     MUST(close(ends[0]));
     EQUAL(MUST(waitpid(pid, NULL, 0)), pid);
 }
-static void verify_ended_process(void) { FAILS(open("status", O_RDONLY), ESRCH); }
+static void verify_ended_process(void) {
+    char path[64], link[64];
+    FAILS(open("status", O_RDONLY), ESRCH);
+    FAILS(openat(other, "status", O_RDONLY), ESRCH);
+    for (int n = 0; n < 2; n++) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d", n ? fd : other);
+        link[MUST(readlink(path, link, sizeof link - 1))] = 0;
+        CHECK(strstr(link, n ? "/2/mountinfo" : "/2 (deleted)"));
+    }
+    EQUAL(MUST(fcntl(other, F_GETFD)), FD_CLOEXEC);
+    /* Its number is free. */
+    FAILS(kill(2, 0), ESRCH);
+}
+
+/* A symbolic link that is open itself, and deleted. */
+static void set_deleted_link(void) {
+    MUST(symlink("/no/where", "/link"));
+    MUST(lchown("/link", 12, 34));
+    fd = MUST(open("/link", O_PATH | O_NOFOLLOW));
+    other = MUST(open("/link", O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    MUST(unlink("/link"));
+}
+static void verify_deleted_link(void) {
+    struct stat about, same;
+    char text[32] = "";
+    MUST(fstat(fd, &about));
+    MUST(fstat(other, &same));
+    EQUAL(about.st_mode, S_IFLNK | 0777);
+    EQUAL(about.st_nlink, 0);
+    EQUAL(about.st_uid, 12);
+    EQUAL(about.st_gid, 34);
+    EQUAL(about.st_ino, same.st_ino);
+    EQUAL(MUST(readlinkat(other, "", text, sizeof text - 1)), 9);
+    CHECK(!strcmp(text, "/no/where"));
+    FAILS(access("/link", F_OK), ENOENT);
+}
 
 static const struct mode modes[] = {
     {"ended-process", set_ended_process, verify_ended_process},
+    {"deleted-link", set_deleted_link, verify_deleted_link},
     {"regular", set_regular, verify_regular},
     {"append", set_append, verify_append},
     {"direct", set_direct, verify_direct},

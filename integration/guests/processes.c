@@ -504,26 +504,54 @@ static void verify_shared_memory(void) {
     alive(0);
     CHECK(in_common != before);
 }
+static int numbered;
+/* It has the descriptors of the others, and directories of its own. */
+static int roamer(void *unused) {
+    char where[8] = "";
+    MUST(chdir("/proc"));
+    umask(0123);
+    for (;;) {
+        EQUAL(MUST(fcntl(numbered, F_GETFD)), FD_CLOEXEC);
+        EQUAL(umask(0123), 0123);
+        CHECK(getcwd(where, sizeof where) && !strcmp(where, "/proc"));
+        beat(1);
+    }
+    return unused != NULL;
+}
 static int opener(void *unused) {
+    MUST(clone(roamer, stack + sizeof stack / 2, CLONE_FILES | SIGCHLD, NULL));
     for (;;) {
         int fd = MUST(open("/proc/self/stat", O_RDONLY));
         atomic_store(&shared->numbers[0], fd);
         while (atomic_load(&shared->numbers[0])) nap(500);
         FAILS(close(fd), EBADF);
+        mode_t mask = umask(0);
+        EQUAL(mask, atomic_load(&shared->numbers[1]));
+        umask(mask);
+        struct stat here;
+        MUST(stat(".", &here));
+        EQUAL(here.st_nlink, 0);
         beat(0);
     }
     return unused != NULL;
 }
 static void set_shared_files(void) {
     share();
-    hearts = 1;
+    hearts = 2;
+    numbered = MUST(fcntl(status_fd, F_DUPFD_CLOEXEC, 77));
+    MUST(mkdir("/gone", 0755));
+    MUST(chdir("/gone"));
+    MUST(rmdir("/gone"));
     MUST(clone(opener, stack + sizeof stack, CLONE_FILES | CLONE_FS | SIGCHLD, NULL));
 }
 static void verify_shared_files(void) {
-    /* What the other opens, we close. */
+    static int mask;
+    /* What the other opens, we close; what we mask, it has masked. */
     MUST(close(number(0)));
+    umask((mode_t)(mask = (mask + 1) & 077));
+    atomic_store(&shared->numbers[1], mask);
     atomic_store(&shared->numbers[0], 0);
-    alive(0);
+    all_alive(2);
 }
 
 static const struct mode modes[] = {

@@ -9,13 +9,8 @@ modes_survive!("files":
     regular append direct path deleted deleted_in_two deleted_linked deleted_sparse tmpfile
     deleted_directory renamed replaced directory fifo fifo_deleted fifo_both_ends fifo_waited_for dup many
     closed signal_driven flock flock_of_child posix_lock ofd_lock locks_of_two devices proc tmpfs
-    ; else "lease" "ended-process"
+    ended_process deleted_link ; else "lease"
 );
-
-#[test]
-fn a_directory_of_a_process_that_has_ended() {
-    Job::up("files", "ended-process").is_refused(&["/proc/", "removed"]);
-}
 
 #[test]
 fn leases() {

@@ -9,7 +9,7 @@ modes_survive!("processes":
     wide deep tree threads threads_in_tree condition robust_mutex zombies zombie_leads_session
     stopped stopped_with_signals stopped_by_tstp stopped_and_waited sessions late_sessions lost_session_leader lost_group_leader subreaper
     fork_storm exec_storm thread_storm late_pid
-    ; else "shared-memory" "shared-files" "leaderless"
+    shared_files ; else "shared-memory" "leaderless"
 );
 
 #[test]
@@ -20,9 +20,4 @@ fn processes_that_share_all_their_memory() {
 #[test]
 fn a_process_without_its_first_thread() {
     Job::up("processes", "leaderless").survives_or_is_refused(&["first thread"]);
-}
-
-#[test]
-fn processes_that_share_their_descriptors() {
-    Job::up("processes", "shared-files").survives_or_is_refused(&["share", "descriptors"]);
 }

@@ -92,7 +92,9 @@ impl Fs {
         let cwd = match located {
             Located::Named(path) => Place::Path(path.into()),
             Located::Deleted(last) => {
-                Place::Deleted(job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost)
+                let ghost = job.ghost_at(&cwd.path, &cwd.stat, cwd.mount, &last)?.ghost;
+                job.only_remains(ghost).map_err(|e| e.of("working directory"))?;
+                Place::Deleted(ghost)
             }
         };
         let elsewhere = (home != namespace).then_some(home);
@@ -106,8 +108,10 @@ impl Fs {
             let args = [namespace.handle.into(), libc::CLONE_NEWNS.into()];
             program.call("go to a mount namespace", libc::SYS_setns, &args);
         }
-        if let Place::Deleted(ghost) = self.cwd {
-            let fd = made.ghost(ghost).unwrap_or(-1);
+        // Whoever is in the directory of a task that has ended is in it from birth.
+        if let Place::Deleted(ghost) = self.cwd
+            && let Some(fd) = made.ghost(ghost)
+        {
             program.call("go to a deleted directory", libc::SYS_fchdir, &[fd.into()]);
         }
     }

@@ -40,6 +40,8 @@ pub struct Birth {
     pub signal: i32,
     /// It becomes its maker's sibling.
     pub sibling: bool,
+    /// What it shares with its maker: CLONE_FILES, CLONE_FS.
+    pub shared: u64,
 }
 
 /// Turns `init`, which waits for what comes through `hatch`, into a worker: all that it keeps is its descriptors.
@@ -83,7 +85,7 @@ fn forget_c_library(worker: &mut Worker) -> Result<(), Failure> {
     worker.run(&program).map(drop)
 }
 
-/// Makes processes; each has a copy of `maker`'s memory and descriptors.
+/// Makes processes; each has a copy of `maker`'s memory, and of its descriptors unless they share them.
 ///
 /// # Errors
 /// `EEXIST` when an id is in use, `EAGAIN` at a limit on processes.
@@ -91,7 +93,10 @@ pub fn beget(maker: &mut Worker, births: &[Birth]) -> Result<Vec<Worker>, Failur
     let parent = libc::CLONE_PARENT as u64;
     let wanted: Vec<_> = births
         .iter()
-        .map(|b| (b.pid, if b.sibling { parent } else { 0 }, if b.sibling { 0 } else { b.signal as u64 }))
+        .map(|b| {
+            let (relation, signal) = if b.sibling { (parent, 0) } else { (0, b.signal as u64) };
+            (b.pid, relation | b.shared, signal)
+        })
         .collect();
     make(maker, &wanted)?
         .into_iter()

@@ -42,10 +42,10 @@ fn status(pid: Pid) -> Status {
 fn a_family_with_chosen_ids() {
     let (pid, here, there) = init();
     let mut first = take_over(pid, here, there, FREE).unwrap();
-    let births = [5000, 17, 4].map(|pid| Birth { pid, signal: libc::SIGCHLD, sibling: false });
+    let births = [5000, 17, 4].map(|pid| Birth { pid, signal: libc::SIGCHLD, sibling: false, shared: 0 });
     let mut children = beget(&mut first, &births).unwrap();
     let threads = beget_threads(&mut children[0], &[30, 20]).unwrap();
-    let brother = beget(&mut children[1], &[Birth { pid: 99, signal: 0, sibling: true }]).unwrap();
+    let brother = beget(&mut children[1], &[Birth { pid: 99, signal: 0, sibling: true, shared: 0 }]).unwrap();
     assert_eq!(status(children[0].host()).ns_pid.last(), Some(&5000));
     assert_eq!(status(children[2].host()).ns_pid.last(), Some(&4));
     assert_eq!(status(threads[1].host()).ns_pid.last(), Some(&20));

@@ -6,6 +6,7 @@ use super::graph::{Graph, Member, is_gone};
 use super::socket::World;
 use super::socket::inet::{Connections, Links};
 use super::stream::Ends;
+use super::tables::Sharing;
 use super::terminal::Terminals;
 use super::*;
 use crate::image::Writer;
@@ -106,6 +107,12 @@ impl<'a> Job<'a> {
     /// The job's id for one of ckrun's pid namespace.
     pub(super) fn virtual_id(&self, host: i32) -> Option<i32> {
         self.ids.get(&host).copied()
+    }
+
+    /// Something of the job has this id: a process, a thread, a group, a session. The threads of a running job are not
+    /// listed.
+    pub(super) fn knows(&self, id: i32) -> bool {
+        self.ids.values().any(|&known| known == id)
     }
 
     /// The description that descriptor number `fd` of somebody names.
@@ -210,6 +217,7 @@ fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {
         host: stopped.host,
         pid: stopped.pid,
         comm: stopped.comm(),
+        parent: Pid::from_raw(stopped.status.ppid),
         threads,
         umask: stopped.status.umask,
         session: stopped.status.ns_sid.last().copied().unwrap_or(0),
@@ -295,14 +303,14 @@ fn look(
             Trouble::Call(failure) => return Err(failure),
         }
     }
-    tables::survey(graph, &mut blockers)?;
+    let sharing = tables::survey(graph, &mut blockers)?;
     if !running && blockers.is_empty() {
         job.quiet_epolls()?;
     }
     for (at, member) in graph.members.iter().enumerate() {
         match Fs::capture(&mut job, at, member) {
             Ok(fs) => {
-                let holdings = job.holdings(at, fs);
+                let holdings = job.holdings(at, fs, sharing[at]);
                 job.files.processes.insert(member.pid, holdings);
             }
             Err(Trouble::Refused(refusal)) => blockers.push(blocker(member, refusal)),
@@ -320,7 +328,11 @@ pub(super) fn blocker(member: &Member, refusal: Refusal) -> Blocker {
 }
 
 impl Job<'_> {
-    fn holdings(&self, member: usize, fs: Fs) -> Holdings {
+    fn holdings(&self, member: usize, fs: Fs, sharing: Sharing) -> Holdings {
+        let Sharing { table, directories } = sharing;
+        if table.is_some() {
+            return Holdings { fs, table, directories, ..Holdings::default() };
+        }
         let descriptor = |edge: &super::graph::Edge| Descriptor {
             fd: edge.fd,
             description: self.description(edge.node, edge.fd),
@@ -330,6 +342,8 @@ impl Job<'_> {
             descriptors: self.graph.edges[member].iter().map(descriptor).collect(),
             locks: self.graph.locks[member].clone(),
             fs,
+            table,
+            directories,
         }
     }
 
@@ -395,8 +409,12 @@ impl Job<'_> {
             return Ok((0, Object::Queue(queue)));
         }
         let seen = &self.graph.nodes[node].seen;
+        let home = self.graph.home(seen.info.mount).0;
+        if let Some(ghost) = self.remains(node)? {
+            return Ok((home, Object::Ghost(ghost)));
+        }
         if let Some(pseudo) = self.pseudo(node)? {
-            return Ok((self.graph.home(seen.info.mount).0, Object::Pseudo(pseudo)));
+            return Ok((home, Object::Pseudo(pseudo)));
         }
         let (namespace, located) = locate(self, &seen.link, &seen.stat, seen.info.mount)?;
         let object = match located {

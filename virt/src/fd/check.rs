@@ -37,9 +37,7 @@ impl Files {
             }
         }
         for ghost in &self.ghosts {
-            if !is_path(&ghost.path)
-                || !matches!(ghost.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO)
-            {
+            if !ghost.is_possible() {
                 return damaged("a deleted file of an impossible kind".into());
             }
         }
@@ -48,6 +46,9 @@ impl Files {
         }
         if self.memfds.iter().any(|memfd| memfd.name.contains(&0)) {
             return damaged("a name with a NUL in it".into());
+        }
+        if let Some(why) = self.wrong_sharing() {
+            return damaged(why);
         }
         for (pid, holdings) in &self.processes {
             let mut numbers = BTreeSet::new();

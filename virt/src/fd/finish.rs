@@ -49,7 +49,21 @@ impl Files {
         for lock in &holdings.locks {
             lock.set(program);
         }
-        holdings.fs.finish(made, program);
+        // Whoever shares them still needs the container's root.
+        if holdings.directories.is_none() && !self.lends_directories(pid) {
+            holdings.fs.finish(made, program);
+        }
+    }
+
+    /// The directories and the umask that process `pid` shares with others, when all of them have been through
+    /// [`Files::finish`]. Usually there is nothing to do.
+    pub fn finish_directories(&self, made: &Made, pid: i32, program: &mut Program) {
+        if let Some(holdings) = self.processes.get(&pid)
+            && holdings.directories.is_none()
+            && self.lends_directories(pid)
+        {
+            holdings.fs.finish(made, program);
+        }
     }
 
     /// A signalfd tells an epoll of the signals of the process that has added it (the kernel's `signalfd_poll` waits for

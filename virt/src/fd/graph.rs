@@ -26,6 +26,8 @@ pub(crate) struct Member {
     /// Its id in the job.
     pub pid: i32,
     pub comm: String,
+    /// Its parent's id in ckrun's pid namespace.
+    pub parent: Pid,
     /// The ids of its threads, itself included, in ckrun's pid namespace.
     pub threads: Vec<Pid>,
     pub umask: u32,

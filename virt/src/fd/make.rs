@@ -24,7 +24,7 @@ pub struct Made {
     base: RawFd,
     /// Descriptors that are not to be closed yet: those of ckrun.
     keep: Vec<RawFd>,
-    ghosts: Vec<RawFd>,
+    ghosts: Vec<Option<RawFd>>,
     /// The slave of each terminal.
     slaves: Vec<RawFd>,
     /// The container's root directory in each mount namespace, for ckrun.
@@ -43,9 +43,9 @@ impl Made {
         self.base.saturating_add_unsigned(description)
     }
 
-    /// The number of a deleted file or directory until the processes have their own.
+    /// The number of a deleted file or directory until the processes have their own; None for what is left of a task.
     pub(crate) fn ghost(&self, ghost: u32) -> Option<RawFd> {
-        self.ghosts.get(ghost as usize).copied()
+        self.ghosts.get(ghost as usize).copied().flatten()
     }
 
     /// The container's root directory in a mount namespace, which may be that of no process any more.
@@ -188,13 +188,17 @@ impl Files {
                 }
             }
         }
+        self.enter_remains(&mut making)?;
         let namespaces = std::mem::take(&mut making.namespaces);
         let hatch = making.worker.hatch.iter().map(|hatch| hatch.there);
         let keep = hatch.chain(namespaces.iter().flat_map(|namespace| [namespace.handle, namespace.root]));
         let keep = keep.collect();
         let slaves = making.terminals.iter().map(|numbers| numbers.slave).collect();
         let roots = making.roots();
-        Ok(Made { base: making.base, keep, ghosts: making.ghosts, slaves, roots, namespaces, holders, late })
+        let of_tasks = self.ghosts.iter().map(|ghost| ghost.task.is_some());
+        let ghosts =
+            making.ghosts.iter().zip(of_tasks).map(|(fd, of_task)| (!of_task).then_some(*fd)).collect();
+        Ok(Made { base: making.base, keep, ghosts, slaves, roots, namespaces, holders, late })
     }
 
     /// What is in pipes and files is put there from outside.
@@ -253,7 +257,7 @@ impl Files {
                 | Object::Pseudo(_) => {}
                 _ => set(making, description.flags & SETTABLE),
             }
-            if description.position != 0 {
+            if description.position != 0 && !self.is_of_the_past(&description.object) {
                 let args = [fd.into(), description.position.into(), libc::SEEK_SET.into()];
                 making.program.call(format!("seek in {name}"), libc::SYS_lseek, &args);
             }
@@ -280,6 +284,12 @@ impl Files {
             making.run_if_large()?;
         }
         making.run()
+    }
+
+    /// A file of `/proc` that shows a task that has ended: its position has been set while there was one.
+    fn is_of_the_past(&self, object: &Object) -> bool {
+        let Object::Ghost(of) = object else { return false };
+        self.ghosts.get(of.ghost as usize).is_some_and(|ghost| ghost.task.is_some())
     }
 
     /// The description can be made only when all tasks are there.

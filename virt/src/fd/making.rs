@@ -196,11 +196,12 @@ impl Making<'_> {
         self.program.call("copy a descriptor", libc::SYS_dup3, &[from.into(), to.into(), flags.into()]);
     }
 
-    /// Gives a new file to a user and a group.
+    /// Gives a new file to a user and a group. It may be open with O_PATH only.
     pub fn give_to(&mut self, fd: RawFd, owner: (u32, u32)) {
         if owner != (0, 0) {
-            let args = [fd.into(), owner.0.into(), owner.1.into()];
-            self.program.call("give a file to its owner", libc::SYS_fchown, &args);
+            let itself = self.program.put_cstr(b"");
+            let args = [fd.into(), itself.into(), owner.0.into(), owner.1.into(), libc::AT_EMPTY_PATH.into()];
+            self.program.call("give a file to its owner", libc::SYS_fchownat, &args);
         }
     }
 

@@ -39,6 +39,7 @@ mod pseudo;
 mod queue;
 mod refused;
 mod regular;
+mod remains;
 mod seen;
 mod show;
 mod signalfd;
@@ -110,6 +111,12 @@ pub struct Holdings {
     pub locks: Vec<Lock>,
     /// Its directories and its umask.
     pub fs: Fs,
+    /// The process whose table of descriptors it has, and whose locks, if it has none of its own (CLONE_FILES).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<i32>,
+    /// The process whose directories and umask it has, if they are not its own (CLONE_FS).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directories: Option<i32>,
 }
 
 /// A number that a process has for a description.

@@ -6,6 +6,7 @@ use super::making::{Making, OPEN};
 use super::seen::Seen;
 use super::{Object, Trouble, refused};
 use crate::image::Bytes;
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 
@@ -50,6 +51,9 @@ impl Job<'_> {
         let (namespace, located) = locate(self, &seen.link, &seen.stat, seen.info.mount)?;
         match located {
             Located::Named(path) => Ok((namespace, Object::Path(PathOnly::new(path, seen)))),
+            Located::Deleted(last) if seen.type_() == FileType::Symlink => {
+                Ok((namespace, Object::Ghost(self.ghost(node, &last)?)))
+            }
             Located::Deleted(_) => Err(refused::refuse(self, node)),
         }
     }

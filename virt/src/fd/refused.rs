@@ -15,7 +15,6 @@ pub(super) fn refuse(job: &Job<'_>, node: usize) -> Trouble {
 fn reason(seen: &Seen) -> (String, &'static str) {
     let Some(name) = seen.anonymous() else {
         return match seen.type_() {
-            FileType::Symlink => (seen.name(), "a symbolic link that was deleted"),
             FileType::BlockDevice => (seen.name(), "a block device"),
             FileType::Socket => (seen.name(), "a socket's place in the file system, opened"),
             _ => (seen.name(), "a file of an unknown kind"),

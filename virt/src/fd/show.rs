@@ -11,7 +11,8 @@ impl Files {
         seen.descriptors.clear();
         seen.descriptions.clear();
         for (&pid, holdings) in &self.processes {
-            for held in &holdings.descriptors {
+            let table = holdings.table.and_then(|owner| self.processes.get(&owner)).unwrap_or(holdings);
+            for held in &table.descriptors {
                 let Some(description) = self.description(held.description) else { continue };
                 seen.add_descriptor(pid, held.fd, held.description, || description.object.words());
             }

@@ -199,7 +199,7 @@ fn restore(image: &Image, files: &Files) -> Restored {
     let made = files.make(first, image, &|_| None, &[], &Options::default()).unwrap();
     let others: Vec<i32> = files.processes.keys().copied().filter(|&pid| pid != 1).collect();
     let births: Vec<Birth> =
-        others.iter().map(|&pid| Birth { pid, signal: libc::SIGCHLD, sibling: false }).collect();
+        others.iter().map(|&pid| Birth { pid, signal: libc::SIGCHLD, sibling: false, shared: 0 }).collect();
     let born = beget(first, &births).unwrap();
     restored.workers.extend(others.into_iter().zip(born));
     for (&pid, worker) in &mut restored.workers {

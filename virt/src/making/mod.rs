@@ -19,7 +19,7 @@ use crate::signals::Action;
 use crate::sys::ptrace::Registers;
 use crate::tree::{self, Member, Step};
 use crate::worker::Worker;
-use crate::{Error, Failure, fault, vdso};
+use crate::{Error, Failure, fault, fd, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use state::restore;
@@ -152,7 +152,15 @@ impl<'a> Making<'a> {
     fn step(&mut self, step: Step) -> Result<(), Error> {
         match step {
             Step::Make { pid, maker, sibling, signal, helper } => {
-                let births = [Birth { pid, signal, sibling }];
+                let shared = match helper {
+                    true => 0,
+                    false => self
+                        .job
+                        .files
+                        .shared_from_birth(pid, maker)
+                        .map_err(|why| Error::Damaged(format!("{}: {why}", fd::FILE)))?,
+                };
+                let births = [Birth { pid, signal, sibling, shared }];
                 let made = self.leader(maker, |worker| nursery::beget(worker, &births))?;
                 self.leaders.extend(made.into_iter().map(|worker| (pid, worker)));
                 let runs = self.job.layouts.contains_key(&pid);
@@ -220,6 +228,11 @@ impl<'a> Making<'a> {
         }
         for member in running(job) {
             let mut program = Program::new();
+            job.files.enter(&self.made, member.pid, &mut program);
+            self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
+        }
+        for member in running(job) {
+            let mut program = Program::new();
             restore(job.processes.permission.get(&member.pid), &mut program);
             job.files.place(&self.made, member.pid, &mut program);
             let others = member.threads.get(1..).unwrap_or_default();
@@ -242,6 +255,11 @@ impl<'a> Making<'a> {
             let mut program = Program::new();
             job.files.finish(&self.made, member.pid, &mut program);
             job.sysv.finish(member.pid, &mut program);
+            self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
+        }
+        for member in running(job) {
+            let mut program = Program::new();
+            job.files.finish_directories(&self.made, member.pid, &mut program);
             self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
         }
         job.files.hand_over(&self.made, &mut self.leaders)

@@ -87,7 +87,9 @@ impl Making<'_> {
             self.task(tid, |worker| worker.run(&program).map(drop))?;
         }
         let mut program = Program::new();
-        for &fd in self.made.kept() {
+        // One of those who share a table does it, after all that are made by it.
+        let own_table = job.files.processes.get(&pid).is_some_and(|holdings| holdings.table.is_none());
+        for &fd in self.made.kept().iter().filter(|_| own_table) {
             program.call("close ckrun's descriptor", libc::SYS_close, &[fd.into()]);
         }
         restore(job.processes.limits.get(&pid), &mut program);

@@ -209,7 +209,7 @@ pub fn newborn_after(setup: impl FnOnce()) -> Worker {
 
 /// A child of `parent`, with its memory and descriptors.
 pub fn child_of(parent: &mut Worker) -> Worker {
-    let birth = Birth { pid: free_pid(), signal: libc::SIGCHLD, sibling: false };
+    let birth = Birth { pid: free_pid(), signal: libc::SIGCHLD, sibling: false, shared: 0 };
     beget(parent, &[birth]).unwrap().pop().unwrap()
 }
 

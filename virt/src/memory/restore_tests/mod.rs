@@ -401,8 +401,10 @@ fn parent_and_child_share_their_pages_again() {
 fn births_inherit_what_is_there() {
     // The same as the nursery's own use: a process made from a worker has its memory.
     let mut root = newborn();
-    let children =
-        beget(&mut root, &[Birth { pid: testing::free_pid(), signal: libc::SIGCHLD, sibling: false }])
-            .unwrap();
+    let children = beget(
+        &mut root,
+        &[Birth { pid: testing::free_pid(), signal: libc::SIGCHLD, sibling: false, shared: 0 }],
+    )
+    .unwrap();
     assert_eq!(children[0].stub_range(), root.stub_range());
 }
