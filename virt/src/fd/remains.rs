@@ -4,7 +4,7 @@
 //! first: a process with this number is made, what is wanted of it is opened, and it ends.
 
 use super::capture::Job;
-use super::container::{DELETED, Mount, join};
+use super::container::{DELETED, Mount, join, same};
 use super::ghost::{Ghost, GhostUse};
 use super::making::{Making, OPEN};
 use super::seen::Seen;
@@ -44,17 +44,19 @@ impl Job<'_> {
     /// What `/proc` calls such a file. Only the directory itself is marked as gone: the kernel takes it out of its cache
     /// with all that is in it, but that alone loses its name.
     fn last_name(&self, node: usize) -> Result<Option<&[u8]>, Failure> {
-        let Seen { link, info, .. } = &self.graph.nodes[node].seen;
+        let Seen { link, info, stat, .. } = &self.graph.nodes[node].seen;
         let (_, container) = self.graph.home(info.mount);
         let marked = link.strip_suffix(DELETED);
         let last = marked.unwrap_or(link);
         let Some(mount) = container.mount(info.mount) else { return Ok(None) };
         let Some(task) = task(mount, last) else { return Ok(None) };
-        let gone = match marked {
-            Some(_) => container.find(link)?.is_none(),
-            // A process of ckrun's may have the number for a moment.
-            None if !self.knows(task) => true,
-            None => container.find(&join(&mount.point, task.to_string().as_bytes()))?.is_none(),
+        let there = container.find(link)?;
+        let gone = match (marked, there) {
+            (Some(_), there) => there.is_none(),
+            (None, None) => container.find(&join(&mount.point, task.to_string().as_bytes()))?.is_none(),
+            // A process of ckrun's may have the number for a moment. As long as a file is open, and its task is there, it
+            // is this one that a path leads to.
+            (None, Some(there)) => !same(&there, stat) && !self.knows(task),
         };
         Ok(gone.then_some(last))
     }

@@ -204,6 +204,7 @@ fn restore(image: &Image, files: &Files) -> Restored {
     restored.workers.extend(others.into_iter().zip(born));
     for (&pid, worker) in &mut restored.workers {
         let mut program = Program::new();
+        files.enter(&made, pid, &mut program);
         files.place(&made, pid, &mut program);
         worker.run(&program).unwrap();
     }

@@ -330,10 +330,12 @@ fn flags_are_read() {
 #[test]
 fn what_cannot_be_carried_is_named() {
     let task = Task::new(|| {
-        // SAFETY: asks for an asynchronous I/O context and for a segment of a page, which goes with the process.
+        // SAFETY: asks for an asynchronous I/O context, which can't be made read-only and be carried, and for a segment of a
+        // page, which goes with the process.
         unsafe {
             let mut context = 0_u64;
             assert_eq!(libc::syscall(libc::SYS_io_setup, 1, &raw mut context), 0);
+            assert_eq!(libc::mprotect(context as *mut _, PAGE as usize, libc::PROT_READ), 0);
             let segment = libc::shmget(libc::IPC_PRIVATE, PAGE as usize, 0o600);
             assert_ne!(libc::shmat(segment, std::ptr::null(), 0) as isize, -1);
             libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut());
