@@ -14,7 +14,7 @@ static short events(int of, short wanted) {
 
 /* Watches with numbers that have gaps; whatever happens is told once, by the right number. Something happens only as long
  * as there is a file /act: else there might be an unread event at any moment. */
-static int queue, watches[4];
+static int queue, watches[5], gone;
 static void reports(int number, uint32_t mask, const char *name) {
     union {
         struct inotify_event event;
@@ -36,6 +36,8 @@ static void set_inotify(void) {
     MUST(mkdir("/watched", 0755));
     close(make("/watched/file", "1", 0));
     MUST(symlink("file", "/watched/link"));
+    gone = make("/watched/gone", "", O_CLOEXEC);
+    MUST(unlink("/watched/gone"));
     queue = MUST(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
     for (int i = 0; i < 300; i++) MUST(inotify_rm_watch(queue, MUST(inotify_add_watch(queue, "/", IN_OPEN))));
     watches[0] = MUST(inotify_add_watch(queue, "/watched", IN_CREATE | IN_DELETE));
@@ -43,6 +45,9 @@ static void set_inotify(void) {
     watches[1] = MUST(inotify_add_watch(queue, "/watched/file", IN_ALL_EVENTS));
     watches[2] = MUST(inotify_add_watch(queue, "/watched/link", IN_DONT_FOLLOW | IN_ATTRIB));
     watches[3] = MUST(inotify_add_watch(queue, "/dev/shm", IN_CREATE | IN_ONLYDIR));
+    char name[32];
+    snprintf(name, sizeof name, "/proc/self/fd/%d", gone);
+    watches[4] = MUST(inotify_add_watch(queue, name, IN_MODIFY));
     char rest[8192];
     while (read(queue, rest, sizeof rest) > 0);
     EQUAL(errno, EAGAIN);
@@ -69,6 +74,8 @@ static void verify_inotify(void) {
     close(MUST(open("/dev/shm/new", O_CREAT | O_RDWR, 0600)));
     reports(watches[3], IN_CREATE, "new");
     MUST(unlink("/dev/shm/new"));
+    EQUAL(MUST(pwrite(gone, "3", 1, 0)), 1);
+    reports(watches[4], IN_MODIFY, "");
     EQUAL(MUST(inotify_add_watch(queue, "/watched", IN_CREATE | IN_DELETE)), watches[0]);
     quiet();
 }

@@ -118,7 +118,7 @@ impl Files {
                 number.or_else(|| listed("description", entry.description, self.descriptions.len()))
             }),
             Object::Socket(socket) => socket.wrong(self),
-            Object::Inotify(inotify) => inotify.wrong(),
+            Object::Inotify(inotify) => inotify.wrong(self),
             Object::Queue(queue) => queue.wrong(),
             Object::Tun(tun) => tun.wrong(),
             Object::Namespace(namespace) => namespace.wrong(),

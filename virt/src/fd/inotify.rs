@@ -5,15 +5,17 @@
 //! any more. Their numbers are given in rising order; what lies between them is used up by watches that are removed at once.
 
 use super::capture::Job;
-use super::container::join;
+use super::container::{DELETED, join, same};
+use super::graph::Node;
 use super::making::Making;
-use super::{Files, Object, Trouble, is_first};
+use super::seen::Seen;
+use super::{Description, Files, Object, Trouble, is_first};
 use crate::image::Bytes;
 use crate::sys::handle;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use rustix::fs::inotify::{WatchFlags, add_watch, remove_watch};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -36,11 +38,22 @@ pub struct Watch {
     pub number: i32,
     /// `IN_*`.
     pub events: u32,
-    /// From the container's root.
+    /// From the container's root; of a deleted file, the last name.
     pub path: Bytes,
     /// In which mount namespace.
     #[serde(default, skip_serializing_if = "is_first")]
     pub namespace: u32,
+    /// It is deleted, and open: which of [`Files::ghosts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ghost: Option<u32>,
+}
+
+/// Where a watched file is.
+enum Watched {
+    /// In which mount namespace, and where there.
+    Named(u32, Vec<u8>),
+    /// It has no name any more, and this node has it open.
+    Open(usize),
 }
 
 /// A line of fdinfo: `inotify wd:1 ino:3c4a7 sdev:fe00000 mask:100 ignored_mask:0 fhandle-bytes:8 fhandle-type:1
@@ -92,15 +105,24 @@ impl Job<'_> {
                     format!("its watches have numbers up to {}", line.number),
                 ));
             }
-            let (namespace, path) = self.watched_path(&line)?;
-            watches.push(Watch { number: line.number, events: line.events, path: path.into(), namespace });
+            let (namespace, path, ghost) = match self.watched(&line)? {
+                Watched::Named(namespace, path) => (namespace, path, None),
+                Watched::Open(node) => {
+                    let Seen { link, info, .. } = &self.graph.nodes[node].seen;
+                    let last = link.strip_suffix(DELETED).unwrap_or(link).to_vec();
+                    let ghost = self.ghost(node, &last)?.ghost;
+                    (self.graph.home(info.mount).0, last, Some(ghost))
+                }
+            };
+            let Line { number, events, .. } = line;
+            watches.push(Watch { number, events, path: path.into(), namespace, ghost });
         }
         watches.sort_by_key(|watch| watch.number);
         Ok(Inotify { watches })
     }
 
     /// Where the watched file is.
-    fn watched_path(&self, line: &Line) -> Result<(u32, Vec<u8>), Trouble> {
+    fn watched(&self, line: &Line) -> Result<Watched, Trouble> {
         let everywhere = self.graph.containers();
         let mounts = everywhere.flat_map(|(id, there)| there.all().map(move |mount| (id, there, mount)));
         for (id, container, mount) in mounts.filter(|(.., mount)| mount.device == line.device) {
@@ -126,12 +148,22 @@ impl Job<'_> {
             let link = std::fs::read_link(&link).doing(|| format!("read {link}"))?;
             let path = container.relative(std::os::unix::ffi::OsStringExt::into_vec(link.into_os_string()));
             if container.finds(&path, &stat)? {
-                return Ok((id, path));
+                return Ok(Watched::Named(id, path));
+            }
+            if let Some(node) = self.open_ghost(&stat) {
+                return Ok(Watched::Open(node));
             }
             // The mount may show only a part of the file system.
             let inside = join(&mount.point, path.strip_prefix(b"/").unwrap_or(&path));
             if container.finds(&inside, &stat)? {
-                return Ok((id, inside));
+                return Ok(Watched::Named(id, inside));
+            }
+            // The kernel may have forgotten the name of a file that is not a directory; whoever has it open has not.
+            for Node { seen, .. } in self.graph.nodes.iter().filter(|node| same(&node.seen.stat, &stat)) {
+                let (home, there) = self.graph.home(seen.info.mount);
+                if there.finds(&seen.link, &stat)? {
+                    return Ok(Watched::Named(home, seen.link.clone()));
+                }
             }
         }
         let (major, minor) = line.device;
@@ -142,22 +174,45 @@ impl Job<'_> {
     }
 }
 
+impl Job<'_> {
+    /// Somebody who has this deleted file open.
+    fn open_ghost(&self, stat: &Stat) -> Option<usize> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let deleted = match kind {
+            FileType::RegularFile => stat.st_nlink == 0,
+            // How many links it has, each file system counts in its own way.
+            FileType::Directory => true,
+            _ => false,
+        };
+        let open = |node: &Node| same(&node.seen.stat, stat) && node.seen.link.ends_with(DELETED);
+        self.graph.nodes.iter().position(open).filter(|_| deleted)
+    }
+}
+
 impl Inotify {
     pub(super) fn make(to: RawFd, making: &mut Making<'_>) {
         let made = making.program.call("make an inotify", libc::SYS_inotify_init1, &[0.into()]);
         making.put_at(made.into(), to);
     }
 
-    /// Sets the watches.
-    fn watch<'f>(&self, own: &OwnedFd, root: &dyn Fn(u32) -> BorrowedFd<'f>) -> Result<(), Failure> {
+    /// Sets the watches. `open` gives ckrun's own descriptor of a deleted file.
+    fn watch<'f>(
+        &self,
+        own: &OwnedFd,
+        root: &dyn Fn(u32) -> BorrowedFd<'f>,
+        open: &mut dyn FnMut(u32) -> Result<Option<OwnedFd>, Failure>,
+    ) -> Result<(), Failure> {
         let mut next = 1;
         for watch in &self.watches {
             let root = root(watch.namespace);
             let what = || format!("watch {}", watch.path);
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file =
-                rustix::fs::openat2(root, watch.path.as_path(), flags, Mode::empty(), ResolveFlags::IN_ROOT)
-                    .doing(what)?;
+            let resolve = ResolveFlags::IN_ROOT;
+            let file = match watch.ghost {
+                Some(ghost) => open(ghost)?.ok_or_else(|| Failure::new(what(), Errno::ENOENT))?,
+                None => rustix::fs::openat2(root, watch.path.as_path(), flags, Mode::empty(), resolve)
+                    .doing(what)?,
+            };
             let name = format!("/proc/self/fd/{}", file.as_raw_fd());
             while next < watch.number {
                 let passing = add_watch(own, &name, WatchFlags::DELETE_SELF).doing(what)?;
@@ -175,10 +230,14 @@ impl Inotify {
     }
 
     /// Why there can't be such watches.
-    pub(super) fn wrong(&self) -> Option<String> {
+    pub(super) fn wrong(&self, files: &Files) -> Option<String> {
         let numbers: Vec<i32> = self.watches.iter().map(|watch| watch.number).collect();
         let rise = numbers.is_sorted_by(|a, b| a < b) && numbers.iter().all(|n| (1..=HIGHEST).contains(n));
-        let placed = self.watches.iter().all(|watch| super::check::is_path(&watch.path));
+        let open = |ghost: u32| files.uses_of_ghost(ghost).next().is_some();
+        let placed = self
+            .watches
+            .iter()
+            .all(|watch| super::check::is_path(&watch.path) && watch.ghost.is_none_or(open));
         (!rise || !placed).then(|| "impossible watches".into())
     }
 }
@@ -205,9 +264,16 @@ impl Files {
             if let Object::Inotify(inotify) = &description.object
                 && let Some(own) = take(id)?
             {
-                inotify.watch(&own, root)?;
+                let mut open = |ghost| self.uses_of_ghost(ghost).next().map_or(Ok(None), &mut *take);
+                inotify.watch(&own, root, &mut open)?;
             }
         }
         Ok(())
+    }
+
+    /// The descriptions of a deleted file.
+    fn uses_of_ghost(&self, ghost: u32) -> impl Iterator<Item = u32> {
+        let of_it = move |description: &Description| matches!(&description.object, Object::Ghost(of) if of.ghost == ghost);
+        (0..).zip(&self.descriptions).filter(move |(_, description)| of_it(description)).map(|(id, _)| id)
     }
 }
