@@ -553,6 +553,19 @@ static void verify_shared_files(void) {
     atomic_store(&shared->numbers[0], 0);
     all_alive(2);
 }
+/* Processes that share their directories in a mount namespace of their own. */
+static int lodger(void *unused) {
+    for (;;) beat(0);
+    return unused != NULL;
+}
+static void set_shared_elsewhere(void) {
+    share();
+    hearts = 2;
+    if (MUST(fork())) return;
+    MUST(unshare(CLONE_NEWNS));
+    MUST(clone(lodger, stack + sizeof stack, CLONE_FS | SIGCHLD, NULL));
+    for (;;) beat(1);
+}
 
 static const struct mode modes[] = {
     {"wide", set_wide, hearts_beat},
@@ -580,6 +593,7 @@ static const struct mode modes[] = {
     {"late-pid", set_late_pid, hearts_beat},
     {"shared-memory", set_shared_memory, verify_shared_memory},
     {"shared-files", set_shared_files, verify_shared_files},
+    {"shared-elsewhere", set_shared_elsewhere, hearts_beat},
     {0},
 };
 int main(int argc, char **argv) { return argc == 2 && !strcmp(argv[1], "seven") ? 7 : guest(argc, argv, modes); }
