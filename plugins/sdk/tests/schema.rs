@@ -119,6 +119,7 @@ fn the_examples_of_the_text_are_valid_and_read_as_types() {
     check::<Hello>("hello", each("hello", 0));
     check::<Welcome>("result.hello", each("hello", 1));
     check::<Attachment>("result.init", each("init", 0));
+    check::<Ioctl>("ioctl", each("init", 1));
     check::<Requirements>("result.precheckpoint", each("precheckpoint", 0));
     accept(&validator(Some("manifest")), &serde_json::from_str(each("Manifest", 0)).unwrap());
     assert_eq!(count, TEXT.matches("\n```json\n").count(), "an example of the text is not tested");
