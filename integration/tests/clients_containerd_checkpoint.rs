@@ -36,7 +36,13 @@ fn count(containerd: &Containerd, id: &str, n: u32) {
 #[track_caller]
 fn stop(containerd: &Containerd, id: &str, code: u32) {
     containerd.call(&["task", "kill", "--signal=TERM", id]).ok();
-    let done = containerd.call(&["task", "rm", id]).exits(0);
+    // containerd learns a little later than the kernel that it has ended.
+    let done = loop {
+        let done = containerd.call(&["task", "rm", id]);
+        if !done.err.contains("must be stopped before deletion") {
+            break done.exits(0);
+        }
+    };
     assert!(done.err.contains(&format!("non-zero exit code {code}")), "{}", done.err);
     containerd.call(&["container", "rm", id]).ok();
 }
