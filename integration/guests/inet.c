@@ -195,7 +195,14 @@ static void verify_idle(void) {
     close(other);
 }
 
+/* The size of its segments, which may become as little as TCP_MAXSEG takes at the most. */
+static int segment(int fd) {
+    int size = on(fd, IPPROTO_TCP, TCP_MAXSEG);
+    return size < 32755 ? size : 32755;
+}
+
 /* A connection as two rings: what is read is the oldest, and something new is written. */
+static int segments[2];
 static uint64_t first[2], last[2], size_of_ring = 3000;
 /* Bytes of the word behind the last one that are sent already. */
 static size_t part[2];
@@ -216,6 +223,7 @@ static void set_pair(void) {
     set_listen();
     connected();
     of_a = name(a), of_b = name(b);
+    segments[0] = segment(a), segments[1] = segment(b);
     for (uint64_t i = 0; i < size_of_ring; i++) put(a, 0), put(b, 1);
 }
 static void set_pair_6(void) {
@@ -228,6 +236,7 @@ static void set_pair_mapped(void) {
     inet_pton(AF_INET6, "::ffff:127.0.0.1", &here.six.sin6_addr);
     connected();
     of_a = name(a), of_b = name(b);
+    segments[0] = segment(a), segments[1] = segment(b);
     for (uint64_t i = 0; i < size_of_ring; i++) put(a, 0), put(b, 1);
 }
 static void verify_pair(void) {
@@ -239,6 +248,8 @@ static void verify_pair(void) {
     }
     EQUAL(state(a), TCP_ESTABLISHED);
     EQUAL(state(b), TCP_ESTABLISHED);
+    EQUAL(segment(a) >= segments[0], 1);
+    EQUAL(segment(b) >= segments[1], 1);
     EQUAL(events(a, POLLIN | POLLOUT | POLLRDHUP | POLLPRI), POLLIN | POLLOUT);
 }
 /* The one that listened is gone. */

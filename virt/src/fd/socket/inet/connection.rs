@@ -15,6 +15,10 @@ const OPTION_SCALE: u32 = 3;
 const OPTION_SACK: u32 = 4;
 const OPTION_TIMESTAMP: u32 = 8;
 
+/// What TCP_MAXSEG takes: `TCP_MIN_MSS` and `MAX_TCP_WINDOW` of `net/tcp.h`.
+const LEAST_MSS: u32 = 88;
+const MOST_MSS: u32 = 32767;
+
 /// The states of a connection (RFC 9293), with the kernel's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -146,7 +150,12 @@ impl Connection {
         let what = || format!("make the {}", self.name());
         set_sequence(fd, Queue::Send, self.send).doing(what)?;
         set_sequence(fd, Queue::Receive, self.receive).doing(what)?;
+        // The kernel reckons the size of its segments when it connects, here from what the peer would have said at the least,
+        // and not again when it is told what that has said.
+        let most = self.negotiated.mss.clamp(LEAST_MSS, MOST_MSS).cast_signed();
+        sockopt::set_number(fd, TCP, libc::TCP_MAXSEG, most).doing(what)?;
         rustix::net::connect(fd, &self.peer).doing(what)?;
+        sockopt::set_number(fd, TCP, libc::TCP_MAXSEG, 0).doing(what)?;
         self.negotiated.set(fd).doing(what)?;
         choose_queue(fd, Queue::Receive).doing(what)?;
         fill(fd, &queues.receive).doing(what)?;
