@@ -4,7 +4,7 @@ use super::ghost::Ghosts;
 use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
 use super::socket::World;
-use super::socket::inet::{Connections, Links};
+use super::socket::inet::{Connections, End, Links};
 use super::stream::Ends;
 use super::tables::Sharing;
 use super::terminal::Terminals;
@@ -86,6 +86,8 @@ pub(crate) struct Job<'a> {
     pub(super) links: Links,
     /// Those that it has.
     pub(super) connections: Connections,
+    /// Their ends that were read when the other one was, by nodes.
+    pub(super) ends_read: HashMap<usize, End>,
     /// Directories that mounts hide, and that are needed all the same.
     pub(super) nooks: Vec<Hidden>,
     /// The number of each node's description.
@@ -266,6 +268,7 @@ fn look(
         ids,
         links: Links::of(graph)?,
         connections: Connections::default(),
+        ends_read: HashMap::new(),
         nooks: Vec::new(),
         running,
     };

@@ -11,7 +11,7 @@ use crate::sys::sockopt;
 use crate::{Doing, Failure};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -31,10 +31,11 @@ pub enum Link {
     Outside,
 }
 
-/// The TCP sockets of a job, by their ends.
+/// The TCP sockets of a job.
 #[derive(Debug, Default)]
 pub struct Links {
-    ends: HashSet<(SocketAddr, SocketAddr)>,
+    /// The node of each, by its address and its peer's.
+    ends: HashMap<(SocketAddr, SocketAddr), usize>,
     /// All of the namespace, also those that nobody has a descriptor of, by their ends.
     others: HashMap<(SocketAddr, SocketAddr), Entry>,
     /// What UDP sockets have shut down, by their inode numbers.
@@ -62,7 +63,7 @@ impl Links {
                 continue;
             }
             if let (Some(local), Some(peer)) = (address::local(fd.as_fd())?, address::peer(fd.as_fd())?) {
-                links.ends.insert((canonical(local), canonical(peer)));
+                links.ends.insert((canonical(local), canonical(peer)), node);
             }
             if net.is_none() {
                 net = Some(namespace_of(&fd)?);
@@ -85,6 +86,11 @@ impl Links {
         self.others.values().find(|entry| u64::from(entry.inode) == inode).map(|entry| entry.peer)
     }
 
+    /// The node of the other end of a connection.
+    pub(super) fn other_end(&self, local: SocketAddr, peer: SocketAddr) -> Option<usize> {
+        self.ends.get(&(canonical(peer), canonical(local))).copied()
+    }
+
     /// Where a connection leads; None when that is out, and the connection is to be closed. `name` is for people.
     pub(crate) fn lead(
         &self,
@@ -97,7 +103,7 @@ impl Links {
             return Ok(Some(Link::Owned));
         }
         let (local, peer) = (canonical(local), canonical(peer));
-        if self.ends.contains(&(peer, local)) {
+        if self.ends.contains_key(&(peer, local)) {
             return Ok(Some(Link::Inside));
         }
         let here = peer.ip() == local.ip() || peer.ip().is_loopback();
@@ -137,7 +143,7 @@ impl Links {
         };
         for entry in self.others.values().filter(mine) {
             let peer = canonical(entry.peer);
-            if !self.ends.contains(&(peer, canonical(entry.local))) {
+            if !self.ends.contains_key(&(peer, canonical(entry.local))) {
                 if owned.outward.tcp == Outgoing::Close || entry.state == State::SynReceived {
                     continue;
                 }

@@ -6,6 +6,7 @@
 //! leaves no trace of it in the network.
 
 mod address;
+mod agree;
 mod begun;
 mod connection;
 mod datagram;
@@ -20,6 +21,7 @@ mod owned;
 mod repair;
 mod tcp;
 
+pub(in crate::fd) use agree::End;
 pub use leaving::Connections;
 pub use links::Links;
 pub(super) use links::same_namespace;

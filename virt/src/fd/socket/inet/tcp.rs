@@ -82,7 +82,11 @@ impl Job<'_> {
             // What has arrived there must not be sent to the next one as well.
             repair::await_acknowledgement(fd.as_fd()).doing(|| format!("ask the peer of a {name}"))?;
         }
-        let Some((connection, queues)) = repair::read(fd.as_fd(), local, peer)? else {
+        let read = match link {
+            Link::Inside => self.either_end(node, fd, (local, peer))?,
+            _ => repair::read(fd.as_fd(), local, peer)?,
+        };
+        let Some((connection, queues)) = read else {
             return Err(Trouble::refused(name, "it changes its state all the time"));
         };
         if link == Link::Waiting && !queues.receive.is_empty() {
