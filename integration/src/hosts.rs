@@ -1,6 +1,8 @@
 //! Emulator hosts: `emuhost` makes one of namespaces, with a server of an emulator in it. Two of them share the directory /mnt and
-//! nothing else. What runs there is in [`work`].
+//! nothing else. What runs there is in [`work`] and [`guest`]; [`board`] has devices of FUSE for them.
 
+pub mod board;
+pub mod guest;
 pub mod work;
 
 use crate::leftovers::{self, Trace};

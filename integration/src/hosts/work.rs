@@ -118,7 +118,7 @@ impl Host {
     }
 
     /// The first process of a job.
-    fn pid_of(&self, id: &str) -> i32 {
+    pub fn pid_of(&self, id: &str) -> i32 {
         let state: Value = serde_json::from_str(&self.ckrun(&["state", id]).ok()).expect("the state is JSON");
         i32::try_from(state["pid"].as_i64().expect("a number")).expect("an id")
     }
