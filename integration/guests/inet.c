@@ -561,6 +561,18 @@ static void set_waiting_with_data(void) {
     EQUAL(MUST(write(a, "hello", 5)), 5);
 }
 static void verify_waiting_with_data(void) { EQUAL(state(a), TCP_ESTABLISHED); }
+/* Half of the time something has been sent to where nobody has accepted yet. */
+static void verify_slow_to_accept(void) {
+    char text[5];
+    a = MUST(socket(family, SOCK_STREAM, 0));
+    MUST(connect(a, &here.any, length()));
+    EQUAL(MUST(write(a, "hello", 5)), 5);
+    nap(2000);
+    b = MUST(accept(listener, NULL, NULL));
+    EQUAL(MUST(read(b, text, sizeof text)), 5);
+    CHECK(!memcmp(text, "hello", 5));
+    close(a), close(b);
+}
 /* Nobody answers: the queue is full. */
 static void set_connecting(void) {
     here = local(0);
@@ -893,6 +905,7 @@ static const struct mode modes[] = {
     {"waiting", set_waiting, verify_waiting},
     {"waiting-6", set_waiting_6, verify_waiting},
     {"waiting-with-data", set_waiting_with_data, verify_waiting_with_data},
+    {"slow-to-accept", set_listen, verify_slow_to_accept},
     {"connecting", set_connecting, verify_connecting},
     {"options", set_options, verify_options},
     {"cork", set_cork, verify_cork},

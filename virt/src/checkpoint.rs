@@ -102,12 +102,40 @@ pub(crate) const DELETED: u64 = 1 << 30;
 const FEW: usize = 4;
 const LITTLE: u64 = 4096;
 
+/// How often to let a job go on that has something that no image can hold, but not for long, and for how long at first
+/// and at most: what was sent to a server that has not accepted the connection yet can't be read.
+const TRIES: u32 = 20;
+const MOMENT: Duration = Duration::from_millis(1);
+const LONG_MOMENT: Duration = Duration::from_millis(32);
+
 /// Writes the job whose first process is `init` to an image, and ends it unless it is to go on. `extra` are files that
 /// the image is to have besides.
 ///
 /// # Errors
-/// What stands in the way ([`Error::Blocked`]), the kernel's, the image's; the job runs then.
+/// What stands in the way ([`Error::Blocked`], and if it does so again and again [`Error::Passing`]), the kernel's, the
+/// image's; the job runs then.
 pub fn checkpoint(
+    init: Pid,
+    options: &Options,
+    extra: &[(&str, Vec<u8>)],
+    events: &mut dyn Events,
+) -> Result<Report, Error> {
+    let mut moment = MOMENT;
+    for _ in 1..TRIES {
+        match attempt(init, options, extra, events) {
+            // One that was found frozen does not go on.
+            Err(Error::Passing(blockers)) if !options.frozen => {
+                blockers.iter().for_each(|blocker| log::debug!("not now: {blocker}"));
+                std::thread::sleep(moment);
+                moment = LONG_MOMENT.min(2 * moment);
+            }
+            answer => return answer,
+        }
+    }
+    attempt(init, options, extra, events)
+}
+
+fn attempt(
     init: Pid,
     options: &Options,
     extra: &[(&str, Vec<u8>)],

@@ -81,6 +81,9 @@ pub enum Error {
     /// The job has what no image can hold.
     #[error("{}", blocked(.0))]
     Blocked(Vec<Blocker>),
+    /// The job has, at this moment, what no image can hold.
+    #[error("{}", blocked(.0))]
+    Passing(Vec<Blocker>),
     /// A file of the image is not what it should be, or does not fit to the rest.
     #[error("image: {0}")]
     Damaged(String),

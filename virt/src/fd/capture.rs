@@ -3,6 +3,7 @@
 use super::ghost::Ghosts;
 use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
+use super::refused::Refused;
 use super::socket::World;
 use super::socket::inet::{Connections, End, Links};
 use super::stream::Ends;
@@ -133,7 +134,7 @@ impl<'a> Job<'a> {
 /// `owned`.
 ///
 /// # Errors
-/// [`Error::Blocked`], system errors.
+/// [`Error::Blocked`], [`Error::Passing`], system errors.
 pub fn capture(
     frozen: &Frozen,
     owned: &Owned,
@@ -169,8 +170,8 @@ fn read(
 ) -> Result<Captured, Error> {
     let mut graph = Graph::of(members, false)?;
     ask(&mut graph)?;
-    let (captured, blockers) = look(graph, ids, owned, carried, false)?;
-    if blockers.is_empty() { Ok(captured) } else { Err(Error::Blocked(blockers)) }
+    let (captured, refused) = look(graph, ids, owned, carried, false)?;
+    refused.none().map(|()| captured)
 }
 
 /// What of the descriptors and directories of the running processes `pids` can't be carried; the first one is the job's
@@ -182,7 +183,7 @@ pub fn survey(pids: &[Pid], owned: &Owned) -> Result<Vec<Blocker>, Failure> {
     let look = |pids: &[Pid]| {
         let (members, ids) = list(pids);
         let graph = Graph::of(members, true)?;
-        look(graph, ids, owned, &|_, _| None, true).map(|(_, blockers)| blockers)
+        look(graph, ids, owned, &|_, _| None, true).map(|(_, refused)| refused.blockers)
     };
     let mut blockers = look(pids)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
@@ -241,7 +242,7 @@ fn look(
     owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
     running: bool,
-) -> Result<(Captured, Vec<Blocker>), Failure> {
+) -> Result<(Captured, Refused), Failure> {
     let unix = World::of(&mut graph, running)?;
     if !running {
         unix.reveal(&graph, &mut ids)?;
@@ -272,7 +273,7 @@ fn look(
         nooks: Vec::new(),
         running,
     };
-    let mut blockers = Vec::new();
+    let mut refused = Refused::default();
     let mut next = job.standard.len();
     for node in 0..graph.nodes.len() {
         job.numbers.push(next);
@@ -293,7 +294,7 @@ fn look(
                     None => format!("fd {}: {}", node.fd, refusal.what),
                     Some((to, _)) => format!("fd {to}: a message with {}", refusal.what),
                 };
-                blockers.push(blocker(&graph.members[node.member], Refusal { what, ..refusal }));
+                refused.add(&graph.members[node.member], Refusal { what, ..refusal });
             }
             Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
             Err(Trouble::Call(failure)) => return Err(failure),
@@ -301,13 +302,13 @@ fn look(
     }
     for (member, trouble) in job.controlling_terminals() {
         match trouble {
-            Trouble::Refused(refusal) => blockers.push(blocker(&graph.members[member], refusal)),
+            Trouble::Refused(refusal) => refused.add(&graph.members[member], refusal),
             Trouble::Call(failure) if running && is_gone(&failure) => {}
             Trouble::Call(failure) => return Err(failure),
         }
     }
-    let sharing = tables::survey(graph, &mut blockers)?;
-    if !running && blockers.is_empty() {
+    let sharing = tables::survey(graph, &mut refused)?;
+    if !running && refused.blockers.is_empty() {
         job.quiet_epolls()?;
     }
     for (at, member) in graph.members.iter().enumerate() {
@@ -316,18 +317,13 @@ fn look(
                 let holdings = job.holdings(at, fs, sharing[at]);
                 job.files.processes.insert(member.pid, holdings);
             }
-            Err(Trouble::Refused(refusal)) => blockers.push(blocker(member, refusal)),
+            Err(Trouble::Refused(refusal)) => refused.add(member, refusal),
             Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
             Err(Trouble::Call(failure)) => return Err(failure),
         }
     }
     let Job { files, contents, connections, nooks, .. } = job;
-    Ok((Captured { files, contents, connections, nooks }, blockers))
-}
-
-pub(super) fn blocker(member: &Member, refusal: Refusal) -> Blocker {
-    let Refusal { what, why, remedy } = refusal;
-    Blocker { pid: member.pid, comm: member.comm.clone(), what, why, remedy }
+    Ok((Captured { files, contents, connections, nooks }, refused))
 }
 
 impl Job<'_> {

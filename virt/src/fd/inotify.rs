@@ -94,7 +94,8 @@ impl Job<'_> {
             let own = self.graph.take(node)?;
             if rustix::io::ioctl_fionread(own).doing(|| "look into an inotify queue")? > 0 {
                 let why = "there are events in it that nobody has read, and nobody could put them back";
-                return Err(Trouble::refused("inotify", why).or("try again when they are read".into()));
+                let remedy = "try again when they are read";
+                return Err(Trouble::refused("inotify", why).or(remedy.into()).passing());
             }
         }
         let mut watches = Vec::new();

@@ -236,6 +236,8 @@ pub(crate) struct Refusal {
     pub what: String,
     pub why: String,
     pub remedy: Option<String>,
+    /// It is so for a moment, and gone when the job has run on a little.
+    pub passing: bool,
 }
 
 impl Trouble {
@@ -250,13 +252,21 @@ impl Trouble {
     }
 
     pub(crate) fn refused(what: impl Into<String>, why: impl Into<String>) -> Self {
-        Trouble::Refused(Refusal { what: what.into(), why: why.into(), remedy: None })
+        Trouble::Refused(Refusal { what: what.into(), why: why.into(), remedy: None, passing: false })
     }
 
     /// Says what to do about it.
     pub(crate) fn or(self, remedy: String) -> Self {
         match self {
             Trouble::Refused(refusal) => Trouble::Refused(Refusal { remedy: Some(remedy), ..refusal }),
+            call @ Trouble::Call(_) => call,
+        }
+    }
+
+    /// Says that it will soon be over.
+    pub(crate) fn passing(self) -> Self {
+        match self {
+            Trouble::Refused(refusal) => Trouble::Refused(Refusal { passing: true, ..refusal }),
             call @ Trouble::Call(_) => call,
         }
     }

@@ -1,9 +1,37 @@
 //! What no image can hold yet, by name.
 
-use super::Trouble;
 use super::capture::Job;
+use super::graph::Member;
 use super::seen::Seen;
+use super::{Refusal, Trouble};
+use crate::Error;
+use crate::resource::Blocker;
 use rustix::fs::FileType;
+
+/// All that is refused.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    pub blockers: Vec<Blocker>,
+    /// Some of it will not be over soon.
+    lasting: bool,
+}
+
+impl Refused {
+    pub(super) fn add(&mut self, member: &Member, refusal: Refusal) {
+        let Refusal { what, why, remedy, passing } = refusal;
+        self.blockers.push(Blocker { pid: member.pid, comm: member.comm.clone(), what, why, remedy });
+        self.lasting |= !passing;
+    }
+
+    /// Nothing is.
+    pub(super) fn none(self) -> Result<(), Error> {
+        match self {
+            Refused { blockers, .. } if blockers.is_empty() => Ok(()),
+            Refused { blockers, lasting: true } => Err(Error::Blocked(blockers)),
+            Refused { blockers, lasting: false } => Err(Error::Passing(blockers)),
+        }
+    }
+}
 
 /// The refusal of something that has no room of its own.
 pub(super) fn refuse(job: &Job<'_>, node: usize) -> Trouble {

@@ -4,10 +4,9 @@
 //! owner, whose table the image holds, and each of the others is made by its parent, which has the table already. All of
 //! them keep what there is of it from their birth on, and what a restart changes about it, it changes once.
 
-use super::capture::blocker;
 use super::graph::{Graph, Member};
+use super::refused::Refused;
 use super::{Files, Holdings, Refusal};
-use crate::resource::Blocker;
 use crate::sys::kcmp;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -26,21 +25,20 @@ pub(super) struct Sharing {
 }
 
 /// What each member shares. What no restart could share again is named.
-pub(super) fn survey(graph: &Graph, blockers: &mut Vec<Blocker>) -> Result<Vec<Sharing>, Failure> {
+pub(super) fn survey(graph: &Graph, refused: &mut Refused) -> Result<Vec<Sharing>, Failure> {
     let mut sharing = vec![Sharing::default(); graph.members.len()];
     let tables = Kind { compare: kcmp::compare_tables, what: "table of descriptors", flag: "CLONE_FILES" };
-    for (member, owner) in tables.owners(&graph.members, blockers)? {
+    for (member, owner) in tables.owners(&graph.members, refused)? {
         sharing[member].table = Some(owner);
     }
     let directories =
         Kind { compare: kcmp::compare_fs, what: "working directory and umask", flag: "CLONE_FS" };
-    for (member, owner) in directories.owners(&graph.members, blockers)? {
+    for (member, owner) in directories.owners(&graph.members, refused)? {
         // setns(2) and unshare(2) take nobody there who shares directories.
         if graph.namespace(member).0 > 0 {
             let why =
                 format!("shared with process {owner}, by CLONE_FS, in a mount namespace of the job's own");
-            let refusal = Refusal { what: directories.what.into(), why, remedy: None };
-            blockers.push(blocker(&graph.members[member], refusal));
+            refused.add(&graph.members[member], directories.refusal(why));
         }
         sharing[member].directories = Some(owner);
     }
@@ -54,11 +52,13 @@ struct Kind {
 }
 
 impl Kind {
+    fn refusal(&self, why: String) -> Refusal {
+        Refusal { what: self.what.into(), why, remedy: None, passing: false }
+    }
+
     /// Members that share something, and its owner.
-    fn owners(&self, members: &[Member], blockers: &mut Vec<Blocker>) -> Result<Vec<(usize, i32)>, Failure> {
-        let mut refuse = |member: &Member, why| {
-            blockers.push(blocker(member, Refusal { what: self.what.into(), why, remedy: None }))
-        };
+    fn owners(&self, members: &[Member], refused: &mut Refused) -> Result<Vec<(usize, i32)>, Failure> {
+        let mut refuse = |member: &Member, why| refused.add(member, self.refusal(why));
         // In the order of kcmp(2), so that few have to be compared.
         let mut groups: Vec<Vec<usize>> = Vec::new();
         for (at, member) in members.iter().enumerate() {

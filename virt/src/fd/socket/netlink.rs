@@ -88,7 +88,7 @@ impl Job<'_> {
         if ready.contains(PollFlags::IN) {
             let again = "try again when it has read them".to_owned();
             return refused("there are messages that the job has not read")
-                .map_err(|refused| refused.or(again));
+                .map_err(|refused| refused.or(again).passing());
         }
         if ready.contains(PollFlags::ERR) {
             return refused("messages were lost, and the job has not been told of that yet");

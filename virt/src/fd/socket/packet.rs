@@ -130,7 +130,7 @@ impl Job<'_> {
         if super::inet::ready(fd.as_fd())?.contains(PollFlags::IN) {
             let again = "try again when it has read them".to_owned();
             return refused("frames have come that nobody has read, and they can't come again")
-                .map_err(|refused| refused.or(again));
+                .map_err(|refused| refused.or(again).passing());
         }
         let number = |option| sockopt::number(fd, libc::SOL_PACKET, option).unwrap_or(0);
         let fanout = number(FANOUT).cast_unsigned() & !UNIQUE;

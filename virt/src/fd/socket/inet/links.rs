@@ -115,7 +115,7 @@ impl Links {
                         "the job has closed its other end, whose last {} bytes are still on their way",
                         left(other)
                     );
-                    return Err(Trouble::refused(name, why));
+                    return Err(Trouble::refused(name, why).passing());
                 }
                 return Ok(Some(Link::Gone));
             }
@@ -149,14 +149,15 @@ impl Links {
                 }
                 let why = format!("a connection from {peer}, outside of the job, waits to be accepted");
                 let remedy = "try again when the job has accepted it, or drop it with --tcp-close";
-                return Err(Trouble::refused(name, why).or(remedy.into()));
+                return Err(Trouble::refused(name, why).or(remedy.into()).passing());
             }
             let unread = entry.unread.saturating_sub(u32::from(entry.state == State::CloseWait));
             if unread > 0 && entry.state != State::SynReceived {
                 let why = format!(
                     "a connection from {peer} waits to be accepted, with {unread} bytes that nobody can read before"
                 );
-                return Err(Trouble::refused(name, why).or("try again when the job has accepted it".into()));
+                let remedy = "try again when the job has accepted it";
+                return Err(Trouble::refused(name, why).or(remedy.into()).passing());
             }
         }
         Ok(())

@@ -42,8 +42,8 @@ impl Job<'_> {
                 // getpeername(2) does not tell it.
                 let inode = self.graph.nodes[node].seen.stat.st_ino;
                 let peer = self.links.peer_of(inode);
-                let peer =
-                    peer.ok_or_else(|| Trouble::refused(name, "nobody tells whom it is connecting to"))?;
+                let unknown = || Trouble::refused(name, "nobody tells whom it is connecting to").passing();
+                let peer = peer.ok_or_else(unknown)?;
                 Ok(Phase::Connecting { peer })
             }
             (state, Some(local)) if state.is_connected() => {
@@ -87,10 +87,11 @@ impl Job<'_> {
             _ => repair::read(fd.as_fd(), local, peer)?,
         };
         let Some((connection, queues)) = read else {
-            return Err(Trouble::refused(name, "it changes its state all the time"));
+            return Err(Trouble::refused(name, "it changes its state all the time").passing());
         };
         if link == Link::Waiting && !queues.receive.is_empty() {
-            return Err(Trouble::refused(name, "its other end waits to be accepted, and has sent something"));
+            let why = "its other end waits to be accepted, and has sent something";
+            return Err(Trouble::refused(name, why).passing());
         }
         let Queues { receive, send } = queues;
         let received = self.keep(node, "received", receive);

@@ -138,7 +138,7 @@ impl Job<'_> {
 
     /// One who has connected and waits to be accepted.
     fn waiting(&self, inode: u64, called: &str) -> Result<(u32, Credentials), Trouble> {
-        let refused = |why: String| Trouble::refused(called, why);
+        let refused = |why: String| Trouble::refused(called, why).passing();
         match self.unix.node(inode) {
             Some(node) => {
                 // Where it has been sent to, nobody can read it: that has no descriptor yet.
