@@ -462,6 +462,36 @@ static void verify_flood(void) {
     EQUAL(last.si_code, SI_USER);
 }
 
+/* An exception of the processor, which has not been handled yet. */
+static void except(void) {
+    siginfo_t info = {.si_signo = SIGSEGV, .si_code = SEGV_ACCERR, .si_addr = (void *)0x1234000};
+    MUST(syscall(SYS_rt_tgsigqueueinfo, getpid(), getpid(), SIGSEGV, &info));
+}
+static void set_exception(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGSEGV);
+    MUST(sigprocmask(SIG_BLOCK, &set, NULL));
+    except();
+}
+static void verify_exception(void) {
+    static int turn;
+    sigset_t come;
+    MUST(sigpending(&come));
+    EQUAL(sigismember(&come, SIGSEGV), 1);
+    if (++turn % 20) return;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGSEGV);
+    siginfo_t info;
+    EQUAL(MUST(sigwaitinfo(&set, &info)), SIGSEGV);
+    EQUAL(info.si_code, SEGV_ACCERR);
+    EQUAL((intptr_t)info.si_addr, 0x1234000);
+    MUST(sigpending(&come));
+    EQUAL(sigismember(&come, SIGSEGV), 0);
+    except();
+}
+
 static const struct mode modes[] = {
     {"handlers", set_handlers, verify_handlers},
     {"trap-ignored", set_trap_ignored, verify_trap_ignored},
@@ -469,6 +499,7 @@ static const struct mode modes[] = {
     {"masks", set_masks, verify_masks},
     {"alternate-stack", set_alternate_stack, verify_alternate_stack},
     {"in-handler", set_in_handler, verify_in_handler},
+    {"exception", set_exception, verify_exception},
     {"pending", set_pending, verify_pending},
     {"pending-in-threads", set_pending_in_threads, verify_pending_in_threads},
     {"waiters", set_waiters, verify_waiters},

@@ -6,7 +6,7 @@ use ckrun_integration::job::Job;
 use ckrun_integration::modes_survive;
 
 modes_survive!("signals":
-    handlers trap_ignored masks alternate_stack in_handler pending pending_in_threads waiters itimer alarm
+    handlers trap_ignored masks alternate_stack in_handler exception pending pending_in_threads waiters itimer alarm
     timers timer_of_thread timer_overrun flood
     ; else "trap-pending"
 );

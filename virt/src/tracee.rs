@@ -92,6 +92,9 @@ impl Tracee {
                 // Job control can stop a thread at any time; its report is of no interest now.
                 Some((_, Change::Stopped(_))) => ptrace::resume(self.pid, 0).doing(what)?,
                 Some((_, Change::Signal(STOP))) => ptrace::resume(self.pid, STOP).doing(what)?,
+                Some((_, Change::Signal(signal))) if self.blocks(signal).doing(what)? => {
+                    ptrace::resume(self.pid, signal).doing(what)?;
+                }
                 Some((_, Change::Signal(signal))) => {
                     log::debug!("thread {} got signal {signal} in the stub", self.pid);
                     return Err(Failure::new(what(), Errno::EFAULT));
@@ -130,11 +133,22 @@ impl Tracee {
                     ptrace::resume(self.pid, STOP).doing(what)?;
                     continue;
                 }
+                Some((_, Change::Signal(signal))) if self.blocks(signal).doing(what)? => {
+                    ptrace::resume(self.pid, signal).doing(what)?;
+                    continue;
+                }
                 _ => return Err(Failure::new(what(), Errno::ESRCH)),
             }
             ptrace::interrupt(self.pid).doing(what)?;
             asked = true;
         }
+    }
+
+    /// The signal is blocked, and reported all the same: when an exception of the processor comes that is not blocked, such
+    /// as the breakpoint, the kernel takes the oldest one in the queue, whose handler the thread had not come to yet when it
+    /// was stopped. Resumed with it, the thread has it in its queue again, behind the breakpoint.
+    fn blocks(&self, signal: libc::c_int) -> Result<bool, Errno> {
+        Ok(ptrace::signal_mask(self.pid)? >> (signal - 1) & 1 == 1)
     }
 
     /// It stopped in a call that goes on (`-ERESTART*`, `linux/errno.h`).
