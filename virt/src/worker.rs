@@ -219,9 +219,13 @@ impl Worker {
         Ok(result)
     }
 
-    /// Puts ckrun and the task onto one CPU: waking a task on another one that sleeps costs ten times as much.
+    /// Puts ckrun and the task onto one CPU: waking a task on another one that sleeps costs ten times as much. A task
+    /// with a deadline (`SCHED_DEADLINE`), which must be free to run on all of its CPUs (`EBUSY`), stays where it is.
     pub(crate) fn pin(pid: Pid, cpu: usize) -> Result<(), Failure> {
-        sys::pin(pid, cpu).doing(|| format!("pin thread {pid} to CPU {cpu}"))
+        match sys::pin(pid, cpu) {
+            Err(Errno::EBUSY) => Ok(()),
+            pinned => pinned.doing(|| format!("pin thread {pid} to CPU {cpu}")),
+        }
     }
 
     /// All signals but the breakpoint's wait while the task works for ckrun.

@@ -349,8 +349,7 @@ impl Job<'_> {
     fn node(&mut self, node: usize) -> Result<Description, Trouble> {
         let (namespace, object) = self.object(node)?;
         let seen = &self.graph.nodes[node].seen;
-        let mut locks =
-            Locks::parse(seen.info.lines("lock")).map_err(|why| Trouble::refused(seen.name(), why))?;
+        let mut locks = Locks::parse(|| seen.name(), seen.info.lines("lock"))?;
         locks.flocker = locks.flocker.and_then(|host| self.virtual_id(host));
         let (owner, signal) = if seen.path_only() { (None, None) } else { self.owner(node)? };
         let position = if object.has_position() { seen.info.position } else { 0 };

@@ -3,6 +3,7 @@
 //! `/proc/PID/fdinfo` shows those that were set through a description: `1: POSIX  ADVISORY  WRITE 42 08:01:1234 0 EOF`.
 //! A POSIX lock belongs to the process, the others to the description.
 
+use super::Trouble;
 use super::making::Making;
 use crate::program::Program;
 use serde::{Deserialize, Serialize};
@@ -108,8 +109,12 @@ impl Lock {
 }
 
 impl Locks {
-    /// What the lines of a description's fdinfo tell, with ids as there. The error is why they can't be carried.
-    pub(super) fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Locks, &'static str> {
+    /// What the lines of a description's fdinfo tell, with ids as there. `name` is for people.
+    pub(super) fn parse<'a>(
+        name: impl FnOnce() -> String,
+        lines: impl Iterator<Item = &'a str>,
+    ) -> Result<Locks, Trouble> {
+        let refused = |why| Trouble::refused(name(), why);
         let mut locks = Locks::default();
         for line in lines.filter_map(Line::parse) {
             match (line.kind, line.state) {
@@ -119,9 +124,11 @@ impl Locks {
                 ("OFDLCK", _) => locks.ranges.push(line.lock()),
                 ("POSIX", _) => {}
                 ("LEASE", "ACTIVE") => locks.lease = Some(line.access == "WRITE"),
-                ("LEASE", _) => return Err("a lease that somebody else's open is breaking"),
-                ("DELEG" | "LAYOUT", _) => return Err("a delegation of an NFS server"),
-                _ => return Err("a lock of an unknown kind"),
+                ("LEASE", _) => {
+                    return Err(refused("a lease that somebody else's open is breaking").passing());
+                }
+                ("DELEG" | "LAYOUT", _) => return Err(refused("a delegation of an NFS server")),
+                _ => return Err(refused("a lock of an unknown kind")),
             }
         }
         Ok(locks)
@@ -166,6 +173,7 @@ impl Locks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fd::Refusal;
 
     #[test]
     fn lines_of_all_kinds() {
@@ -175,13 +183,17 @@ mod tests {
             "3: POSIX  ADVISORY  WRITE 7 08:01:12 5 EOF",
             "4: LEASE  ACTIVE    READ 7 08:01:12 0 EOF",
         ];
-        let locks = Locks::parse(lines.into_iter()).unwrap();
+        let locks = Locks::parse(String::new, lines.into_iter()).unwrap();
         assert_eq!((locks.flock, locks.flocker, locks.lease), (Some(true), Some(7), Some(false)));
         assert_eq!(locks.ranges, [Lock { fd: -1, exclusive: false, start: 10, end: Some(19) }]);
         assert_eq!(
             lines.into_iter().filter_map(Lock::parse_posix).collect::<Vec<_>>(),
             [Lock { fd: -1, exclusive: true, start: 5, end: None }]
         );
-        assert!(Locks::parse(["1: LEASE  BREAKING  READ 7 08:01:12 0 EOF"].into_iter()).is_err());
+        let breaking = ["1: LEASE  BREAKING  READ 7 08:01:12 0 EOF"];
+        assert!(matches!(
+            Locks::parse(String::new, breaking.into_iter()),
+            Err(Trouble::Refused(Refusal { passing: true, .. }))
+        ));
     }
 }
