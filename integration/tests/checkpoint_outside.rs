@@ -2,20 +2,30 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::job::{Job, path};
+use ckrun_integration::job::{Job, cleared, path};
+use ckrun_integration::pipes::PATIENCE;
 use ckrun_integration::run::{finish, needs};
+use ckrun_virt::sys::sockopt;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Words that the peer is ahead of the answers.
 const AHEAD: u64 = 100;
+/// After this time without an answer it sends another one.
+const IMPATIENCE: Duration = Duration::from_millis(20);
 
 /// A network that only one test knows, with addresses for several hosts.
 struct Network(String);
@@ -29,6 +39,28 @@ impl Network {
             ip(&["-n", &network.0, "address", "add", address, "dev", "lo"]);
         }
         network
+    }
+
+    /// Two that are joined, and each with one of the addresses.
+    fn pair(name: &str) -> [Network; 2] {
+        let [here, there] = ["a", "b"].map(|end| {
+            ip(&["netns", "add", &format!("{name}-{end}")]);
+            Network(format!("{name}-{end}"))
+        });
+        ip(&["-n", &here.0, "link", "add", "v", "type", "veth", "peer", "v", "netns", &there.0]);
+        for (network, address) in [(&here, "10.77.0.1/24"), (&there, "10.77.0.2/24")] {
+            ip(&["-n", &network.0, "address", "add", address, "dev", "v"]);
+            ip(&["-n", &network.0, "link", "set", "v", "up"]);
+        }
+        [here, there]
+    }
+
+    /// The tables of packet filters in it.
+    fn tables(&self) -> String {
+        let mut command = Command::new(needs("ip", "iproute2"));
+        let nft = needs("nft", "nftables");
+        command.args(["netns", "exec", &self.0]).arg(nft).args(["list", "tables"]);
+        finish(command).ok()
     }
 
     fn path(&self) -> String {
@@ -77,6 +109,7 @@ struct Talk {
 struct Peer {
     quiet: Arc<AtomicBool>,
     talk: JoinHandle<Talk>,
+    line: Receiver<TcpStream>,
 }
 
 impl Peer {
@@ -85,8 +118,13 @@ impl Peer {
         let listener = network.listen(address);
         let quiet = Arc::new(AtomicBool::new(false));
         let hushed = quiet.clone();
-        let talk = std::thread::spawn(move || converse(listener.accept().unwrap().0, talk, &hushed));
-        Peer { quiet, talk }
+        let (tell, line) = channel();
+        let talk = std::thread::spawn(move || {
+            let line = listener.accept().unwrap().0;
+            tell.send(line.try_clone().unwrap()).unwrap();
+            converse(line, talk, &hushed)
+        });
+        Peer { quiet, talk, line }
     }
 
     /// It says nothing from now on, and only listens.
@@ -98,9 +136,10 @@ impl Peer {
 /// Speaks until the line is cut.
 fn converse(mut line: TcpStream, mut talk: Talk, quiet: &AtomicBool) -> Talk {
     line.set_nodelay(true).unwrap();
-    let mut part = Vec::new();
+    line.set_read_timeout(Some(IMPATIENCE)).unwrap();
+    let (mut part, mut urge) = (Vec::new(), 0);
     loop {
-        while talk.sent < talk.answered + AHEAD && !quiet.load(Ordering::SeqCst) {
+        while talk.sent < talk.answered + AHEAD + urge && !quiet.load(Ordering::SeqCst) {
             if line.write_all(&mix(talk.sent + 1).to_ne_bytes()).is_err() {
                 return talk;
             }
@@ -108,6 +147,7 @@ fn converse(mut line: TcpStream, mut talk: Talk, quiet: &AtomicBool) -> Talk {
         }
         let mut bytes = [0; 800];
         match line.read(&mut bytes) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => urge += 1,
             Ok(0) | Err(_) => return talk,
             Ok(read) => part.extend(&bytes[..read]),
         }
@@ -123,14 +163,81 @@ fn converse(mut line: TcpStream, mut talk: Talk, quiet: &AtomicBool) -> Talk {
 fn up(mode: &str, more: &[&str]) -> (Job, Network, Peer) {
     let job = Job::new("inet", mode);
     let network = Network::new(job.container.id().replace("ckrun-", "net-"));
+    inside(&job, &network);
+    let peer = Peer::at(&network, "10.77.0.2:5011", Talk::default());
+    job.start_with(more);
+    (job, network, peer)
+}
+
+/// Its network is somebody's who keeps it.
+fn inside(job: &Job, network: &Network) {
     job.container.change(|config| {
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != "network");
         namespaces.push(json!({"type": "network", "path": network.path()}));
     });
-    let peer = Peer::at(&network, "10.77.0.2:5011", Talk::default());
-    job.start_with(more);
-    (job, network, peer)
+}
+
+/// A guest with a line that is to be kept, to somebody on another host.
+struct Kept {
+    job: Job,
+    network: Network,
+    line: TcpStream,
+    talk: JoinHandle<Talk>,
+    _there: Network,
+}
+
+impl Kept {
+    fn up() -> Kept {
+        let job = Job::new("inet", "line");
+        let [network, there] = Network::pair(&job.container.id().replace("ckrun-", "net-"));
+        inside(&job, &network);
+        let Peer { talk, line, .. } = Peer::at(&there, "10.77.0.2:5011", Talk::default());
+        job.start();
+        Kept { job, network, line: line.recv().unwrap(), talk, _there: there }
+    }
+
+    /// Waits until the peer has sent something once more, since it had no answer; nor has it been turned away.
+    fn hears_nothing(&self) {
+        // `struct tcp_info`: tcpi_state (1 is established), tcpi_total_retrans.
+        let info = || {
+            let mut info = [0; 104];
+            sockopt::get(&self.line, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).unwrap();
+            assert_eq!(info[0], 1, "the peer has been told something");
+            u32::from_ne_bytes(*info.last_chunk().unwrap())
+        };
+        let (before, deadline) = (info(), Instant::now() + PATIENCE);
+        while info() == before {
+            assert!(Instant::now() < deadline, "the peer has no reason to send anything again");
+            std::thread::yield_now();
+        }
+    }
+
+    fn checkpoint<'a>(&self, image: &'a Path) -> [&'a str; 5] {
+        ["checkpoint", "--tcp-established", "--image-path", path(image), "ID"]
+    }
+
+    fn end(self) {
+        self.job.is_well();
+        assert_eq!(self.network.tables(), "");
+        self.job.container.ckrun(&["delete", "--force", "ID"]).ok();
+        let talk = self.talk.join().unwrap();
+        assert!(talk.answered > 0 && talk.answered <= talk.sent, "{talk:?}");
+    }
+}
+
+/// ckrun, stopped at some point.
+fn stopped(job: &Job, point: &str, words: &[&str]) -> (Child, Pid) {
+    let mut command = job.container.command(words);
+    command.env("CKRUN_FAULT", format!("stop@{point}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    let pid = Pid::from_raw(child.id().cast_signed());
+    assert_eq!(
+        waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap(),
+        WaitStatus::Stopped(pid, Signal::SIGSTOP)
+    );
+    (child, pid)
 }
 
 /// Nobody has said what is to become of it.
@@ -177,4 +284,53 @@ fn somebody_else_goes_on() {
     }
     job.container.ckrun(&["delete", "--force", "ID"]).ok();
     assert!(peer.talk.join().unwrap().answered > 0);
+}
+
+/// From before the line is looked at until it is there again, the peer hears nothing, and nothing that it sends is taken by
+/// somebody who then forgets it.
+#[test]
+fn nobody_answers_while_the_job_is_away() {
+    let kept = Kept::up();
+    for round in 0..2 {
+        let image = kept.job.image(&format!("image-{round}"));
+        let (mut ckrun, pid) = stopped(&kept.job, "checkpoint:tmpfs", &kept.checkpoint(&image));
+        kept.hears_nothing();
+        kill(pid, Signal::SIGCONT).unwrap();
+        assert!(ckrun.wait().unwrap().success());
+        kept.job.container.no_trace();
+        kept.hears_nothing();
+        assert_eq!(kept.network.tables(), "table inet ckrun");
+        // What clients say next.
+        kept.job.container.ckrun(&["delete", "--force", "ID"]).ok();
+        let words = ["restore", "--detach", "--image-path", path(&image), "ID"];
+        let mut command = kept.job.container.command(&words);
+        command.env("CKRUN_FAULT", "fail@restore:release");
+        finish(command).exits(1);
+        kept.hears_nothing();
+        kept.job.restore(&image);
+        assert_eq!(kept.network.tables(), "");
+    }
+    kept.end();
+}
+
+/// The line goes on where it was, whatever ends the checkpoint.
+#[test]
+fn a_checkpoint_that_comes_to_nothing_leaves_no_wall() {
+    let kept = Kept::up();
+    for point in ["checkpoint:tmpfs", "checkpoint:commit", "checkpoint:committed"] {
+        let image = kept.job.image(&point.replace(':', "-"));
+        let (mut ckrun, pid) = stopped(&kept.job, point, &kept.checkpoint(&image));
+        kept.hears_nothing();
+        kill(pid, Signal::SIGKILL).unwrap();
+        assert!(!ckrun.wait().unwrap().success());
+        cleared(&kept.job.container);
+        kept.job.is_well();
+        assert_eq!(kept.network.tables(), "");
+    }
+    let image = kept.job.image("failed");
+    let mut command = kept.job.container.command(&kept.checkpoint(&image));
+    command.env("CKRUN_FAULT", "fail@checkpoint:commit");
+    finish(command).exits(1);
+    kept.job.is_unharmed(&image);
+    kept.end();
 }

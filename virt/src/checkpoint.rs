@@ -66,6 +66,7 @@ impl Options {
         owned.closing.clone_from(&self.closing);
         owned.network = self.network.is_some();
         owned.mounts = self.places.is_some();
+        owned.wall = self.network.is_none() && !self.leave_running;
         owned
     }
 

@@ -1,7 +1,8 @@
 //! Points at which a test can make ckrun die, or fail.
 //!
 //! `CKRUN_FAULT=checkpoint:capture` kills ckrun when it comes to that point, as `kill -9` would. With
-//! `fail@checkpoint:capture` the step fails instead, as if the kernel had refused a call. Without the variable a point
+//! `fail@checkpoint:capture` the step fails instead, as if the kernel had refused a call, and with `stop@checkpoint:capture`
+//! ckrun stops until somebody lets it go on (SIGCONT). Without the variable a point
 //! costs one comparison. Who can set ckrun's environment can kill it anyway, so that this gives nobody a power; still it
 //! is not listened to where the environment comes from somebody with less rights (AT_SECURE, getauxval(3)).
 
@@ -42,7 +43,14 @@ pub const POINTS: &[&str] = &[
 #[derive(Debug, PartialEq, Eq)]
 struct Fault {
     point: String,
-    kill: bool,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Die,
+    Fail,
+    Stop,
 }
 
 /// A step begins here.
@@ -59,11 +67,17 @@ pub fn point(name: &'static str) -> Result<(), Failure> {
 }
 
 fn strike(fault: &Fault) -> Result<(), Failure> {
-    if fault.kill {
-        // SAFETY: a signal to ourselves.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-    }
-    Err(Failure::new(format!("go on at {}, where a test wants a failure", fault.point), Errno::EIO))
+    let signal = match fault.what {
+        What::Die => libc::SIGKILL,
+        What::Stop => libc::SIGSTOP,
+        What::Fail => {
+            let what = format!("go on at {}, where a test wants a failure", fault.point);
+            return Err(Failure::new(what, Errno::EIO));
+        }
+    };
+    // SAFETY: a signal to ourselves.
+    unsafe { libc::kill(libc::getpid(), signal) };
+    Ok(())
 }
 
 fn asked() -> Option<String> {
@@ -73,11 +87,12 @@ fn asked() -> Option<String> {
 }
 
 fn parse(text: &str) -> Option<Fault> {
-    let (kill, point) = match text.strip_prefix("fail@") {
-        Some(point) => (false, point),
-        None => (true, text),
+    let (what, point) = match text.split_once('@') {
+        Some(("fail", point)) => (What::Fail, point),
+        Some(("stop", point)) => (What::Stop, point),
+        _ => (What::Die, text),
     };
-    (!point.is_empty()).then(|| Fault { point: point.into(), kill })
+    (!point.is_empty()).then(|| Fault { point: point.into(), what })
 }
 
 #[cfg(test)]
@@ -93,12 +108,13 @@ mod tests {
     }
 
     #[test]
-    fn two_ways_to_go() {
-        let fault = |kill| Some(Fault { point: "restore:files".into(), kill });
-        assert_eq!(parse("restore:files"), fault(true));
-        assert_eq!(parse("fail@restore:files"), fault(false));
+    fn three_ways_to_go() {
+        let fault = |what| Some(Fault { point: "restore:files".into(), what });
+        assert_eq!(parse("restore:files"), fault(What::Die));
+        assert_eq!(parse("fail@restore:files"), fault(What::Fail));
+        assert_eq!(parse("stop@restore:files"), fault(What::Stop));
         assert_eq!(parse(""), None);
-        let said = strike(&fault(false).unwrap()).unwrap_err();
+        let said = strike(&fault(What::Fail).unwrap()).unwrap_err();
         assert_eq!(said.errno, Errno::EIO);
         assert!(said.what.contains("restore:files"), "{said}");
     }

@@ -42,6 +42,8 @@ pub struct Owned {
     pub network: bool,
     /// It is known what the sandbox mounts, so that other mounts are made again.
     pub mounts: bool,
+    /// The network is there when the job is gone, and must not answer the peers of connections that are kept.
+    pub wall: bool,
 }
 
 impl Owned {

@@ -430,8 +430,9 @@ pub fn restore(
     making.registers()?;
     events.running(&table, &mut making)?;
     fault::point("restore:release")?;
-    making.wake(init)?;
+    let rubble = making.wake(init)?;
     let bytes = making.bytes;
     making.release()?;
+    drop(rubble);
     Ok(Report { total: began.elapsed(), processes: job.members.len(), threads: job.cpu.len(), bytes, table })
 }

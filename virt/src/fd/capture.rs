@@ -251,6 +251,11 @@ fn look(
     let ends = Ends::of(graph)?;
     let terminals = Terminals::of(graph, &ids, running)?;
     let standard = Standard::of(graph, &ends, &terminals, &unix);
+    let links = Links::of(graph)?;
+    let mut connections = Connections::default();
+    if owned.wall && !running {
+        connections.wall_off(graph, links.outside(owned));
+    }
     let mut job = Job {
         graph,
         owned,
@@ -267,8 +272,8 @@ fn look(
         known_terminals: HashMap::new(),
         unix,
         ids,
-        links: Links::of(graph)?,
-        connections: Connections::default(),
+        links,
+        connections,
         ends_read: HashMap::new(),
         nooks: Vec::new(),
         running,

@@ -8,6 +8,7 @@ use super::making::{self, Making, SETTABLE};
 use super::{Files, Object, inotify, socket};
 use crate::image::Image;
 use crate::mounts::Namespace;
+use crate::network::wall::Rubble;
 use crate::restore::Options;
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
@@ -69,11 +70,11 @@ impl Made {
     }
 
     /// Lets everything that leads out of the job come to life; `init` is the job's first process. Nothing may fail after
-    /// that.
+    /// that. The answer is to be dropped when there is time for it.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn wake(&self, init: Pid) -> Result<(), Failure> {
+    pub fn wake(&self, init: Pid) -> Result<Option<Rubble>, Failure> {
         self.late.wake(init)
     }
 

@@ -11,6 +11,7 @@ use crate::job::Job;
 use crate::login::LoginUid;
 use crate::memory::{self, Blueprint, Bridge, Handles, PageFiles, Plan};
 use crate::mounts::{self, Namespace};
+use crate::network::wall::Rubble;
 use crate::nursery::{self, AREA, Birth};
 use crate::proc::Stat;
 use crate::program::Program;
@@ -305,11 +306,11 @@ impl<'a> Making<'a> {
         }
     }
 
-    /// Lets what leads out of the job come to life.
+    /// Lets what leads out of the job come to life. The answer is to be dropped when there is time for that.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn wake(&self, init: Pid) -> Result<(), Error> {
+    pub fn wake(&self, init: Pid) -> Result<Option<Rubble>, Error> {
         Ok(self.made.wake(init)?)
     }
 

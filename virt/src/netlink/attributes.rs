@@ -50,6 +50,11 @@ impl Attributes {
         self.put(kind, &value.to_ne_bytes())
     }
 
+    /// Adds a number in the order of the network.
+    pub fn put_be32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.put(kind, &value.to_be_bytes())
+    }
+
     /// Adds a text, with its end.
     pub fn put_text(&mut self, kind: u16, text: &str) -> &mut Self {
         self.put(kind, &[text.as_bytes(), &[0]].concat())

@@ -11,7 +11,7 @@ pub use attributes::{Attributes, attributes};
 use crate::Failure;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
-use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendto, setsockopt};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, getsockname, recv, sendto, setsockopt};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -79,6 +79,21 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0, buffer: vec![0; ROOM], wordy: false })
     }
 
+    /// The number by which the kernel knows this socket among those of its namespace and protocol.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn port(&self) -> Result<u32, Errno> {
+        let (own, anyone) = (self.socket.as_raw_fd(), NetlinkAddr::new(0, 0));
+        let address: NetlinkAddr = getsockname(own)?;
+        if address.pid() != 0 {
+            return Ok(address.pid());
+        }
+        // It gets one when it first needs it.
+        bind(own, &anyone)?;
+        getsockname::<NetlinkAddr>(own).map(|address| address.pid())
+    }
+
     /// Asks for a list.
     ///
     /// # Errors
@@ -137,8 +152,16 @@ impl Netlink {
             self.speak();
         }
         self.send(messages).map_err(plain)?;
+        let done = self.acknowledged(count);
+        if done.is_err() {
+            self.forget();
+        }
+        done
+    }
+
+    fn acknowledged(&mut self, count: usize) -> Result<(), (u32, Errno, String)> {
         for _ in 0..count {
-            let length = self.fill().map_err(plain)?;
+            let length = self.fill().map_err(|errno| (0, errno, String::new()))?;
             let mut rest = self.buffer.get(..length).unwrap_or_default();
             while let Some((header, payload, tail)) = split(rest) {
                 if i32::from(header.kind) == libc::NLMSG_ERROR
@@ -150,6 +173,12 @@ impl Netlink {
             }
         }
         Ok(())
+    }
+
+    /// Drops what else the kernel has answered, all of which is there when an order has been sent: it is not to be taken for
+    /// an answer to the next one.
+    fn forget(&mut self) {
+        while recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
     }
 
     /// Wants the kernel's reasons in words, and room for many answers. It works without either.

@@ -21,6 +21,7 @@ mod sysctls;
 #[cfg(test)]
 mod tests;
 pub mod tun;
+pub mod wall;
 
 pub use links::{Link, Origin};
 pub use nft::Entry as Filter;

@@ -3,15 +3,17 @@
 //! What the kernel lists is nearly what it wants to be told: without the numbers by which it counts things, and as one
 //! batch, which it takes as a whole or not at all.
 
+pub(super) mod batch;
 mod what;
 
 pub use what::What;
 
-use super::{FILE, Refusal};
+use super::{FILE, Refusal, wall};
 use crate::netlink::attributes::find;
 use crate::netlink::record::{Names, Record, Value, number, text};
-use crate::netlink::{Attributes, Netlink, message, protocols, said};
+use crate::netlink::{Attributes, Netlink, protocols, said};
 use crate::{Doing, Error, Failure};
+use batch::{Batch, Generation};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use what::HEADER;
@@ -28,13 +30,7 @@ pub struct Entry {
 
 /// `NFNL_SUBSYS_NFTABLES`, and `NFT_MSG_*` of `linux/netfilter/nf_tables.h`.
 const SUBSYSTEM: u16 = 10;
-const GET_GENERATION: u16 = 16;
 const GET_FLOWTABLE: u16 = 23;
-/// `NFNL_MSG_BATCH_BEGIN` and `_END`.
-const BEGIN: u16 = 0x10;
-const END: u16 = 0x11;
-/// `NFTA_GEN_ID`.
-const GENERATION: u16 = 1;
 /// `NFTA_SET_ID`; `NFTA_SET_ELEM_LIST_TABLE` and `_SET`; `NFTA_RULE_COMPAT` and its protocol.
 const SET_ID: u16 = 10;
 const LIST_TABLE: u16 = 1;
@@ -42,7 +38,9 @@ const LIST_SET: u16 = 2;
 const COMPAT: u16 = 5;
 const COMPAT_PROTOCOL: u16 = 1;
 const COMPAT_FLAGS: u16 = 2;
-fn kind(message: u16) -> u16 {
+
+/// The type of a message to nftables.
+pub(super) fn order(message: u16) -> u16 {
     SUBSYSTEM << 8 | message
 }
 
@@ -61,6 +59,7 @@ pub(super) fn capture(names: &Names, troubles: &mut Vec<Refusal>) -> Result<Vec<
         return Ok(Vec::new());
     }
     let mut all: Vec<Entry> = Vec::new();
+    let mut walls = Vec::new();
     let mut note = |what: What, why: String| {
         troubles.push(Refusal { what: format!("packet filter: {}", what.name()), why, remedy: None });
     };
@@ -71,16 +70,22 @@ pub(super) fn capture(names: &Names, troubles: &mut Vec<Refusal>) -> Result<Vec<
                 all.iter().filter(|entry| entry.what == What::Set).map(|set| elements_of(&set.of)).collect();
         }
         for request in requests {
-            let listed = netfilter.dump(kind(what.number() + 1), &request);
+            let listed = netfilter.dump(order(what.number() + 1), &request);
             for message in
                 listed.doing(|| format!("list each {} of the job's packet filters", what.name()))?
             {
-                if message.kind != kind(what.number()) {
+                if message.kind != order(what.number()) {
                     continue;
                 }
                 match what.layout().read(&message.payload, names) {
                     Ok(of) => {
                         let entry = Entry { what, of };
+                        if entry.is_wall() {
+                            walls.extend(entry.table());
+                        }
+                        if entry.table().is_some_and(|table| walls.contains(&table)) {
+                            continue;
+                        }
                         if let Some(why) = entry.lost() {
                             note(what, why);
                         }
@@ -92,23 +97,16 @@ pub(super) fn capture(names: &Names, troubles: &mut Vec<Refusal>) -> Result<Vec<
         }
     }
     // A kernel that has none says so.
-    if netfilter.dump(kind(GET_FLOWTABLE), &[0; HEADER]).is_ok_and(|found| !found.is_empty()) {
+    if netfilter.dump(order(GET_FLOWTABLE), &[0; HEADER]).is_ok_and(|found| !found.is_empty()) {
         note(What::Table, "it has a flow table".into());
     }
     Ok(all)
 }
 
-/// There has never been a filter here: every change counts, from 1 on.
+/// There has never been a filter here, or the kernel knows none.
 fn untouched(netfilter: &mut Netlink) -> Result<bool, Errno> {
-    match netfilter.ask(kind(GET_GENERATION), &[0; HEADER]) {
-        Ok(answer) => {
-            let id = answer.payload.get(HEADER..).and_then(|attributes| find(attributes, GENERATION));
-            Ok(id == Some(&1_u32.to_be_bytes()))
-        }
-        // A kernel without nftables.
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(true),
-        Err(errno) => Err(errno),
-    }
+    let generation = Generation::now(netfilter)?;
+    Ok(generation.is_none_or(|generation| generation == Generation::FIRST))
 }
 
 /// The request for the elements of one set.
@@ -127,6 +125,12 @@ impl Entry {
     fn table(&self) -> Option<(u64, String)> {
         let name = text(&self.of, if self.what == What::Table { "name" } else { "table" })?;
         Some((number(&self.of, "family"), name.to_owned()))
+    }
+
+    /// It is a table of a ckrun's that is just writing another job of this namespace to an image.
+    fn is_wall(&self) -> bool {
+        let name = text(&self.of, "name").and_then(|name| name.strip_prefix(wall::TABLE)?.strip_prefix('-'));
+        self.what == What::Table && self.of.contains_key("owner") && name.is_some()
     }
 
     /// What of it would be lost.
@@ -208,7 +212,7 @@ pub(super) fn restore(entries: &[Entry], names: &Names) -> Result<(), Error> {
     let mut netfilter = Netlink::open(protocols::NETFILTER).doing(what)?;
     let mut there = Vec::new();
     if !untouched(&mut netfilter).doing(what)? {
-        for message in netfilter.dump(kind(What::Table.number() + 1), &[0; HEADER]).doing(what)? {
+        for message in netfilter.dump(order(What::Table.number() + 1), &[0; HEADER]).doing(what)? {
             let table = What::Table.layout().read(&message.payload, names).unwrap_or_default();
             log::debug!("packet filters: the sandbox has made {table:?}");
             there.extend(Entry { what: What::Table, of: table }.table());
@@ -219,17 +223,12 @@ pub(super) fn restore(entries: &[Entry], names: &Names) -> Result<(), Error> {
     if entries.is_empty() {
         return Ok(());
     }
-    let border = |kind, sequence| {
-        let header = [0, 0, 0, SUBSYSTEM as u8];
-        message(kind, libc::NLM_F_REQUEST as u16, sequence, &header)
-    };
-    let mut batch = border(BEGIN, 0);
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_APPEND) as u16;
+    let mut batch = Batch::new();
     for (sequence, entry) in (1..).zip(&entries) {
-        batch.extend(message(kind(entry.what.number()), flags, sequence, &entry.message(sequence, names)?));
+        let message = entry.message(sequence, names)?;
+        batch.add(entry.what.number(), libc::NLM_F_CREATE | libc::NLM_F_APPEND, &message);
     }
-    batch.extend(border(END, u32::try_from(entries.len()).unwrap_or(u32::MAX).saturating_add(1)));
-    netfilter.batch(&batch, entries.len()).map_err(|(sequence, errno, words)| {
+    batch.commit(&mut netfilter).map_err(|(sequence, errno, words)| {
         let entry = usize::try_from(sequence).ok().and_then(|at| entries.get(at.checked_sub(1)?));
         let of = entry.map_or_else(String::new, |entry| {
             let part = ["table", "chain", "set", "name"].iter().filter_map(|name| text(&entry.of, name));

@@ -139,7 +139,7 @@ impl What {
         [What::Table, What::Chain, What::Object, What::Set, What::Elements, What::Rule];
 
     /// `NFT_MSG_NEW…`; the one to list them is the next.
-    pub(super) fn number(self) -> u16 {
+    pub(in crate::network) fn number(self) -> u16 {
         match self {
             What::Table => 0,
             What::Chain => 3,

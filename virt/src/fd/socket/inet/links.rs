@@ -133,6 +133,14 @@ impl Links {
         }
     }
 
+    /// The connections that lead out of the job and are kept.
+    pub(crate) fn outside(&self, owned: &Owned) -> Vec<(SocketAddr, SocketAddr)> {
+        let kept = |(local, peer): &&(SocketAddr, SocketAddr)| {
+            matches!(self.lead("", *local, *peer, owned), Ok(Some(Link::Outside)))
+        };
+        self.ends.keys().filter(kept).copied().collect()
+    }
+
     /// What waits to be accepted at a listening socket, and could not be carried.
     pub(crate) fn at_listener(&self, name: &str, local: SocketAddr, owned: &Owned) -> Result<(), Trouble> {
         let local = canonical(local);

@@ -12,6 +12,7 @@ use crate::fd::making::Making;
 use crate::fd::socket::{Family, Socket, sockets};
 use crate::image::Image;
 use crate::namespace::{Kind, Namespace};
+use crate::network::wall::{self, Rubble};
 use crate::restore::Options;
 use crate::sys::sockopt;
 use crate::{Doing, Error, Failure};
@@ -36,14 +37,18 @@ struct Sleeper {
 }
 
 impl Late {
-    /// Takes them out of the repair mode, asks their peers to go on, and sends what was unsent.
+    /// Takes them out of the repair mode, asks their peers to go on, and sends what was unsent. The answer is to be dropped
+    /// when there is time for that.
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn wake(&self, init: nix::unistd::Pid) -> Result<(), Failure> {
+    pub(crate) fn wake(&self, init: nix::unistd::Pid) -> Result<Option<Rubble>, Failure> {
         if self.0.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
+        let ends: Vec<_> = self.0.iter().filter_map(|late| late.ends()).collect();
+        // Whoever comes in now finds a socket; and the answers to what is asked below are to come in.
+        let rubble = wall::lower(init, &ends)?;
         let forger = forger(init, self.0.iter().map(|late| &late.inet))?;
         for late in &self.0 {
             let what = || format!("let {:?} go on", late.inet.local);
@@ -51,7 +56,14 @@ impl Late {
             sockopt::set_number(&late.fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, late.reuse).doing(what)?;
             go_on(late.fd.as_fd(), &late.inet, &late.queues, &forger)?;
         }
-        Ok(())
+        Ok(rubble)
+    }
+}
+
+impl Sleeper {
+    fn ends(&self) -> Option<wall::Ends> {
+        let Phase::Connected { connection, .. } = &self.inet.phase else { return None };
+        Some((connection.local, connection.peer))
     }
 }
 
