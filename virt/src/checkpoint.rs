@@ -144,7 +144,7 @@ fn attempt(
 ) -> Result<Report, Error> {
     let began = Instant::now();
     fault::point("checkpoint:look")?;
-    refuse(survey(init, options)?)?;
+    survey(init, options)?.none()?;
     let begin = if options.replace { Writer::replace } else { Writer::create };
     let mut image = begin(&options.image)?;
     for (name, bytes) in extra {

@@ -5,6 +5,7 @@
 
 use crate::checkpoint::{DELETED, Options};
 use crate::cpu::registers;
+use crate::fd::Refused;
 use crate::memory::{self, Census};
 use crate::namespace::Common;
 use crate::proc::Stat;
@@ -28,7 +29,7 @@ const MOMENT: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
+pub fn survey(init: Pid, options: &Options) -> Result<Refused, Error> {
     let mounted = fd::mounts(init)?;
     let processes = descendants(init);
     let residents = mounts::Space::first_of_each(&processes)?;
@@ -40,7 +41,8 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
     }
     blockers.extend(strangers(init, &options.members));
     blockers.extend(posix::survey(init)?);
-    blockers.extend(fd::survey(&processes, &options.owned())?);
+    let Refused { lasting: descriptors, passing } = fd::survey(&processes, &options.owned())?;
+    blockers.extend(descriptors);
     blockers.extend(lasting(|| {
         let mut found = shapes(&processes)?;
         for &host in &processes {
@@ -62,7 +64,7 @@ pub fn survey(init: Pid, options: &Options) -> Result<Vec<Blocker>, Error> {
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(blockers)
+    Ok(Refused { lasting: blockers, passing })
 }
 
 /// What a running process is, unless it has ended.

@@ -114,7 +114,8 @@ impl Subject {
     /// # Errors
     /// The kernel's.
     pub fn survey(&self) -> Result<Vec<Blocker>> {
-        Ok(survey(self.init.pid(), &self.options)?)
+        let refused = survey(self.init.pid(), &self.options)?;
+        Ok([refused.lasting, refused.passing].concat())
     }
 
     /// Writes the image, and ends the job unless it is to go on.

@@ -13,7 +13,7 @@ use super::*;
 use crate::image::Writer;
 use crate::mounts::Hidden;
 use crate::owned::Owned;
-use crate::resource::{Blocker, Stopped};
+use crate::resource::Stopped;
 use crate::seize::{self, Frozen};
 use crate::status::Status;
 use nix::unistd::Pid;
@@ -179,24 +179,23 @@ fn read(
 ///
 /// # Errors
 /// System errors; not that a process or a descriptor has gone meanwhile.
-pub fn survey(pids: &[Pid], owned: &Owned) -> Result<Vec<Blocker>, Failure> {
+pub fn survey(pids: &[Pid], owned: &Owned) -> Result<Refused, Failure> {
     let look = |pids: &[Pid]| {
         let (members, ids) = list(pids);
         let graph = Graph::of(members, true)?;
-        look(graph, ids, owned, &|_, _| None, true).map(|(_, refused)| refused.blockers)
+        look(graph, ids, owned, &|_, _| None, true).map(|(_, refused)| refused)
     };
-    let mut blockers = look(pids)?;
+    let mut refused = look(pids)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
     // the way for good is there at another look.
     for _ in 0..2 {
-        if blockers.is_empty() {
+        if refused.is_empty() {
             break;
         }
         let Some(&init) = pids.first() else { break };
-        let again = look(&seize::descendants(init))?;
-        blockers.retain(|blocker| again.contains(blocker));
+        refused.retain(&look(&seize::descendants(init))?);
     }
-    Ok(blockers)
+    Ok(refused)
 }
 
 fn list(pids: &[Pid]) -> (Vec<Member>, HashMap<i32, i32>) {
@@ -313,7 +312,7 @@ fn look(
         }
     }
     let sharing = tables::survey(graph, &mut refused)?;
-    if !running && refused.blockers.is_empty() {
+    if !running && refused.is_empty() {
         job.quiet_epolls()?;
     }
     for (at, member) in graph.members.iter().enumerate() {

@@ -55,6 +55,7 @@ mod tun;
 pub use capture::{Captured, capture, survey};
 pub use lock::{Lock, Locks};
 pub use make::Made;
+pub use refused::Refused;
 pub use regular::Stamp;
 pub use socket::inet::Connections;
 

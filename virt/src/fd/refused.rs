@@ -10,25 +10,40 @@ use rustix::fs::FileType;
 
 /// All that is refused.
 #[derive(Debug, Default)]
-pub(super) struct Refused {
-    pub blockers: Vec<Blocker>,
-    /// Some of it will not be over soon.
-    lasting: bool,
+pub struct Refused {
+    /// What stays so.
+    pub lasting: Vec<Blocker>,
+    /// What will be over when the job has run on a little.
+    pub passing: Vec<Blocker>,
 }
 
 impl Refused {
     pub(super) fn add(&mut self, member: &Member, refusal: Refusal) {
         let Refusal { what, why, remedy, passing } = refusal;
-        self.blockers.push(Blocker { pid: member.pid, comm: member.comm.clone(), what, why, remedy });
-        self.lasting |= !passing;
+        let list = if passing { &mut self.passing } else { &mut self.lasting };
+        list.push(Blocker { pid: member.pid, comm: member.comm.clone(), what, why, remedy });
     }
 
-    /// Nothing is.
-    pub(super) fn none(self) -> Result<(), Error> {
+    /// Whether nothing is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lasting.is_empty() && self.passing.is_empty()
+    }
+
+    /// Leaves out what another look did not find.
+    pub(super) fn retain(&mut self, again: &Refused) {
+        self.lasting.retain(|blocker| again.lasting.contains(blocker));
+        self.passing.retain(|blocker| again.passing.contains(blocker));
+    }
+
+    /// Checks that nothing is.
+    ///
+    /// # Errors
+    /// [`Error::Blocked`], or [`Error::Passing`] if all of it passes.
+    pub(crate) fn none(self) -> Result<(), Error> {
         match self {
-            Refused { blockers, .. } if blockers.is_empty() => Ok(()),
-            Refused { blockers, lasting: true } => Err(Error::Blocked(blockers)),
-            Refused { blockers, lasting: false } => Err(Error::Passing(blockers)),
+            all if all.is_empty() => Ok(()),
+            Refused { lasting, passing } if lasting.is_empty() => Err(Error::Passing(passing)),
+            Refused { lasting, passing } => Err(Error::Blocked([lasting, passing].concat())),
         }
     }
 }
