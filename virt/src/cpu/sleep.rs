@@ -112,15 +112,16 @@ impl Sleep {
         let mut seen = None;
         let mut suspects: Vec<Timer> = Vec::new();
         // Other threads of the host fall asleep as well. Only the one in question does so twice with the same deadline; its
-        // timer lies on its kernel stack, where each call may find it at another place.
+        // timer lies on its kernel stack, where each call may find it at another place. A timer that a glance has missed costs
+        // one round more.
         for _ in 0..8 {
-            let before = last.take().or_else(|| Timers::read().ok());
+            let before = last.take().or_else(|| Timers::glance().ok());
             let mut place = String::new();
             let mut during = None;
             let mut program = Program::new();
             let call = program.attempt("go on with a call", libc::SYS_restart_syscall, &[]);
             let answers = doze(&program, &mut || {
-                during = Timers::read().ok();
+                during = Timers::glance().ok();
                 place = where_asleep(host);
             })?;
             if let Some(answers) = answers {

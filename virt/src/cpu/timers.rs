@@ -34,12 +34,19 @@ impl Timers {
     /// # Errors
     /// The kernel's; inside a container the file is often hidden.
     pub fn read() -> Result<Timers, Failure> {
-        let read = || std::fs::read_to_string(PATH).doing(|| format!("read {PATH}"));
-        // The kernel counts its way through a list that changes meanwhile: when a timer before it goes, one is left out.
-        // That hardly happens twice to the same.
-        let (first, mut all) = (Timers::parse(&read()?), Timers::parse(&read()?));
+        let (first, mut all) = (Timers::glance()?, Timers::glance()?);
         all.timers.extend(first.new_since(&all));
         Ok(all)
+    }
+
+    /// Those of this moment, though one of them may be missing: the kernel counts its way through a list that changes
+    /// meanwhile, and when a timer before it goes, one is left out. That hardly happens twice to the same.
+    ///
+    /// # Errors
+    /// As [`Timers::read`].
+    pub fn glance() -> Result<Timers, Failure> {
+        let text = crate::proc::read(PATH).doing(|| format!("read {PATH}"))?;
+        Ok(Timers::parse(&String::from_utf8_lossy(&text)))
     }
 
     fn parse(text: &str) -> Timers {
