@@ -81,14 +81,13 @@ impl Tracee {
         wait_for_stop(self.pid)?.map(drop).ok_or_else(|| Failure::new(what(), Errno::ESRCH))
     }
 
-    /// Runs the thread with `regs` until it reports a trap, and returns the registers then.
-    pub(crate) fn run_to_trap(&self, regs: &Registers) -> Result<Registers, Failure> {
+    /// Runs the thread, with the registers that it has been given, until it reports a trap.
+    pub(crate) fn run_to_trap(&self) -> Result<(), Failure> {
         let what = || format!("run calls in thread {}", self.pid);
-        ptrace::set_registers(self.pid, regs).doing(what)?;
         ptrace::resume(self.pid, 0).doing(what)?;
         loop {
             match ptrace::wait(self.pid, 0).doing(what)? {
-                Some((_, Change::Signal(libc::SIGTRAP))) => break,
+                Some((_, Change::Signal(libc::SIGTRAP))) => return Ok(()),
                 // Job control can stop a thread at any time; its report is of no interest now.
                 Some((_, Change::Stopped(_))) => ptrace::resume(self.pid, 0).doing(what)?,
                 Some((_, Change::Signal(STOP))) => ptrace::resume(self.pid, STOP).doing(what)?,
@@ -102,14 +101,12 @@ impl Tracee {
                 _ => return Err(Failure::new(what(), Errno::ESRCH)),
             }
         }
-        ptrace::registers(self.pid).doing(what)
     }
 
-    /// Runs the thread with `regs` until it sleeps in a system call, does `look` and stops the thread; or until it reports
+    /// Runs the thread likewise until it sleeps in a system call, does `look` and stops the thread; or until it reports
     /// a trap. The answer is whether it slept. The call is left interrupted: the registers are not the thread's own.
-    pub(crate) fn run_to_sleep(&self, regs: &Registers, look: &mut dyn FnMut()) -> Result<bool, Failure> {
+    pub(crate) fn run_to_sleep(&self, look: &mut dyn FnMut()) -> Result<bool, Failure> {
         let what = || format!("bring thread {} to sleep", self.pid);
-        ptrace::set_registers(self.pid, regs).doing(what)?;
         ptrace::resume(self.pid, 0).doing(what)?;
         let begun = Instant::now();
         let mut asked = false;
@@ -164,11 +161,10 @@ impl Tracee {
         text.first().is_some_and(u8::is_ascii_digit)
     }
 
-    /// Makes the one system call that the code at `regs.rip` leads to, and stops right after it. The answer is its
+    /// Makes the one system call that the code leads to at which the thread has been put, and stops right after it. The answer is its
     /// result.
-    pub(crate) fn run_to_syscall(&self, regs: &Registers) -> Result<i64, Failure> {
+    pub(crate) fn run_to_syscall(&self) -> Result<i64, Failure> {
         let what = || format!("make a call in thread {}", self.pid);
-        ptrace::set_registers(self.pid, regs).doing(what)?;
         // One stop at the entry, one at the exit.
         for _ in 0..2 {
             ptrace::resume_to_syscall(self.pid, 0).doing(what)?;
@@ -186,13 +182,12 @@ impl Tracee {
         Ok(ptrace::registers(self.pid).doing(what)?.rax.cast_signed())
     }
 
-    /// Makes the system call that `regs` are about to enter (the code that they stand at leads there) and interrupts it at
+    /// Makes the system call that the code leads to at which the thread has been put, and interrupts it at
     /// once. A call that has nothing to wait for ends with its result; one that waits ends with an `-ERESTART*` and, for
     /// `-ERESTART_RESTARTBLOCK`, with a note in the kernel from which it goes on, with the remaining time, when the
     /// thread is let go.
-    pub(crate) fn begin_call(&self, regs: &Registers) -> Result<i64, Failure> {
+    pub(crate) fn begin_call(&self) -> Result<i64, Failure> {
         let what = || format!("begin a call in thread {}", self.pid);
-        ptrace::set_registers(self.pid, regs).doing(what)?;
         let mut signal = 0;
         loop {
             ptrace::resume_to_syscall(self.pid, signal).doing(what)?;

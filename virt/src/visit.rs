@@ -10,7 +10,7 @@
 use crate::program::{Answers, Program};
 use crate::signals::Action;
 use crate::stub::{self, MAX_WAY_BACK, Steps, Undo};
-use crate::sys::ptrace::{self, Registers};
+use crate::sys::ptrace;
 use crate::tracee::Tracee;
 use crate::vdso;
 use crate::worker::{HEADER, Worker, open_memory};
@@ -23,11 +23,11 @@ use std::rc::Rc;
 
 /// Room for a program of about 1,500 calls. It is never touched beyond what a program needs.
 const AREA: u64 = 160 << 10;
-/// Offsets in the header.
+/// Offsets in the header. What belongs to one thread is at its end, so that it is written together with a program.
 const ACTION: u64 = 0;
 const NEW_ACTION: u64 = 32;
-const MASK: u64 = 64;
-const AFFINITY: u64 = 128;
+/// The top of a stack of a few words, for the way back.
+const STACK: u64 = 2048;
 
 /// A visit to one process.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Visit {
         let what = || format!("map memory in thread {pid}");
         ptrace::set_registers(pid, &regs).doing(what)?;
         visit.worker.block_signals()?;
-        let address = leader.run_to_syscall(&regs);
+        let address = leader.run_to_syscall();
         leader.settle()?;
         ptrace::set_signal_mask(pid, leader.mask).doing(what)?;
         ptrace::set_registers(pid, &leader.regs).doing(what)?;
@@ -102,7 +102,7 @@ impl Visit {
         if program.is_empty() {
             return program.decode(Vec::new());
         }
-        self.work(thread, program, |regs| thread.run_to_trap(regs).map(|_| true))?
+        self.work(thread, program, || thread.run_to_trap().map(|()| true))?
             .ok_or_else(|| Failure::new(format!("work in thread {}", thread.pid()), Errno::EINTR))
     }
 
@@ -117,7 +117,7 @@ impl Visit {
         program: &Program,
         look: &mut dyn FnMut(),
     ) -> Result<Option<Answers>, Failure> {
-        self.work(thread, program, |regs| thread.run_to_sleep(regs, look).map(|slept| !slept))
+        self.work(thread, program, || thread.run_to_sleep(look).map(|slept| !slept))
     }
 
     /// Begins the one call of `program` in `thread` and interrupts it, see [`Worker::begin`].
@@ -126,7 +126,7 @@ impl Visit {
     /// As [`Worker::run`].
     pub fn begin(&mut self, thread: &Tracee, program: &Program) -> Result<i64, Failure> {
         let mut result = 0;
-        self.work(thread, program, |regs| thread.begin_call(regs).map(|r| result = r).map(|()| false))?;
+        self.work(thread, program, || thread.begin_call().map(|r| result = r).map(|()| false))?;
         Ok(result)
     }
 
@@ -134,19 +134,19 @@ impl Visit {
         &mut self,
         thread: &Tracee,
         program: &Program,
-        run: impl FnOnce(&Registers) -> Result<bool, Failure>,
+        run: impl FnOnce() -> Result<bool, Failure>,
     ) -> Result<Option<Answers>, Failure> {
         let pid = thread.pid();
         let what = || format!("work in thread {pid}");
         self.worker.tracee = thread.clone();
         let affinity = sys::affinity(pid).doing(what)?;
-        self.prepare_way_back(thread, &affinity)?;
-        let regs = self.worker.load(program)?;
+        let (before, _) = self.prepare_way_back(thread, &affinity)?;
+        let regs = self.worker.load_behind(&before, program)?;
         // First the registers: from then on a thread that is let go finds its way back, and with it its mask and CPUs.
         ptrace::set_registers(pid, &regs).doing(what)?;
         self.worker.block_signals()?;
         Worker::pin(pid, self.cpu)?;
-        let ended = run(&regs);
+        let ended = run();
         let answers = ended.and_then(|ended| ended.then(|| self.worker.unload(program)).transpose());
         self.come_out(thread, &affinity)?;
         answers
@@ -177,16 +177,17 @@ impl Visit {
         let leader = self.leader.clone();
         let what = || format!("leave thread {}", leader.pid());
         let affinity = sys::affinity(leader.pid()).doing(what)?;
-        let steps = self.prepare_way_back(&leader, &affinity)?;
+        let (before, steps) = self.prepare_way_back(&leader, &affinity)?;
         self.worker.tracee = leader.clone();
-        let mut regs = self.worker.load(&Program::new())?;
+        let mut regs = self.worker.load_behind(&before, &Program::new())?;
         regs.rip = self.way_back + steps.action;
         ptrace::set_registers(leader.pid(), &regs).doing(what)?;
         self.worker.block_signals()?;
         Worker::pin(leader.pid(), self.cpu)?;
-        leader.run_to_syscall(&regs)?;
+        leader.run_to_syscall()?;
         regs.rip = self.way_back + steps.unmap;
-        leader.run_to_syscall(&regs)?;
+        ptrace::set_registers(leader.pid(), &regs).doing(what)?;
+        leader.run_to_syscall()?;
         self.come_out(&leader, &affinity)?;
         self.worker.write(self.worker.code, &self.residue())
     }
@@ -214,22 +215,21 @@ impl Visit {
         ptrace::set_registers(thread.pid(), &thread.regs).doing(what)
     }
 
-    fn prepare_way_back(&self, thread: &Tracee, affinity: &[u8]) -> Result<Steps, Failure> {
+    /// Writes the way back of `thread`. What it looks at is still to be written, right before the program.
+    fn prepare_way_back(&self, thread: &Tracee, affinity: &[u8]) -> Result<(Vec<u8>, Steps), Failure> {
         let area = &self.worker.area;
-        let mut header = thread.mask.to_ne_bytes().to_vec();
-        header.resize((AFFINITY - MASK) as usize, 0);
-        header.extend(affinity);
-        self.worker.write(area.start + MASK, &header)?;
+        let data = [&thread.mask.to_ne_bytes(), affinity].concat();
+        let mask = area.start + HEADER - data.len() as u64;
         let undo = Undo {
             area: (area.start, area.end - area.start),
             action: area.start + ACTION,
-            mask: area.start + MASK,
-            affinity: (area.start + AFFINITY, affinity.len() as u64),
-            stack: area.start + HEADER - 64,
+            mask,
+            affinity: (mask + size_of::<u64>() as u64, affinity.len() as u64),
+            stack: area.start + STACK,
         };
         let (code, steps) = stub::way_back(&undo, &thread.regs);
         self.worker.write(self.way_back, &code)?;
-        Ok(steps)
+        Ok((data, steps))
     }
 
     fn check_room(&self, map: &[u8], end: u64) -> Result<(), Failure> {

@@ -57,8 +57,8 @@ impl Worker {
         if program.is_empty() {
             return program.decode(Vec::new());
         }
-        let regs = self.load(program)?;
-        self.tracee.run_to_trap(&regs)?;
+        self.put(&self.load(program)?)?;
+        self.tracee.run_to_trap()?;
         self.unload(program)
     }
 
@@ -68,8 +68,8 @@ impl Worker {
     /// # Errors
     /// As [`Worker::run`].
     pub fn doze(&mut self, program: &Program, look: &mut dyn FnMut()) -> Result<Option<Answers>, Failure> {
-        let regs = self.load(program)?;
-        let slept = self.tracee.run_to_sleep(&regs, look)?;
+        self.put(&self.load(program)?)?;
+        let slept = self.tracee.run_to_sleep(look)?;
         if slept { Ok(None) } else { self.unload(program).map(Some) }
     }
 
@@ -79,11 +79,22 @@ impl Worker {
     /// # Errors
     /// As [`Worker::run`].
     pub fn begin(&mut self, program: &Program) -> Result<i64, Failure> {
-        self.tracee.begin_call(&self.load(program)?)
+        self.put(&self.load(program)?)?;
+        self.tracee.begin_call()
+    }
+
+    /// Gives the thread registers with which it works for ckrun.
+    fn put(&self, regs: &Registers) -> Result<(), Failure> {
+        ptrace::set_registers(self.host(), regs).doing(|| format!("work in thread {}", self.host()))
     }
 
     /// Writes the program into the area; the answer is the registers to start it with.
     pub(crate) fn load(&self, program: &Program) -> Result<Registers, Failure> {
+        self.load_behind(&[], program)
+    }
+
+    /// Writes the program into the area, and `before` right before it.
+    pub(crate) fn load_behind(&self, before: &[u8], program: &Program) -> Result<Registers, Failure> {
         let base = self.area.start + HEADER;
         if program.size() as u64 > self.area.end - STACK - base {
             return Err(Failure::new(
@@ -91,7 +102,8 @@ impl Worker {
                 Errno::E2BIG,
             ));
         }
-        self.write(base, &program.encode(base))?;
+        let bytes = [before, &program.encode(base)].concat();
+        self.write(base - before.len() as u64, &bytes)?;
         let mut regs = self.tracee.regs;
         regs.rip = self.code;
         regs.rbx = base;
@@ -121,7 +133,8 @@ impl Worker {
         self.write(self.area.start + HEADER, data)?;
         let mut regs = self.load(&Program::new())?;
         regs.rip = at;
-        self.tracee.run_to_trap(&regs).map(drop)
+        self.put(&regs)?;
+        self.tracee.run_to_trap()
     }
 
     /// Its thread id in ckrun's pid namespace.
@@ -211,7 +224,8 @@ impl Worker {
         for (slot, arg) in slots.into_iter().zip(args) {
             *slot = *arg;
         }
-        let result = self.tracee.run_to_syscall(&regs)?;
+        self.put(&regs)?;
+        let result = self.tracee.run_to_syscall()?;
         if (-4095..0).contains(&result) {
             let what = format!("make call {nr} in process {}", self.host());
             return Err(Failure::new(what, Errno::from_raw(-result as i32)));
