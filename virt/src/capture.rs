@@ -84,8 +84,7 @@ impl Capture {
         mut copies: Option<&mut Vec<Snapshot>>,
         give: &mut dyn FnMut(Load),
     ) -> Result<(), Error> {
-        let named = |p: &Process| (p.stopped.host, p.pid, p.stopped.comm());
-        self.blockers.extend(unusual::blockers(&frozen.processes.iter().map(named).collect::<Vec<_>>())?);
+        self.blockers.extend(unusual::blockers(frozen.processes.iter().map(|process| &process.stopped))?);
         // Two visits to one memory would be in each other's way.
         if !self.blockers.is_empty() {
             return Ok(());
@@ -225,13 +224,14 @@ impl Capture {
         let (host, task) = (thread.stopped.host, &thread.stopped);
         self.blockers.extend(registers::blocker(task, &thread.tracee.regs));
         self.blockers.extend(sched::blocker(task)?);
-        if let Some(rseq) = Rseq::read(host)?
+        let rseq = Rseq::read(host)?;
+        if let Some(rseq) = &rseq
             && rseq.abort(memory, &mut thread.tracee.regs)
         {
             ptrace::set_registers(host, &thread.tracee.regs)
                 .doing(|| format!("end a restartable sequence of thread {}", task.tid))?;
         }
-        self.job.cpu.insert(task.tid, CpuState::capture(&thread.tracee)?);
+        self.job.cpu.insert(task.tid, CpuState::capture(&thread.tracee, rseq)?);
         self.job.outside_threads.capture(task)?;
         self.job.filters.capture(task)?;
         self.blockers.extend(self.job.filters.blocker(task));

@@ -7,6 +7,7 @@ use crate::capture::Capture;
 use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Bytes, Manifest, Writer};
+use crate::listing::list;
 use crate::mounts::Places;
 use crate::network::Given;
 use crate::owned::{Outward, Owned};
@@ -144,7 +145,8 @@ fn attempt(
 ) -> Result<Report, Error> {
     let began = Instant::now();
     fault::point("checkpoint:look")?;
-    survey(init, options)?.none()?;
+    let listed = list(init);
+    survey(init, &listed, options)?.none()?;
     let begin = if options.replace { Writer::replace } else { Writer::create };
     let mut image = begin(&options.image)?;
     for (name, bytes) in extra {
@@ -156,7 +158,7 @@ fn attempt(
     fault::point("checkpoint:seize")?;
     let cpu = stay_on_this_cpu()?;
     let clocks = Clocks::of(init)?;
-    let frozen = Frozen::stop(init, || events.seized())?;
+    let frozen = Frozen::stop(init, listed, || events.seized())?;
     let connections = fd::Connections::default();
     let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new(), connections };
     let mut written = steps.write(frozen, &mut image, events);

@@ -40,6 +40,7 @@ pub mod interval_timers;
 pub mod job;
 pub mod landlock;
 pub mod limits;
+pub mod listing;
 pub mod login;
 mod making;
 pub mod memory;

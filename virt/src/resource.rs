@@ -34,8 +34,7 @@ impl Stopped {
 
     /// Its command name.
     pub fn comm(&self) -> String {
-        let name = self.read("comm").unwrap_or_default();
-        String::from_utf8_lossy(name.trim_ascii_end()).into_owned()
+        self.status.name.clone()
     }
 }
 

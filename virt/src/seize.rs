@@ -5,9 +5,9 @@
 
 use crate::cpu::calls::{self, Before};
 use crate::cpu::timers::Timers;
+use crate::listing::{Listed, list, look};
 use crate::proc::Stat;
 use crate::resource::Stopped;
-use crate::status::Status;
 use crate::sys::{self, ptrace};
 use crate::tracee::Tracee;
 use crate::{Doing, Error, Failure};
@@ -68,7 +68,8 @@ impl Process {
 }
 
 impl Frozen {
-    /// Stops every thread of the processes that descend from `init`, itself included.
+    /// Stops every thread of the processes that descend from `init`, itself included. `listed` are those that were there a
+    /// moment ago.
     ///
     /// `seized` is called once, when all have been asked to stop and nobody has been waited for: a cgroup that is frozen
     /// must be thawed then, for a frozen task runs nothing, and on cgroup v1 does not even reach its stop.
@@ -76,31 +77,36 @@ impl Frozen {
     /// # Errors
     /// `EBUSY` when a thread does not stop (it hangs in the kernel), `EPERM` when somebody else traces it, `ESRCH` when
     /// the job has ended.
-    pub fn stop(init: Pid, seized: impl FnOnce() -> Result<(), Error>) -> Result<Frozen, Error> {
+    pub fn stop(
+        init: Pid,
+        mut listed: Vec<Listed>,
+        seized: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<Frozen, Error> {
         let since = Instant::now();
         let mut held = Held::default();
         let mut seized = Some(seized);
         // A thread that was not stopped yet may have made others, so it is over when a look finds nothing new.
-        let processes = loop {
-            let processes = descendants(init);
-            let all: Vec<Pid> = processes.iter().copied().flat_map(threads).collect();
-            let new = |tid: &Pid| !held.stopped.contains_key(tid) && !held.ended.contains(tid);
-            let seen: Vec<Pid> = all.into_iter().filter(new).collect();
+        let mut of_now = false;
+        loop {
+            let all = listed.iter().flat_map(|p| p.threads.iter().map(|&tid| (p.host, tid)));
+            let new = |(_, tid): &(Pid, Pid)| !held.stopped.contains_key(tid) && !held.ended.contains(tid);
+            let seen: Vec<(Pid, Pid)> = all.filter(new).collect();
             held.before.look(&seen);
             let mut fresh = Vec::new();
-            for tid in seen {
+            for (_, tid) in seen {
                 if held.catch(tid)? {
                     fresh.push(tid);
                 }
             }
-            if fresh.is_empty() {
-                break processes;
+            if fresh.is_empty() && of_now {
+                break;
             }
             seized.take().map_or(Ok(()), |seized| seized())?;
             held.arrive(fresh, since + PATIENCE)?;
-        };
+            (listed, of_now) = (list(init), true);
+        }
         held.set_timeouts()?;
-        let processes = held.sort(processes)?;
+        let processes = held.sort(listed)?;
         Ok(Frozen { processes, since })
     }
 
@@ -326,20 +332,21 @@ impl Held {
     }
 
     /// Puts the threads into their processes, and those into the order of the tree.
-    fn sort(mut self, hosts: Vec<Pid>) -> Result<Vec<Process>, Error> {
+    fn sort(mut self, listed: Vec<Listed>) -> Result<Vec<Process>, Error> {
         let mut processes: Vec<Process> = Vec::new();
         let mut ids: BTreeMap<Pid, i32> = BTreeMap::new();
-        for host in hosts {
+        for Listed { host, threads } in listed {
             let Some(stat) = Stat::of(host) else { continue };
-            let stopped = look(host, 0)?;
+            let stopped = look(host, host, 0)?;
             let pid = stopped.tid;
             let parent = ids.get(&stat.parent).copied().unwrap_or(0);
             ids.insert(host, pid);
             let mut process =
                 Process { stopped: Stopped { pid, ..stopped }, pid, parent, stat, threads: Vec::new() };
-            for tid in threads(host) {
+            for tid in threads {
                 if let Some(tracee) = self.stopped.remove(&tid) {
-                    process.threads.push(Thread { tracee, stopped: look(tid, pid)? });
+                    let stopped = if tid == host { process.stopped.clone() } else { look(host, tid, pid)? };
+                    process.threads.push(Thread { tracee, stopped });
                 }
             }
             processes.push(process);
@@ -357,38 +364,4 @@ impl Drop for Held {
             let _ = tracee.release();
         }
     }
-}
-
-/// What `/proc` says of a thread of process `pid` of the job, at this moment unless it is stopped.
-pub(crate) fn look(host: Pid, pid: i32) -> Result<Stopped, Failure> {
-    let path = format!("/proc/{host}/status");
-    let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
-    Ok(Stopped { host, tid: status.ns_pid.last().copied().unwrap_or(0), pid, status })
-}
-
-/// `init` and all that descend from it, parents first, as ckrun sees their ids.
-pub fn descendants(init: Pid) -> Vec<Pid> {
-    let mut found = vec![init];
-    let mut next = 0;
-    while let Some(&pid) = found.get(next) {
-        next += 1;
-        for tid in threads(pid) {
-            // A child belongs to the thread that made it.
-            let children =
-                std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-            found.extend(
-                children.split_ascii_whitespace().filter_map(|id| Some(Pid::from_raw(id.parse().ok()?))),
-            );
-        }
-    }
-    found
-}
-
-/// The threads of a process, its leader first.
-pub fn threads(pid: Pid) -> Vec<Pid> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut tids: Vec<Pid> = ids.map(Pid::from_raw).collect();
-    tids.sort_by_key(|&tid| (tid != pid, tid));
-    tids
 }

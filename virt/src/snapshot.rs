@@ -9,12 +9,12 @@
 
 use crate::proc::Stat;
 use crate::program::Program;
-use crate::seize;
 use crate::status::Status;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
 use crate::visit::{Visit, stay_on_this_cpu};
 use crate::{Doing, Failure, Process};
+use crate::{listing, seize};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -113,7 +113,7 @@ fn reap(parent: Pid, id: i32, cpu: usize) -> Result<(), Failure> {
 /// As [`Snapshot::discard`].
 pub fn sweep(init: Pid) -> Result<(), Failure> {
     let cpu = stay_on_this_cpu()?;
-    for host in seize::descendants(init) {
+    for host in listing::descendants(init) {
         if Stat::of(host).is_none_or(|stat| stat.exit_signal != 0) || !has_died(host)? {
             continue;
         }

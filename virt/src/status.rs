@@ -4,6 +4,8 @@
 /// namespace: the job's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
+    /// The command name, as text.
+    pub name: String,
     /// `R`, `S`, `D`, `T` (stopped), `t` (traced), `Z`, …
     pub state: char,
     /// File mode creation mask.
@@ -66,11 +68,20 @@ impl Status {
         let mut status = Status { thp_enabled: true, ..Status::default() };
         for line in text.split(|&b| b == b'\n') {
             let Some(colon) = line.iter().position(|&b| b == b':') else { continue };
+            if let Some(name) = line.strip_prefix(b"Name:\t") {
+                status.name = unescaped(name);
+                continue;
+            }
             // The name, which a hostile task chooses, is the first line and escapes its newlines: no field can be forged.
             let Ok(value) = std::str::from_utf8(&line[colon + 1..]) else { continue };
             status.take(&line[..colon], value.trim());
         }
         status
+    }
+
+    /// It is a zombie, or less.
+    pub fn ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
     }
 
     fn take(&mut self, name: &[u8], value: &str) {
@@ -108,6 +119,19 @@ impl Status {
     }
 }
 
+/// A command name may be any bytes; of these the kernel writes a newline and a backslash with a backslash before.
+fn unescaped(name: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.iter();
+    while let Some(&byte) = rest.next() {
+        bytes.push(match byte {
+            b'\\' if rest.next() == Some(&b'n') => b'\n',
+            byte => byte,
+        });
+    }
+    String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned()
+}
+
 fn list<T: std::str::FromStr>(value: &str) -> Vec<T> {
     value.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
@@ -130,9 +154,17 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_read_as_it_was_given() {
+        let name = |text: &[u8]| Status::parse(text).name;
+        assert_eq!(name(b"Name:\t a\\\\n\\nb: \nState:\tS"), " a\\n\nb:");
+        assert_eq!(name(b"Name:\t\\"), "\\");
+    }
+
+    #[test]
     fn a_name_forges_no_field() {
         let status =
             Status::parse(b"Name:\tx\\nUid:\t7\t7\t7\t7\nUmask:\t0027\nUid:\t1\t2\t3\t4\nGroups:\t \n");
+        assert_eq!(status.name, "x\nUid:\t7\t7\t7\t7");
         assert_eq!((status.uid, status.umask, status.groups.len()), ([1, 2, 3, 4], 0o027, 0));
     }
 }

@@ -6,12 +6,11 @@
 use crate::checkpoint::{DELETED, Options};
 use crate::cpu::registers;
 use crate::fd::Refused;
+use crate::listing::{Listed, Sight, look, see};
 use crate::memory::{self, Census};
 use crate::namespace::Common;
 use crate::proc::Stat;
 use crate::resource::{Blocker, Stopped};
-use crate::seize::{self, descendants};
-use crate::status::Status;
 use crate::sysv::posix;
 use crate::timers::PosixTimers;
 use crate::{Error, Failure, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
@@ -24,14 +23,14 @@ use std::time::Duration;
 const LOOKS: u32 = 5;
 const MOMENT: Duration = Duration::from_millis(2);
 
-/// Names everything that stands in the way of a checkpoint, as far as the options say what the caller knows of the job:
-/// its processes, whether it has a filter with a listener, and what somebody else answers for.
+/// Names everything that stands in the way of a checkpoint of the processes in `listed`, as far as the options say what the
+/// caller knows of the job: its processes, whether it has a filter with a listener, and what somebody else answers for.
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid, options: &Options) -> Result<Refused, Error> {
+pub fn survey(init: Pid, listed: &[Listed], options: &Options) -> Result<Refused, Error> {
     let mounted = fd::mounts(init)?;
-    let processes = descendants(init);
+    let processes: Vec<Pid> = listed.iter().map(|process| process.host).collect();
     let residents = mounts::Space::first_of_each(&processes)?;
     let changed = mounts::survey(&residents, &mounted, options.places.as_ref(), &[])?;
     let mut blockers = tmpfs::survey(init, &mounted, &changed.devices)?;
@@ -41,37 +40,24 @@ pub fn survey(init: Pid, options: &Options) -> Result<Refused, Error> {
     }
     blockers.extend(strangers(init, &options.members));
     blockers.extend(posix::survey(init)?);
-    let Refused { lasting: descriptors, passing } = fd::survey(&processes, &options.owned())?;
+    let seen = see(listed);
+    let Refused { lasting: descriptors, passing } = fd::survey(&seen, &options.owned())?;
     blockers.extend(descriptors);
-    blockers.extend(lasting(|| {
-        let mut found = shapes(&processes)?;
-        for &host in &processes {
-            found.extend(threads(host)?);
-        }
-        Ok(found)
-    })?);
+    blockers.extend(lasting(momentary(&seen)?, || momentary(&see(listed)))?);
     let mut census = Census::new(&residents, DELETED)?;
     let namespaces = Common::of(init)?;
-    for host in processes {
-        let Some(task) = look(host) else { continue };
-        if options.listener && host == init && task.status.seccomp != 0 {
-            blockers.push(seccomp::listened(&task));
+    for task in seen.iter().filter_map(Sight::running) {
+        if options.listener && task.host == init && task.status.seccomp != 0 {
+            blockers.push(seccomp::listened(task));
         }
-        match process(&task, &mut census, &namespaces) {
+        match process(task, &mut census, &namespaces) {
             Ok(found) => blockers.extend(found),
             // One that has ended meanwhile, or is about to, is in nobody's way.
-            Err(e) if is_gone(&e) || Stat::of(host).is_none_or(|stat| stat.ended()) => {}
+            Err(e) if is_gone(&e) || Stat::of(task.host).is_none_or(|stat| stat.ended()) => {}
             Err(e) => return Err(e.into()),
         }
     }
     Ok(Refused { lasting: blockers, passing })
-}
-
-/// What a running process is, unless it has ended.
-fn look(host: Pid) -> Option<Stopped> {
-    let task = seize::look(host, 0).ok()?;
-    let pid = task.status.ns_tgid.last().copied().unwrap_or(0);
-    (!matches!(task.status.state, 'Z' | 'X')).then_some(Stopped { pid, ..task })
 }
 
 fn is_gone(failure: &Failure) -> bool {
@@ -87,13 +73,14 @@ fn process(task: &Stopped, census: &mut Census, namespaces: &Common) -> Result<V
     Ok(found)
 }
 
-/// What is seen of a process's threads.
-fn threads(host: Pid) -> Result<Vec<Blocker>, Error> {
-    let mut found = Vec::new();
-    for task in seize::threads(host).into_iter().filter_map(look) {
-        found.extend(tracer(&task));
-        found.extend(signals::blocker(&task));
-        match sched::blocker(&task) {
+/// What may be in the way for a moment: a process that has just been made by vfork(2) has its parent's memory until it
+/// executes another program.
+fn momentary(seen: &[Sight]) -> Result<Vec<Blocker>, Error> {
+    let mut found = unusual::blockers(seen.iter().map(|sight| &sight.leader))?;
+    for task in seen.iter().flat_map(|sight| &sight.threads) {
+        found.extend(tracer(task));
+        found.extend(signals::blocker(task));
+        match sched::blocker(task) {
             Err(e) if is_gone(&e) => {}
             answer => found.extend(answer?),
         }
@@ -119,15 +106,13 @@ fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
     let stranger = |&host: &Pid| {
         let stat =
             Stat::of(host).filter(|stat| !stat.ended() && host != init && !known.contains(&stat.parent))?;
-        let task = look(host)?;
+        let task = look(host, host, 0).ok()?;
         // A child that was made since the list was read has a parent in the job all the same.
-        if Status::parse(&std::fs::read(format!("/proc/{}/status", stat.parent)).ok()?).ns_pid.len()
-            >= task.status.ns_pid.len()
-        {
+        if look(stat.parent, stat.parent, 0).ok()?.status.ns_pid.len() >= task.status.ns_pid.len() {
             return None;
         }
         Some(Blocker {
-            pid: task.pid,
+            pid: task.tid,
             comm: task.comm(),
             what: "its parent".into(),
             why: "it is outside the container, as that of whatever `ckrun exec` starts".into(),
@@ -137,18 +122,11 @@ fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
     members.iter().filter_map(stranger).collect()
 }
 
-/// A process that has just been made by vfork(2) has its parent's memory only until it executes another program.
-fn shapes(processes: &[Pid]) -> Result<Vec<Blocker>, Error> {
-    let named = |&host: &Pid| {
-        let task = seize::look(host, 0).ok()?;
-        Some((host, task.status.ns_tgid.last().copied().unwrap_or(0), task.comm()))
-    };
-    Ok(unusual::blockers(&processes.iter().filter_map(named).collect::<Vec<_>>())?)
-}
-
-/// What every one of several looks finds.
-fn lasting(mut look: impl FnMut() -> Result<Vec<Blocker>, Error>) -> Result<Vec<Blocker>, Error> {
-    let mut found = look()?;
+/// What of `found` several more looks find, too.
+fn lasting(
+    mut found: Vec<Blocker>,
+    look: impl Fn() -> Result<Vec<Blocker>, Error>,
+) -> Result<Vec<Blocker>, Error> {
     for _ in 0..LOOKS {
         if found.is_empty() {
             break;

@@ -36,7 +36,7 @@ impl Child {
     }
 
     fn stop(&self) -> Frozen {
-        Frozen::stop(self.0, || Ok(())).unwrap()
+        Frozen::stop(self.0, ckrun_virt::listing::list(self.0), || Ok(())).unwrap()
     }
 
     fn result(self) -> i32 {

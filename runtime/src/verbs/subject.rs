@@ -17,6 +17,7 @@ use ckrun_plugin::After;
 use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Writer;
+use ckrun_virt::listing::list;
 use ckrun_virt::owned::Outward;
 use ckrun_virt::resource::Blocker;
 use ckrun_virt::still::Still;
@@ -114,7 +115,8 @@ impl Subject {
     /// # Errors
     /// The kernel's.
     pub fn survey(&self) -> Result<Vec<Blocker>> {
-        let refused = survey(self.init.pid(), &self.options)?;
+        let init = self.init.pid();
+        let refused = survey(init, &list(init), &self.options)?;
         Ok([refused.lasting, refused.passing].concat())
     }
 

@@ -61,10 +61,11 @@ struct Wait {
 }
 
 impl Before {
-    /// Looks at threads that are about to be stopped.
-    pub fn look(&mut self, tids: &[Pid]) {
+    /// Looks at threads that are about to be stopped, by their process's id and their own.
+    pub fn look(&mut self, threads: &[(Pid, Pid)]) {
         let round = self.rounds.len();
-        let found = tids.iter().filter_map(|&tid| Some((tid, Wait { round, ..Wait::of(tid)? })));
+        let wait = |&(host, tid): &(Pid, Pid)| Some((tid, Wait { round, ..Wait::of(host, tid)? }));
+        let found = threads.iter().filter_map(wait);
         let seen = self.waits.len();
         self.waits.extend(found);
         if self.waits.len() > seen {
@@ -100,10 +101,10 @@ impl Before {
 }
 
 impl Wait {
-    fn of(tid: Pid) -> Option<Wait> {
-        let text = std::fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    fn of(host: Pid, tid: Pid) -> Option<Wait> {
+        let text = crate::proc::read(&format!("/proc/{host}/task/{tid}/syscall")).ok()?;
         // The number, and the arguments in hexadecimal.
-        let mut words = text.split_ascii_whitespace();
+        let mut words = std::str::from_utf8(&text).ok()?.split_ascii_whitespace();
         if !waits_in_epoll(words.next()?.parse().ok()?) {
             return None;
         }

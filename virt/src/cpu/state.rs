@@ -28,15 +28,15 @@ pub struct CpuState {
 }
 
 impl CpuState {
-    /// Reads the state of a thread whose restartable sequence, if it was in one, has been aborted.
+    /// Reads the state of a thread whose restartable sequence, if it was in one of those of `rseq`, has been aborted.
     ///
     /// # Errors
     /// `ESRCH` when it has been killed.
-    pub fn capture(thread: &Tracee) -> Result<Self, Failure> {
+    pub fn capture(thread: &Tracee, rseq: Option<Rseq>) -> Result<Self, Failure> {
         Ok(CpuState {
             registers: General::from(&thread.regs),
             mask: Hex(thread.mask),
-            rseq: Rseq::read(thread.pid())?,
+            rseq,
             extended: Xstate::read(thread.pid())?,
             sleep: None,
         })

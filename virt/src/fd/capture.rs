@@ -11,10 +11,11 @@ use super::tables::Sharing;
 use super::terminal::Terminals;
 use super::*;
 use crate::image::Writer;
+use crate::listing::{self, Sight};
 use crate::mounts::Hidden;
 use crate::owned::Owned;
 use crate::resource::Stopped;
-use crate::seize::{self, Frozen};
+use crate::seize::Frozen;
 use crate::status::Status;
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -157,7 +158,9 @@ pub fn capture(
 /// The same of processes that are known to stand still.
 #[cfg(test)]
 pub(super) fn capture_still(pids: &[Pid]) -> Result<Captured, Error> {
-    let (members, ids) = list(pids);
+    let listed: Vec<_> =
+        pids.iter().map(|&host| listing::Listed { host, threads: listing::threads(host) }).collect();
+    let (members, ids) = members(&listing::see(&listed));
     read(members, ids, &Owned::default(), &|_, _| None, |_| Ok(()))
 }
 
@@ -174,42 +177,38 @@ fn read(
     refused.none().map(|()| captured)
 }
 
-/// What of the descriptors and directories of the running processes `pids` can't be carried; the first one is the job's
+/// What of the descriptors and directories of the running processes `seen` can't be carried; the first one is the job's
 /// first process. Somebody answers for what is `owned`.
 ///
 /// # Errors
 /// System errors; not that a process or a descriptor has gone meanwhile.
-pub fn survey(pids: &[Pid], owned: &Owned) -> Result<Refused, Failure> {
-    let look = |pids: &[Pid]| {
-        let (members, ids) = list(pids);
+pub fn survey(seen: &[Sight], owned: &Owned) -> Result<Refused, Failure> {
+    let look = |seen: &[Sight]| {
+        let (members, ids) = members(seen);
         let graph = Graph::of(members, true)?;
         look(graph, ids, owned, &|_, _| None, true).map(|(_, refused)| refused)
     };
-    let mut refused = look(pids)?;
+    let mut refused = look(seen)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
     // the way for good is there at another look.
     for _ in 0..2 {
         if refused.is_empty() {
             break;
         }
-        let Some(&init) = pids.first() else { break };
-        refused.retain(&look(&seize::descendants(init))?);
+        let Some(init) = seen.first() else { break };
+        refused.retain(&look(&listing::see(&listing::list(init.leader.host)))?);
     }
     Ok(refused)
 }
 
-fn list(pids: &[Pid]) -> (Vec<Member>, HashMap<i32, i32>) {
+fn members(seen: &[Sight]) -> (Vec<Member>, HashMap<i32, i32>) {
     let mut members = Vec::new();
     let mut ids = HashMap::new();
-    for &host in pids {
-        let Ok(text) = crate::proc::read(&format!("/proc/{host}/status")) else { continue };
-        let status = Status::parse(&text);
-        collect_ids(&status, &mut ids);
-        if matches!(status.state, 'Z' | 'X') {
-            continue;
+    for sight in seen {
+        collect_ids(&sight.leader.status, &mut ids);
+        if let Some(leader) = sight.running() {
+            members.push(member(leader, sight.threads.iter().map(|thread| thread.host).collect()));
         }
-        let tid = status.ns_pid.last().copied().unwrap_or(0);
-        members.push(member(&Stopped { host, tid, pid: tid, status }, seize::threads(host)));
     }
     (members, ids)
 }

@@ -3,11 +3,12 @@
 use super::capture::{Captured, Source, capture_still};
 use super::*;
 use crate::image::{Manifest, Writer};
+use crate::listing::{descendants, list, see};
 use crate::nursery::{AREA, Birth, beget, take_over};
 use crate::owned::Owned;
 use crate::program::Program;
 use crate::restore::Options;
-use crate::seize::{Frozen, descendants};
+use crate::seize::Frozen;
 use crate::sys::{Clone3, Cloned};
 use crate::worker::Worker;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -72,7 +73,7 @@ impl Guest {
 
     /// Stops the guest, captures it and lets it go on.
     fn capture(&self) -> Result<(Captured, Vec<i32>), Error> {
-        let frozen = Frozen::stop(self.pid(), || Ok(()))?;
+        let frozen = Frozen::stop(self.pid(), list(self.pid()), || Ok(()))?;
         let captured = capture(&frozen, &Owned::default(), &|_, _| None)?;
         Ok((captured, frozen.processes.iter().map(|process| process.pid).collect()))
     }
@@ -435,7 +436,7 @@ fn a_family_shares_what_it_shared() {
 #[test]
 fn what_can_not_be_carried_is_named() {
     let guest = Guest::start("refused");
-    let blockers = survey(&descendants(guest.pid()), &Owned::default()).unwrap().lasting;
+    let blockers = survey(&see(&list(guest.pid())), &Owned::default()).unwrap().lasting;
     let text: Vec<String> = blockers.iter().map(|b| format!("{}: {}", b.what, b.why)).collect();
     let named = ["fanotify", "userfaultfd", "pidfd of"];
     for name in named {
@@ -444,7 +445,7 @@ fn what_can_not_be_carried_is_named() {
     assert_eq!(blockers.len(), 3, "{text:?}");
     assert!(matches!(guest.capture(), Err(Error::Blocked(same)) if same == blockers));
     let harmless = Guest::start("all");
-    let refused = survey(&descendants(harmless.pid()), &Owned::default()).unwrap();
+    let refused = survey(&see(&list(harmless.pid())), &Owned::default()).unwrap();
     assert_eq!((refused.lasting, refused.passing), (vec![], vec![]));
 }
 

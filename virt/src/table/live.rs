@@ -214,7 +214,7 @@ mod tests {
         let init = Pid::from_raw(child.id().cast_signed());
         let depth = depth(init).unwrap();
         let mut running = look(&processes(init).unwrap(), depth).unwrap().tasks;
-        let frozen = Frozen::stop(init, || Ok(())).unwrap();
+        let frozen = Frozen::stop(init, crate::listing::list(init), || Ok(())).unwrap();
         let mut stopped = Seen::stopped(&frozen).tasks;
         let sleep = stopped.iter().find(|task| task.host.id != init.as_raw()).unwrap().host.id;
         frozen.release();

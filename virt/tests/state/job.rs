@@ -1,10 +1,10 @@
 //! Jobs of one process, visits to them, and processes that take their state over.
 
+use ckrun_virt::listing::threads;
 use ckrun_virt::nursery::{AREA, take_over};
 use ckrun_virt::outside::Outside;
 use ckrun_virt::program::{Answers, Program};
 use ckrun_virt::resource::{Resource, Stopped};
-use ckrun_virt::seize::threads;
 use ckrun_virt::status::Status;
 use ckrun_virt::sys::ptrace::{self, Change};
 use ckrun_virt::sys::{Clone3, Cloned};

@@ -1,0 +1,89 @@
+//! Which processes and threads a job has, as `/proc` lists them.
+
+use crate::resource::Stopped;
+use crate::status::Status;
+use crate::{Doing, Failure};
+use nix::unistd::Pid;
+
+/// A process and its threads, the leader first, as ckrun sees their ids.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its id.
+    pub host: Pid,
+    /// Those of its threads.
+    pub threads: Vec<Pid>,
+}
+
+/// A process of a running job as it was at a moment.
+#[derive(Debug)]
+pub struct Sight {
+    /// What was seen of its leader, even if that has ended.
+    pub leader: Stopped,
+    /// The threads that have not ended, the leader first.
+    pub threads: Vec<Stopped>,
+}
+
+/// `init` and all that descend from it, parents first.
+pub fn list(init: Pid) -> Vec<Listed> {
+    let mut found = vec![init];
+    let mut all = Vec::new();
+    while let Some(&host) = found.get(all.len()) {
+        let threads = threads(host);
+        for tid in &threads {
+            // A child belongs to the thread that made it.
+            let children =
+                crate::proc::read(&format!("/proc/{host}/task/{tid}/children")).unwrap_or_default();
+            let ids = children.split(u8::is_ascii_whitespace).filter_map(|id| std::str::from_utf8(id).ok());
+            found.extend(ids.filter_map(|id| Some(Pid::from_raw(id.parse().ok()?))));
+        }
+        all.push(Listed { host, threads });
+    }
+    all
+}
+
+/// The processes of [`list`].
+pub fn descendants(init: Pid) -> Vec<Pid> {
+    list(init).iter().map(|process| process.host).collect()
+}
+
+/// The threads of a process, its leader first.
+pub fn threads(pid: Pid) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut tids: Vec<Pid> = ids.map(Pid::from_raw).collect();
+    tids.sort_by_key(|&tid| (tid != pid, tid));
+    tids
+}
+
+/// Looks at processes; those that are gone are left out.
+pub fn see(listed: &[Listed]) -> Vec<Sight> {
+    listed.iter().filter_map(Sight::of).collect()
+}
+
+impl Sight {
+    fn of(listed: &Listed) -> Option<Sight> {
+        let leader = look(listed.host, listed.host, 0).ok()?;
+        let pid = leader.tid;
+        let leader = Stopped { pid, ..leader };
+        let others = listed.threads.iter().filter(|&&tid| tid != listed.host);
+        let others = others.filter_map(|&tid| look(listed.host, tid, pid).ok());
+        let threads = std::iter::once(leader.clone()).chain(others);
+        Some(Sight { threads: threads.filter(|thread| !thread.status.ended()).collect(), leader })
+    }
+
+    /// Its leader, unless that has ended.
+    pub fn running(&self) -> Option<&Stopped> {
+        (!self.leader.status.ended()).then_some(&self.leader)
+    }
+}
+
+/// What `/proc` says of thread `tid` of process `host`, which is `pid` for the job, at this moment unless it is stopped.
+///
+/// # Errors
+/// `ENOENT`, `ESRCH` when it is gone.
+pub(crate) fn look(host: Pid, tid: Pid, pid: i32) -> Result<Stopped, Failure> {
+    // Not /proc/TID, which is there as well: the kernel would make a directory for each thread.
+    let path = format!("/proc/{host}/task/{tid}/status");
+    let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
+    Ok(Stopped { host: tid, tid: status.ns_pid.last().copied().unwrap_or(0), pid, status })
+}
