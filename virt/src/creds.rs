@@ -8,19 +8,18 @@
 //! Not carried: keyrings (a restarted job has that of the container's first process), and the label of a security module,
 //! which is recorded for the sandbox to apply.
 
+use crate::capabilities::{Capabilities, drop_from_bounding, name};
 use crate::hex::Hex;
 use crate::image::Bytes;
+use crate::listing::look;
 use crate::program::{Answers, Arg, Call, Place, Program};
 use crate::resource::{Resource, Stopped};
+use crate::worker::Worker;
 use crate::{Doing, Failure};
 use serde::{Deserialize, Serialize};
-use std::sync::LazyLock;
 
 /// `linux/securebits.h`: a change of user ids does not touch capabilities.
 const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
-/// `linux/capability.h`.
-const CAP_SETPCAP: u32 = 8;
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// More groups than most tasks have; who has more is asked in another way.
 const GROUPS: usize = 64;
 
@@ -60,22 +59,6 @@ pub struct Ids {
     pub saved: u32,
     /// As whom it opens files.
     pub fs: u32,
-}
-
-/// Sets of capabilities; bit N is capability N.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Capabilities {
-    /// Kept across execve, if the file agrees.
-    pub inheritable: Hex,
-    /// What it may make effective.
-    pub permitted: Hex,
-    /// What the kernel looks at.
-    pub effective: Hex,
-    /// The limit of what execve can give.
-    pub bounding: Hex,
-    /// Kept across execve of ordinary files.
-    pub ambient: Hex,
 }
 
 /// Where the answers are.
@@ -149,43 +132,7 @@ impl Resource for Creds {
     }
 
     fn restore(&self, program: &mut Program) {
-        let prctl = |program: &mut Program, what: &'static str, args: &[Arg]| {
-            program.call(what, libc::SYS_prctl, args);
-        };
-        // From here on ids and capabilities do not influence each other.
-        prctl(
-            program,
-            "separate ids from capabilities",
-            &[libc::PR_SET_SECUREBITS.into(), SECBIT_NO_SETUID_FIXUP.into()],
-        );
-        self.restore_ids(program);
-
-        // The kernel allows only inheritable capabilities that are in the bounding set, or were inheritable before: so
-        // these are set before the bounding set shrinks. Dropping from it and setting the securebits takes CAP_SETPCAP.
-        let sets = &self.capabilities;
-        let with_setpcap = Hex(sets.permitted.0 | 1 << CAP_SETPCAP);
-        capset(program, with_setpcap, with_setpcap, sets.inheritable);
-        for cap in (0..=*LAST_CAPABILITY).filter(|&cap| !sets.bounding.has(cap)) {
-            let what = format!("drop {} from the bounding set", name(cap));
-            program.call(what, libc::SYS_prctl, &[libc::PR_CAPBSET_DROP.into(), cap.into()]);
-        }
-        let ambient = |operation: i32, cap: u32| {
-            [libc::PR_CAP_AMBIENT.into(), operation.into(), cap.into(), 0.into(), 0.into()]
-        };
-        prctl(program, "clear the ambient capabilities", &ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0));
-        for cap in sets.ambient.bits() {
-            let what = format!("raise {} to an ambient capability", name(cap));
-            program.call(what, libc::SYS_prctl, &ambient(libc::PR_CAP_AMBIENT_RAISE, cap));
-        }
-        // They may forbid to raise ambient capabilities, so they come after.
-        prctl(program, "set the securebits", &[libc::PR_SET_SECUREBITS.into(), self.securebits.0.into()]);
-        capset(program, sets.effective, sets.permitted, sets.inheritable);
-        if self.no_new_privs {
-            let args = [libc::PR_SET_NO_NEW_PRIVS.into(), 1.into(), 0.into(), 0.into(), 0.into()];
-            prctl(program, "set no_new_privs", &args);
-        }
-        let args = [libc::PR_SET_PDEATHSIG.into(), self.parent_death_signal.into()];
-        prctl(program, "set the parent-death signal", &args);
+        self.restore_over(None, program);
     }
 }
 
@@ -203,10 +150,59 @@ impl Creds {
 
     /// The capabilities, by name, that a first process whose bounding set is `held` can't give this thread.
     pub fn missing(&self, held: u64) -> Vec<String> {
+        Hex(self.capabilities.all().0 & !held).bits().map(name).collect()
+    }
+
+    /// Takes out of the bounding set of `first`, from which all other tasks of a job are to be made, what none of them
+    /// will have: each call that changes credentials copies them, and so the job does not make these once a thread. The
+    /// answer is the credentials that every task is born with.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn prepare<'a>(
+        first: &mut Worker,
+        pid: i32,
+        wanted: impl Iterator<Item = &'a Creds>,
+    ) -> Result<Creds, Failure> {
+        let mut task = look(first.host(), first.host(), pid)?;
+        let wanted = wanted.fold(0, |all, creds| all | creds.capabilities.all().0);
+        let mut program = Program::new();
+        drop_from_bounding(Hex(task.status.cap_bnd & !wanted), &mut program);
+        task.status.cap_bnd &= wanted;
+        let asked = Creds::ask(&mut program);
+        let answers = first.run(&program)?;
+        Creds::capture(&task, &asked, &answers)
+    }
+
+    /// As [`Resource::restore`], for a task that is known to have the credentials `born`.
+    pub fn restore_over(&self, born: Option<&Creds>, program: &mut Program) {
+        let prctl = |program: &mut Program, what: &'static str, args: &[Arg]| {
+            program.call(what, libc::SYS_prctl, args);
+        };
         let sets = &self.capabilities;
-        let wanted =
-            sets.inheritable.0 | sets.permitted.0 | sets.effective.0 | sets.bounding.0 | sets.ambient.0;
-        Hex(wanted & !held).bits().map(name).collect()
+        let ids = |creds: &Creds| (creds.uids, creds.gids, creds.groups.clone());
+        let bits =
+            |creds: &Creds| (creds.capabilities.bounding, creds.capabilities.ambient, creds.securebits);
+        let another = born.is_none_or(|born| ids(born) != ids(self) || bits(born) != bits(self));
+        if another {
+            // From here on ids and capabilities do not influence each other.
+            let args = [libc::PR_SET_SECUREBITS.into(), SECBIT_NO_SETUID_FIXUP.into()];
+            prctl(program, "separate ids from capabilities", &args);
+            self.restore_ids(program);
+            sets.shrink(born.map_or(Hex(u64::MAX), |born| born.capabilities.bounding), program);
+            sets.set_ambient(program);
+            // They may forbid to raise ambient capabilities, so they come after. They take CAP_SETPCAP.
+            prctl(program, "set the securebits", &[libc::PR_SET_SECUREBITS.into(), self.securebits.0.into()]);
+        }
+        if another || born.is_none_or(|born| born.capabilities != *sets) {
+            sets.set(program);
+        }
+        if self.no_new_privs {
+            let args = [libc::PR_SET_NO_NEW_PRIVS.into(), 1.into(), 0.into(), 0.into(), 0.into()];
+            prctl(program, "set no_new_privs", &args);
+        }
+        let args = [libc::PR_SET_PDEATHSIG.into(), self.parent_death_signal.into()];
+        prctl(program, "set the parent-death signal", &args);
     }
 
     fn restore_ids(&self, program: &mut Program) {
@@ -219,15 +215,6 @@ impl Creds {
         program.call("set the user ids", libc::SYS_setresuid, &three(&self.uids));
         program.call("set the file system user id", libc::SYS_setfsuid, &[self.uids.fs.into()]);
     }
-}
-
-fn capset(program: &mut Program, effective: Hex, permitted: Hex, inheritable: Hex) {
-    let header = [CAPABILITY_VERSION_3, 0].map(u32::to_ne_bytes).concat();
-    // The lower halves of the three sets, then the upper halves.
-    let halves = |shift: u32| [effective, permitted, inheritable].map(|set| (set.0 >> shift) as u32);
-    let data: Vec<u8> = [halves(0), halves(32)].concat().into_iter().flat_map(u32::to_ne_bytes).collect();
-    let (header, data) = (program.put(&header), program.put(&data));
-    program.call("set the capabilities", libc::SYS_capset, &[header.into(), data.into()]);
 }
 
 fn number(answers: &Answers, call: Call) -> Result<u32, nix::errno::Errno> {
@@ -305,62 +292,6 @@ impl Resource for Dumpable {
     }
 }
 
-/// The highest capability that this kernel knows. It refuses to drop another.
-static LAST_CAPABILITY: LazyLock<u32> = LazyLock::new(|| {
-    // SAFETY: PR_CAPBSET_READ takes a number and touches no memory.
-    let known = |cap: &u32| unsafe { libc::prctl(libc::PR_CAPBSET_READ, *cap, 0, 0, 0) } >= 0;
-    (0..u64::BITS).take_while(known).last().unwrap_or(0)
-});
-
-fn name(cap: u32) -> String {
-    NAMES.get(cap as usize).map_or_else(|| format!("capability {cap}"), |name| format!("CAP_{name}"))
-}
-
-/// In the order of `linux/capability.h`.
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -375,15 +306,6 @@ mod tests {
         assert_eq!(translate(map, 200_009), Some(5009));
         assert_eq!((translate(map, 0), translate(b"", 0), translate(b"x y z\n", 0)), (None, None, None));
         assert_eq!(translate(b"0 0 4294967295\n", u32::MAX - 1), Some(u32::MAX - 1));
-    }
-
-    #[test]
-    fn every_capability_of_this_kernel_has_a_name_or_a_number() {
-        assert_eq!(
-            (name(0), name(40), name(41)),
-            ("CAP_CHOWN".into(), "CAP_CHECKPOINT_RESTORE".into(), "capability 41".into())
-        );
-        assert!(*LAST_CAPABILITY >= 40);
     }
 
     proptest! {

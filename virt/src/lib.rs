@@ -21,11 +21,13 @@
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
+pub mod capabilities;
 pub mod capture;
 pub mod checkpoint;
 pub mod clocks;
 pub mod cpu;
 pub mod creds;
+mod crew;
 pub mod dispatch;
 pub mod endings;
 pub mod error;

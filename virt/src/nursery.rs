@@ -6,6 +6,7 @@
 
 use crate::cpu::rseq::Rseq;
 use crate::program::{Arg, Call, Program};
+use crate::signals::{Action, SET};
 use crate::stub;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
@@ -53,7 +54,8 @@ pub struct Birth {
 pub fn take_over(init: Pid, hatch: OwnedFd, there: RawFd, area: Range<u64>) -> Result<Worker, Failure> {
     let what = || format!("take over process {init}");
     stay_on_this_cpu()?;
-    Tracee::catch(init, libc::PTRACE_O_EXITKILL).doing(what)?;
+    // Those who are made have the options of their makers.
+    Tracee::catch(init, libc::PTRACE_O_EXITKILL | ptrace::SUSPEND_SECCOMP).doing(what)?;
     let tracee = Tracee::arrive(init)?.ok_or_else(|| Failure::new(what(), Errno::ESRCH))?;
     let cpu = nix::sched::sched_getcpu().doing(what)?;
     Worker::pin(init, cpu)?;
@@ -73,7 +75,8 @@ pub fn take_over(init: Pid, hatch: OwnedFd, there: RawFd, area: Range<u64>) -> R
     Ok(worker)
 }
 
-/// What the C library of ckrun has registered with the kernel for this thread lies in memory that is about to go.
+/// What the C library of ckrun has registered with the kernel for this thread lies in memory that is about to go. And
+/// whatever ckrun does about the stub's own signal is not the job's.
 fn forget_c_library(worker: &mut Worker) -> Result<(), Failure> {
     let mut program = Program::new();
     if let Some(rseq) = Rseq::read(worker.host())? {
@@ -82,6 +85,10 @@ fn forget_c_library(worker: &mut Worker) -> Result<(), Failure> {
     let list_head = 24_u64; // sizeof(struct robust_list_head), linux/futex.h
     program.call("forget the robust list", libc::SYS_set_robust_list, &[0.into(), list_head.into()]);
     program.call("forget the thread's id", libc::SYS_set_tid_address, &[0.into()]);
+    // For all who come from it.
+    let default = program.put(&Action::default().to_bytes());
+    let args = [libc::SIGTRAP.into(), default.into(), 0.into(), SET.into()];
+    program.call("reset the action of SIGTRAP", libc::SYS_rt_sigaction, &args);
     worker.run(&program).map(drop)
 }
 

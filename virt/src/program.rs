@@ -207,6 +207,12 @@ impl Program {
 
     /// Reads what the area holds after the run.
     pub(crate) fn decode(&self, bytes: Vec<u8>) -> Result<Answers, Failure> {
+        let results = self.results(&bytes)?;
+        Ok(Answers { results, data: bytes, start: self.calls.len() * RECORD })
+    }
+
+    /// The results of the calls, none of which that had to succeed has failed.
+    pub(crate) fn results(&self, bytes: &[u8]) -> Result<Vec<i64>, Failure> {
         let results: Vec<i64> = bytes
             .chunks_exact(RECORD)
             .take(self.calls.len())
@@ -220,7 +226,7 @@ impl Program {
                 return Err(Failure::new(call.what.clone(), errno));
             }
         }
-        Ok(Answers { results, data: bytes, start: self.calls.len() * RECORD })
+        Ok(results)
     }
 }
 

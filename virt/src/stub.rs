@@ -37,6 +37,8 @@ std::arch::global_asm!(
     "  ckrun_arg 4, r8",
     "  ckrun_arg 5, r9",
     "  mov eax, dword ptr [rbx]",
+    ".globl ckrun_stub_syscall",
+    "ckrun_stub_syscall:",
     "  syscall",
     "  mov [rbx + 56], rax",
     "  cmp rax, -4095",
@@ -73,6 +75,7 @@ std::arch::global_asm!(
 
 unsafe extern "C" {
     static ckrun_stub_batch: u8;
+    static ckrun_stub_syscall: u8;
     static ckrun_stub_handler: u8;
     static ckrun_stub_restorer: u8;
     static ckrun_stub_end: u8;
@@ -90,6 +93,11 @@ pub(crate) fn code() -> &'static [u8] {
         let start = &raw const ckrun_stub_batch;
         std::slice::from_raw_parts(start, (&raw const ckrun_stub_end).offset_from_unsigned(start))
     }
+}
+
+/// Where an instruction that makes a system call is in [`code`].
+pub(crate) fn syscall() -> u64 {
+    offset(&raw const ckrun_stub_syscall)
 }
 
 /// Where the handler is in [`code`].

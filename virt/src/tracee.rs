@@ -83,8 +83,18 @@ impl Tracee {
 
     /// Runs the thread, with the registers that it has been given, until it reports a trap.
     pub(crate) fn run_to_trap(&self) -> Result<(), Failure> {
+        self.start()?;
+        self.await_trap()
+    }
+
+    /// Lets the thread run with the registers that it has been given.
+    pub(crate) fn start(&self) -> Result<(), Failure> {
+        ptrace::resume(self.pid, 0).doing(|| format!("run calls in thread {}", self.pid))
+    }
+
+    /// Waits until the thread reports a trap.
+    pub(crate) fn await_trap(&self) -> Result<(), Failure> {
         let what = || format!("run calls in thread {}", self.pid);
-        ptrace::resume(self.pid, 0).doing(what)?;
         loop {
             match ptrace::wait(self.pid, 0).doing(what)? {
                 Some((_, Change::Signal(libc::SIGTRAP))) => return Ok(()),

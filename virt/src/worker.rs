@@ -3,7 +3,7 @@
 use crate::program::{Answers, Program};
 use crate::sys::ptrace::{self, Registers};
 use crate::tracee::Tracee;
-use crate::{Doing, Failure, sys};
+use crate::{Doing, Failure, stub, sys};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -84,7 +84,7 @@ impl Worker {
     }
 
     /// Gives the thread registers with which it works for ckrun.
-    fn put(&self, regs: &Registers) -> Result<(), Failure> {
+    pub(crate) fn put(&self, regs: &Registers) -> Result<(), Failure> {
         ptrace::set_registers(self.host(), regs).doing(|| format!("work in thread {}", self.host()))
     }
 
@@ -96,14 +96,24 @@ impl Worker {
     /// Writes the program into the area, and `before` right before it.
     pub(crate) fn load_behind(&self, before: &[u8], program: &Program) -> Result<Registers, Failure> {
         let base = self.area.start + HEADER;
-        if program.size() as u64 > self.area.end - STACK - base {
-            return Err(Failure::new(
-                format!("a program of {} bytes for a task", program.size()),
-                Errno::E2BIG,
-            ));
-        }
+        self.check_room(program.size())?;
         let bytes = [before, &program.encode(base)].concat();
         self.write(base - before.len() as u64, &bytes)?;
+        Ok(self.registers(base, program))
+    }
+
+    /// Bytes that there are for programs.
+    pub(crate) fn room(&self) -> u64 {
+        self.area.end - STACK - self.area.start - HEADER
+    }
+
+    pub(crate) fn check_room(&self, bytes: usize) -> Result<(), Failure> {
+        let what = || format!("a program of {bytes} bytes for a task");
+        if bytes as u64 <= self.room() { Ok(()) } else { Err(Failure::new(what(), Errno::E2BIG)) }
+    }
+
+    /// The registers to start a program with that is at `base`.
+    pub(crate) fn registers(&self, base: u64, program: &Program) -> Registers {
         let mut regs = self.tracee.regs;
         regs.rip = self.code;
         regs.rbx = base;
@@ -113,7 +123,7 @@ impl Worker {
         // Not in a system call, so there is none to restart; no single steps, no reversed strings.
         regs.orig_rax = u64::MAX;
         regs.eflags = 0x202;
-        Ok(regs)
+        regs
     }
 
     /// Reads what a program that has run has left.
@@ -216,6 +226,23 @@ impl Worker {
 
     /// Makes one call by the `syscall` instruction at `instruction`, outside the stub.
     pub(crate) fn single(&self, instruction: u64, nr: libc::c_long, args: &[u64]) -> Result<i64, Failure> {
+        self.put(&self.before(instruction, nr, args))?;
+        let result = self.tracee.run_to_syscall()?;
+        self.succeeded(nr, result)
+    }
+
+    /// Unmaps ckrun's area by an instruction in it: the task is in an event stop right after the call, before it would look
+    /// for the next one.
+    pub(crate) fn unmap(&self) -> Result<(), Failure> {
+        let (range, instruction) = (self.stub_range(), self.code + stub::syscall());
+        let args = [range.start, range.end - range.start];
+        self.put(&self.before(instruction, libc::SYS_munmap, &args))?;
+        let result = self.tracee.begin_call()?;
+        self.succeeded(libc::SYS_munmap, result).map(drop)
+    }
+
+    /// The registers of a task that is about to make a call.
+    fn before(&self, instruction: u64, nr: libc::c_long, args: &[u64]) -> Registers {
         let mut regs = self.tracee.regs;
         regs.rip = instruction;
         regs.rax = nr as u64;
@@ -224,11 +251,13 @@ impl Worker {
         for (slot, arg) in slots.into_iter().zip(args) {
             *slot = *arg;
         }
-        self.put(&regs)?;
-        let result = self.tracee.run_to_syscall()?;
+        regs
+    }
+
+    fn succeeded(&self, nr: libc::c_long, result: i64) -> Result<i64, Failure> {
+        let what = || format!("make call {nr} in process {}", self.host());
         if (-4095..0).contains(&result) {
-            let what = format!("make call {nr} in process {}", self.host());
-            return Err(Failure::new(what, Errno::from_raw(-result as i32)));
+            return Err(Failure::new(what(), Errno::from_raw(-result as i32)));
         }
         Ok(result)
     }

@@ -22,7 +22,7 @@ use ckrun_plugin::After;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Image;
-use ckrun_virt::restore::{Baggage, NetworkIs, Options, Problem, Report, check, look_around, restore};
+use ckrun_virt::restore::{Baggage, Draft, NetworkIs, Options, Problem, Report, restore};
 use ckrun_virt::still::Still;
 use ckrun_virt::table::Table;
 use ckrun_virt::table::rules::Rules;
@@ -118,11 +118,13 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
     let mut wishes = args.options(&bundle.spec)?;
     let mut guests = Guests::of(args, context, &image, &bundle, &mut wishes)?;
-    let problems = [problems(&image, &bundle, &wishes)?, std::mem::take(&mut guests.problems)].concat();
+    validate(&bundle)?;
+    let draft = Draft::read(&image)?;
+    let problems = [draft.check(&wishes)?, std::mem::take(&mut guests.problems)].concat();
     if args.dry_run {
         // The plugins have said what they think of it.
         drop(guests);
-        let found = rehearse(args, context, &image, &bundle, &options, &wishes)?;
+        let found = rehearse(args, context, &image, &draft, &bundle, &options, &wishes)?;
         return answer(args, &path, &[problems, found].concat());
     }
     if !problems.is_empty() {
@@ -160,7 +162,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
             plugins: party.as_mut().map(|party| &mut party.client),
             failed: None,
         };
-        revive(hatch, &image, &wishes, &mut watcher)
+        revive(hatch, draft, &wishes, &mut watcher)
     });
     match revived {
         Ok(report) => args.carry.figures(|dir| stats::restored(dir, &report)),
@@ -193,15 +195,15 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     Ok(status)
 }
 
-/// Everything that can be known before the first process exists.
-fn problems(image: &Image, bundle: &Bundle, wishes: &Options) -> Result<Vec<Problem>> {
+/// What a bundle must not ask for.
+fn validate(bundle: &Bundle) -> Result<()> {
     validate::check(bundle)?;
     own_pids(&bundle.spec)?;
     // A label is taken on by an exec, which restored tasks don't make: they would be less confined than asked for.
-    if let Some(field) = bundle.spec.job().ok().and_then(labels::confining) {
-        return Err(Error::config(field, "is not supported for a job that is restored"));
+    match bundle.spec.job().ok().and_then(labels::confining) {
+        Some(field) => Err(Error::config(field, "is not supported for a job that is restored")),
+        None => Ok(()),
     }
-    Ok(check(image, wishes)?)
 }
 
 /// What is seen only where the job would be: builds the sandbox for it, looks around, and takes everything back. Hooks and
@@ -210,6 +212,7 @@ fn rehearse(
     args: &Args,
     context: &Context,
     image: &Image,
+    draft: &Draft<'_>,
     bundle: &Bundle,
     options: &sandbox::Options,
     wishes: &Options,
@@ -229,7 +232,7 @@ fn rehearse(
     let place = At::New(&context.store, &args.id);
     match build(place, &bundle, options, Start::Restart(start), console) {
         Ok(built) => {
-            let found = look_around(image, built.init.pid(), wishes);
+            let found = draft.look_around(built.init.pid(), wishes);
             built.abandon();
             Ok(found?)
         }
@@ -250,9 +253,9 @@ fn answer(args: &Args, image: &Path, problems: &[Problem]) -> Result<i32> {
 }
 
 /// From a parked init to a running job that needs no ckrun.
-fn revive(hatch: OwnedFd, image: &Image, wishes: &Options, watcher: &mut Watcher<'_>) -> Result<Report> {
+fn revive(hatch: OwnedFd, draft: Draft<'_>, wishes: &Options, watcher: &mut Watcher<'_>) -> Result<Report> {
     fault::point("restore:sandbox")?;
-    let restored = restore(image, watcher.built.init.pid(), hatch, wishes, watcher);
+    let restored = restore(draft, watcher.built.init.pid(), hatch, wishes, watcher);
     let restored = restored.map_err(|e| watcher.failed.take().unwrap_or(e.into()))?;
     log::debug!(
         "restored {} processes, {} threads, {} in {:.1} ms",

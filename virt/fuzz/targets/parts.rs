@@ -3,7 +3,7 @@
 #![no_main]
 
 use ckrun_virt::image::{Image, Manifest, Writer};
-use ckrun_virt::restore::{Baggage, Options, check};
+use ckrun_virt::restore::{Baggage, Draft, Options};
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Ok(text) = std::str::from_utf8(input) else { return };
@@ -20,6 +20,6 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         return;
     }
     let image = Image::open(&dir).unwrap();
-    let _ = check(&image, &Options::default());
+    let _ = Draft::read(&image).and_then(|draft| draft.check(&Options::default()));
     let _ = Baggage::open(&image);
 });

@@ -6,10 +6,8 @@ use crate::table::Seen;
 use serde_json::Value;
 
 impl Files {
-    /// Adds all descriptors to what is seen of a job, in place of those that are there.
+    /// Adds all descriptors to what is seen of a job.
     pub fn show(&self, seen: &mut Seen) {
-        seen.descriptors.clear();
-        seen.descriptions.clear();
         for (&pid, holdings) in &self.processes {
             let table = holdings.table.and_then(|owner| self.processes.get(&owner)).unwrap_or(holdings);
             for held in &table.descriptors {

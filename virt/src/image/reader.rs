@@ -9,6 +9,8 @@ use crate::{Doing, Failure};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -21,6 +23,8 @@ pub struct Image {
     fd: OwnedFd,
     manifest: Manifest,
     digest: Digest,
+    /// The bytes of small files that were read to check them.
+    small: BTreeMap<String, Vec<u8>>,
 }
 
 impl Image {
@@ -46,13 +50,19 @@ impl Image {
         }
         let bytes = exactly(&file, size, &path)?;
         let (manifest, digest) = Manifest::parse(&path, &bytes)?;
-        let image = Image { dir: dir.to_owned(), fd, manifest, digest };
+        let mut image = Image { dir: dir.to_owned(), fd, manifest, digest, small: BTreeMap::new() };
+        let mut small = BTreeMap::new();
         for (name, entry) in &image.manifest.files {
-            let file = image.sized(name, *entry)?;
-            if entry.size <= SMALL {
-                image.check_digest(name, *entry, &file)?;
+            if entry.size > SMALL {
+                image.sized(name, *entry)?;
+            } else if name.contains('/') {
+                // Contents of the job's files, or what belongs to others: they can be many.
+                image.check_digest(name, *entry, &image.sized(name, *entry)?)?;
+            } else {
+                small.insert(name.clone(), image.bytes(name, SMALL)?);
             }
         }
+        image.small = small;
         Ok(image)
     }
 
@@ -91,9 +101,16 @@ impl Image {
     /// # Errors
     /// [`Error::TooBig`] before anything is read, [`Error::Damaged`] (not in the image, other size or digest).
     pub fn bytes(&self, name: &str, most: u64) -> Result<Vec<u8>> {
+        self.look(name, most).map(Cow::into_owned)
+    }
+
+    fn look(&self, name: &str, most: u64) -> Result<Cow<'_, [u8]>> {
         let entry = self.entry(name)?;
         if entry.size > most {
             return Err(Error::TooBig { file: self.dir.join(name), size: entry.size, most });
+        }
+        if let Some(bytes) = self.small.get(name) {
+            return Ok(bytes.into());
         }
         let file = self.sized(name, entry)?;
         let bytes = exactly(&file, entry.size, &self.dir.join(name))?;
@@ -102,7 +119,7 @@ impl Image {
             Some(digest @ Digest::Plain(_)) => self.compare(name, digest, Digest::of(&bytes))?,
             _ => self.check_digest(name, entry, &file)?,
         }
-        Ok(bytes)
+        Ok(bytes.into())
     }
 
     /// The value of a JSON file.
@@ -110,7 +127,7 @@ impl Image {
     /// # Errors
     /// As [`Image::bytes`], and [`Error::Damaged`] when it is not the JSON of a `T`.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        let bytes = self.bytes(name, MAX_JSON)?;
+        let bytes = self.look(name, MAX_JSON)?;
         serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&self.dir.join(name), e.to_string()))
     }
 
@@ -176,7 +193,7 @@ impl Image {
         if !self.has(name::INDEX) {
             return Ok(Index::default());
         }
-        let bytes = self.bytes(name::INDEX, MAX_INDEX)?;
+        let bytes = self.look(name::INDEX, MAX_INDEX)?;
         Index::parse(&self.dir.join(name::INDEX), &bytes, |number| {
             self.manifest.files.get(&name::pages(number)).map(|entry| entry.size)
         })

@@ -3,6 +3,7 @@
 mod state;
 
 use crate::cpu::sleep;
+use crate::creds::Creds;
 use crate::endings;
 use crate::events::Events;
 use crate::fd::Made;
@@ -16,11 +17,11 @@ use crate::nursery::{self, AREA, Birth};
 use crate::proc::Stat;
 use crate::program::Program;
 use crate::restore::{HATCH, NetworkIs, Options};
-use crate::signals::Action;
+use crate::signals::{Action, Actions};
 use crate::sys::ptrace::Registers;
 use crate::tree::{self, Member, Step};
 use crate::worker::Worker;
-use crate::{Error, Failure, fault, fd, vdso};
+use crate::{Error, Failure, fault, fd, stub};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use state::restore;
@@ -48,6 +49,8 @@ pub struct Making<'a> {
     ended: Vec<Pid>,
     /// All other threads.
     threads: BTreeMap<i32, Worker>,
+    /// What every task is born with.
+    born: Creds,
     /// As who ckrun's user logged in.
     login: Option<LoginUid>,
     /// Bytes of memory that have been read from the image.
@@ -71,7 +74,8 @@ impl<'a> Making<'a> {
             return Err(Error::Damaged("tasks.json: there is no process".into()));
         };
         let index = image.index()?;
-        let worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
+        let mut worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
+        let born = Creds::prepare(&mut worker, first.pid, job.threads.creds.values())?;
         Ok(Making {
             job,
             image,
@@ -84,6 +88,7 @@ impl<'a> Making<'a> {
             leaders: BTreeMap::from([(first.pid, worker)]),
             ended: Vec::new(),
             threads: BTreeMap::new(),
+            born,
             login: LoginUid::own(),
             bytes: 0,
         })
@@ -243,7 +248,7 @@ impl<'a> Making<'a> {
             })?;
             self.threads.extend(others.iter().copied().zip(made));
             for &tid in &member.threads {
-                self.thread(tid)?;
+                self.expand(tid)?;
             }
             self.login(member)?;
         }
@@ -275,7 +280,7 @@ impl<'a> Making<'a> {
         for member in running(job) {
             let regs =
                 member.threads.iter().map(|&tid| self.call_in_flight(tid)).collect::<Result<Vec<_>, _>>()?;
-            let trap = job.processes.actions.get(&member.pid).map(|actions| actions.trap());
+            let trap = job.processes.actions.get(&member.pid).map(Actions::trap).unwrap_or_default();
             self.leader(member.pid, |worker| vanish(worker, trap))?;
             for (&tid, regs) in member.threads.iter().zip(regs) {
                 let (Some(cpu), Some(regs)) = (job.cpu.get(&tid), regs) else { continue };
@@ -333,9 +338,15 @@ impl<'a> Making<'a> {
         Ok(())
     }
 
-    /// The ids of all processes in ckrun's pid namespace.
-    pub fn processes(&self) -> Vec<Pid> {
-        self.leaders.values().map(Worker::host).chain(self.ended.iter().copied()).collect()
+    /// All processes: their ids in ckrun's pid namespace, with the ids of their other threads in the job's and in ckrun's.
+    pub fn processes(&self) -> impl Iterator<Item = (Pid, Vec<(i32, Pid)>)> {
+        let threads = |member: &Member| {
+            let host = |tid: &i32| Some((*tid, self.threads.get(tid)?.host()));
+            member.threads.iter().filter_map(host).collect()
+        };
+        let live = move |member: &Member| Some((self.leaders.get(&member.pid)?.host(), threads(member)));
+        let ended = self.ended.iter().map(|&host| (host, Vec::new()));
+        self.job.members.iter().filter_map(live).chain(ended)
     }
 
     /// The processes of the job.
@@ -400,17 +411,15 @@ fn blame(job: &Job, tid: i32, failure: Failure) -> Error {
     Error::Process { pid, comm, failure }
 }
 
-/// Gives SIGTRAP its action and unmaps ckrun's area, by calls from outside the area.
-fn vanish(worker: &mut Worker, trap: Option<Action>) -> Result<(), Failure> {
-    let (syscall, _) = vdso::foothold(worker.host(), worker.memory())?;
-    if let Some(action) = trap {
+/// Gives SIGTRAP its action, for the stub runs no more, and unmaps ckrun's area.
+fn vanish(worker: &mut Worker, trap: Action) -> Result<(), Failure> {
+    if trap != Action::default() {
         let at = worker.area.start;
-        worker.write(at, &action.to_bytes())?;
+        worker.write(at, &trap.to_bytes())?;
+        let syscall = worker.code + stub::syscall();
         worker.single(syscall, libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, at, 0, 8])?;
     }
-    let range = worker.stub_range();
-    worker.single(syscall, libc::SYS_munmap, &[range.start, range.end - range.start])?;
-    worker.tracee.settle()
+    worker.unmap()
 }
 
 /// A place for ckrun's area that is free in every process.

@@ -1,14 +1,14 @@
 //! The state of tasks that exist: everything but their memory, their files and their registers.
 
-use super::Making;
+use super::{Making, blame};
+use crate::Error;
+use crate::crew;
 use crate::endings;
 use crate::job::Job;
 use crate::program::Program;
 use crate::resource::Resource;
 use crate::signals::Action;
-use crate::sys::ptrace;
 use crate::tree::{Life, Member};
-use crate::{Doing, Error};
 use nix::errno::Errno;
 
 impl Making<'_> {
@@ -30,23 +30,10 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// What a thread can have before its process is complete.
-    pub(super) fn thread(&mut self, tid: i32) -> Result<(), Error> {
-        let job = self.job;
-        let mut program = Program::new();
-        restore(job.threads.memory_policy.get(&tid), &mut program);
-        restore(job.threads.at_exit.get(&tid), &mut program);
-        restore(job.threads.alt_stack.get(&tid), &mut program);
-        restore(job.threads.switches.get(&tid), &mut program);
-        let Some(cpu) = job.cpu.get(&tid) else { return Ok(()) };
-        if let Some(rseq) = &cpu.rseq {
-            rseq.check().map_err(|_| Error::Damaged(format!("cpu.json: thread {tid}: rseq")))?;
-            rseq.register(&mut program);
-        }
-        self.task(tid, |worker| {
-            worker.run(&program)?;
-            cpu.extended.expansion().map_or(Ok(()), |(code, data)| worker.run_code(code, &data))
-        })
+    /// Brings a thread to have room for all of its extended state.
+    pub(super) fn expand(&mut self, tid: i32) -> Result<(), Error> {
+        let expansion = self.job.cpu.get(&tid).and_then(|cpu| cpu.extended.expansion());
+        expansion.map_or(Ok(()), |(code, data)| self.task(tid, |worker| worker.run_code(code, &data)))
     }
 
     /// Everything else but the registers. Children come before their parents, who must not hear of the ends and stops that
@@ -76,17 +63,15 @@ impl Making<'_> {
         let job = self.job;
         let pid = member.pid;
         let mut program = Program::new();
+        self.own(pid, &mut program)?;
         hush_children(job, pid, &mut program);
         restore(job.processes.actions.get(&pid), &mut program);
         restore(job.processes.pending.get(&pid), &mut program);
         restore(job.threads.pending.get(&pid), &mut program);
-        self.leader(pid, |worker| worker.run(&program).map(drop))?;
-        for &tid in member.threads.iter().skip(1) {
-            let mut program = Program::new();
-            restore(job.threads.pending.get(&tid), &mut program);
-            self.task(tid, |worker| worker.run(&program).map(drop))?;
+        if member.threads.len() > 1 {
+            self.leader(pid, |worker| worker.run(&std::mem::take(&mut program)).map(drop))?;
+            self.others(member)?;
         }
-        let mut program = Program::new();
         // One of those who share a table does it, after all that are made by it.
         let own_table = job.files.processes.get(&pid).is_some_and(|holdings| holdings.table.is_none());
         for &fd in self.made.kept().iter().filter(|_| own_table) {
@@ -99,33 +84,53 @@ impl Making<'_> {
             let now = self.leader(pid, |worker| timers.now(|program| worker.run(program)))?;
             timers.restore(&now, &mut program);
         }
+        self.confine(pid, job.filters.same(&member.threads), &mut program);
+        restore(job.processes.dumpable.get(&pid), &mut program);
         self.leader(pid, |worker| worker.run(&program).map(drop))?;
-        self.confine(member)?;
         let host = self.host(pid)?;
         job.outside_processes.restore(pid, host)?;
         Ok(())
     }
 
-    /// Filters, then credentials: after them a thread can do little for us.
-    fn confine(&mut self, member: &Member) -> Result<(), Error> {
+    /// Everything that the threads have but the leader: its filters may be theirs as well, and come last.
+    fn others(&mut self, member: &Member) -> Result<(), Error> {
         let job = self.job;
         let for_all = job.filters.same(&member.threads);
-        for &tid in member.threads.iter().rev() {
+        let mut tasks = Vec::with_capacity(member.threads.len());
+        for &tid in member.threads.iter().skip(1) {
             let mut program = Program::new();
-            if !for_all || tid == member.pid {
-                job.filters.restore(tid, for_all, &mut program);
-            }
-            restore(job.threads.creds.get(&tid), &mut program);
-            if tid == member.pid {
-                restore(job.processes.dumpable.get(&tid), &mut program);
-            }
-            self.task(tid, |worker| {
-                let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD | ptrace::SUSPEND_SECCOMP;
-                ptrace::set_options(worker.host(), options).doing(|| "suspend filters")?;
-                worker.run(&program).map(drop)
-            })?;
+            self.own(tid, &mut program)?;
+            restore(job.threads.pending.get(&tid), &mut program);
+            self.confine(tid, for_all, &mut program);
+            tasks.extend(self.threads.get(&tid).map(|worker| (tid, worker, program)));
+        }
+        crew::run(&tasks).map_err(|(tid, failure)| blame(job, tid, failure))
+    }
+
+    /// What a thread has for itself, and can have before its process is complete.
+    fn own(&self, tid: i32, program: &mut Program) -> Result<(), Error> {
+        let threads = &self.job.threads;
+        restore(threads.memory_policy.get(&tid), program);
+        restore(threads.at_exit.get(&tid), program);
+        restore(threads.alt_stack.get(&tid), program);
+        restore(threads.switches.get(&tid), program);
+        if let Some(rseq) = self.job.cpu.get(&tid).and_then(|cpu| cpu.rseq.as_ref()) {
+            rseq.check().map_err(|_| Error::Damaged(format!("cpu.json: thread {tid}: rseq")))?;
+            rseq.register(program);
         }
         Ok(())
+    }
+
+    /// Filters, then credentials: after them a thread can do little for us.
+    fn confine(&self, tid: i32, for_all: bool, program: &mut Program) {
+        let job = self.job;
+        // The leader's are those of all.
+        if !for_all || self.leaders.contains_key(&tid) {
+            job.filters.restore(tid, for_all, program);
+        }
+        if let Some(creds) = job.threads.creds.get(&tid) {
+            creds.restore_over(Some(&self.born), program);
+        }
     }
 }
 

@@ -106,6 +106,31 @@ impl Seen {
         self.descriptions.entry(description).or_insert_with(what);
     }
 
+    /// The tasks of a job that has just been made, whose pid namespace is the innermost one. Of each process that is its id in
+    /// ckrun's pid namespace, and of each other thread its ids in both.
+    ///
+    /// # Errors
+    /// /proc can't be read; one of them has ended.
+    pub fn made(processes: impl Iterator<Item = (Pid, Vec<(i32, Pid)>)>) -> Result<Seen, Failure> {
+        let mut seen = Seen::begin();
+        for (host, others) in processes {
+            let gone = || Failure::new(format!("look at process {host}"), Errno::ESRCH);
+            let started = Stat::of(host).ok_or_else(gone)?.started;
+            let status = status(&format!("/proc/{host}"))?;
+            let leader =
+                status.ns_pid.len().checked_sub(1).and_then(|depth| SeenTask::of(&status, depth, started));
+            let leader = leader.ok_or_else(gone)?;
+            seen.tasks.push(leader);
+            let thread = |(tid, host): (i32, Pid)| SeenTask {
+                thread: tid,
+                host: HostTask { id: host.as_raw(), started },
+                ..leader
+            };
+            seen.tasks.extend(others.into_iter().map(thread));
+        }
+        Ok(seen)
+    }
+
     /// The tasks of a stopped job; its descriptors are added by those who know them ([`Seen::add_descriptor`]).
     pub fn stopped(job: &Frozen) -> Seen {
         let mut seen = Seen::begin();
@@ -162,7 +187,7 @@ impl Descriptions {
 
 fn status(dir: &str) -> Result<Status, Failure> {
     let path = format!("{dir}/status");
-    std::fs::read(&path).doing(|| format!("read {path}")).map(|text| Status::parse(&text))
+    crate::proc::read(&path).doing(|| format!("read {path}")).map(|text| Status::parse(&text))
 }
 
 /// The numbers that a directory's entries are, ascending.
