@@ -85,6 +85,15 @@ static void verify_device(void) {
     EQUAL(seen.st_rdev, there.st_rdev);
 }
 
+/* A node that a vendor describes: what it leads to is another one on each host, and is what the path leads to. */
+static void set_node(void) { device = MUST(open("/dev/emu0-reset", O_RDWR)); }
+static void verify_node(void) {
+    struct stat seen, there;
+    MUST(fstat(device, &seen));
+    MUST(stat("/dev/emu0-reset", &there));
+    EQUAL(seen.st_rdev, there.st_rdev);
+}
+
 /* A ring in memory that the emulator shares: the question in the first word, its answer in the second. */
 static _Atomic uint64_t *ring;
 
@@ -117,6 +126,7 @@ static void verify_ring(void) {
 static struct mode modes[] = {
     {"ring", set_ring, verify_ring},
     {"device", set_device, verify_device},
+    {"node", set_node, verify_node},
     {0},
 };
 int main(int argc, char **argv) { return guest(argc, argv, modes); }

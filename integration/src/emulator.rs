@@ -1,12 +1,15 @@
 //! Emulators for guests/link.c.
 
+use crate::hosts::Host;
 use crate::pipes::PATIENCE;
-use crate::terminal::terminal;
+use crate::terminal::{terminal, terminal_of};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::ttyname;
+use rustix::pty::ptsname;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 
@@ -25,11 +28,21 @@ pub struct Emulator {
 impl Emulator {
     /// One with a device of its own.
     pub fn at_work() -> Emulator {
-        let (master, slave) = terminal(24, 80);
+        Emulator::of(terminal(24, 80))
+    }
+
+    /// One with a device of a host.
+    pub fn on(host: &Host) -> Emulator {
+        Emulator::of(terminal_of(&host.path("/dev/pts/ptmx")))
+    }
+
+    fn of((master, slave): (OwnedFd, OwnedFd)) -> Emulator {
         let mut raw = tcgetattr(&slave).expect("an emulator works");
         cfmakeraw(&mut raw);
         tcsetattr(&slave, SetArg::TCSANOW, &raw).expect("an emulator works");
-        let device = ttyname(&slave).expect("an emulator works");
+        let device = PathBuf::from(OsString::from_vec(
+            ptsname(&master, Vec::new()).expect("an emulator works").into_bytes(),
+        ));
         let mut to = File::from(master);
         let from = BufReader::new(to.try_clone().expect("an emulator works"));
         let (says, heard) = std::sync::mpsc::channel();

@@ -3,9 +3,13 @@
 use crate::pipes::{Lines, any_ready};
 use nix::pty::{Winsize, openpty};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 /// A new terminal: the test's side and ckrun's.
 pub fn terminal(rows: u16, columns: u16) -> (OwnedFd, OwnedFd) {
@@ -15,6 +19,16 @@ pub fn terminal(rows: u16, columns: u16) -> (OwnedFd, OwnedFd) {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).expect("F_SETFD");
     }
     (pair.master, pair.slave)
+}
+
+/// A new terminal of the devpts with this `ptmx`.
+pub fn terminal_of(ptmx: &Path) -> (OwnedFd, OwnedFd) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptmx);
+    let master = OwnedFd::from(master.unwrap_or_else(|e| panic!("{}: {e}", ptmx.display())));
+    unlockpt(&master).expect("unlock a terminal");
+    let slave = ioctl_tiocgptpeer(&master, flags).expect("open a terminal");
+    (master, slave)
 }
 
 fn size(rows: u16, columns: u16) -> Winsize {

@@ -1,10 +1,12 @@
 //! The ties of a job to what a restart may put somewhere else: devices of the host at paths of the container
-//! (`--map /dev/emu0=/dev/pts/9`), and addresses of sockets (`--map tcp:emu:4000=10.77.0.2:5011`).
+//! (`--map /dev/emu0=/dev/pts/9`, or what a vendor's description says of a device), and addresses of sockets
+//! (`--map tcp:emu:4000=10.77.0.2:5011`).
 //!
 //! A bind mount makes a rule for a path: it holds before the job, or a restart, opens anything, and costs nothing
 //! afterwards. A rule for a socket says whose connections are neither kept nor refused: at a restart they are made anew, to
 //! the address that the rule has then.
 
+use crate::cdi;
 use crate::error::{Error, Result};
 use crate::intercept::hosts::Hosts;
 use ckrun_plugin::binding::Address;
@@ -25,6 +27,8 @@ pub struct Maps {
     pub paths: Rules,
     /// Of sockets: what they are here, by the job's names for them.
     pub sockets: BTreeMap<Bytes, Peer>,
+    /// Devices that vendors describe.
+    pub described: Vec<cdi::Owned>,
 }
 
 impl Maps {
@@ -57,9 +61,20 @@ impl Maps {
         Ok(maps)
     }
 
-    /// There is none.
-    pub fn is_empty(&self) -> bool {
-        self.paths.iter().next().is_none() && self.sockets.is_empty()
+    /// The rules for all paths, with those that are made of vendors' descriptions, and the vendors' names for the latter.
+    /// Where a rule speaks of a path, or of what is there, it is not what a vendor says that holds.
+    pub fn devices(&self) -> (Rules, BTreeMap<Bytes, String>) {
+        let (mut rules, mut names) = (self.paths.clone(), BTreeMap::new());
+        for cdi::Owned { path, real, name } in &self.described {
+            if self.paths.iter().any(|rule| path.starts_with(&rule.from)) {
+                continue;
+            }
+            match rules.add(path, real) {
+                Ok(()) => drop(names.insert(path.as_os_str().as_bytes().into(), name.clone())),
+                Err(why) => log::debug!("{} of {name} stays this host's: {why}", path.display()),
+            }
+        }
+        (rules, names)
     }
 }
 
@@ -171,6 +186,24 @@ mod tests {
             names,
             ["/run/emu.sock=/run/other.sock", "10.0.0.7:5011=[::1]:7", "emu:4000=10.77.0.2:5011"]
         );
+    }
+
+    #[test]
+    fn a_rule_comes_before_what_a_vendor_says() {
+        let mut maps = parse(&["/dev/emu0=/dev/pts/9"]).unwrap();
+        let described = |path: &str, real: &str| cdi::Owned {
+            path: path.into(),
+            real: real.into(),
+            name: "v/c=d".into(),
+        };
+        // The last one's file has a name already.
+        maps.described = [("/dev/emu0", "/dev/a"), ("/dev/emu1", "/dev/b"), ("/dev/emu2", "/dev/b")]
+            .map(|(path, real)| described(path, real))
+            .to_vec();
+        let (rules, names) = maps.devices();
+        let all: Vec<_> = rules.iter().map(|r| (r.from.to_str().unwrap(), r.to.to_str().unwrap())).collect();
+        assert_eq!(all, [("/dev/emu0", "/dev/pts/9"), ("/dev/emu1", "/dev/b")]);
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), [("/dev/emu1".into(), "v/c=d".to_owned())]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Spec, State as OciState};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -65,10 +65,13 @@ pub struct State {
     /// Its resctrl groups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdt: Option<Group>,
-    /// What of the host is where in the container by `--map`, for the first start of a job: path in the container, path
+    /// What of the host is where in the container by `--map` or a vendor's description, for the first start of a job: path in the container, path
     /// on the host. Of one that was restored the table knows more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub maps: Vec<(PathBuf, PathBuf)>,
+    /// The vendors' names for some of it, by their paths in the container.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vendors: BTreeMap<Bytes, String>,
     /// In the same way the addresses of sockets: the job's name, the address on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<(Bytes, Bytes)>,

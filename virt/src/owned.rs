@@ -1,5 +1,5 @@
-//! Paths of the container behind which somebody else's device is: a rule of the command line, later a plugin, says on each
-//! host what that is. ckrun opens it again by its path and leaves its state to the owner.
+//! Paths of the container behind which somebody else's device is: a rule of the command line, a vendor's description
+//! or a plugin says on each host what that is. ckrun opens it again by its path and leaves its state to the owner.
 
 use crate::image::Bytes;
 use crate::table::{Id, Row, Table};

@@ -141,6 +141,7 @@ fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
         let bound = table.bind(&Id::Device(path), &Id::Device(real.into()), now);
         bound.map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
     }
+    table.describe(options.vendors.clone());
     for (name, peer) in &options.sockets {
         let bound = table.bind(&Id::Socket(name.clone()), &Id::Socket(peer.name()), now);
         bound.map_err(|e| Error::Damaged(format!("table.json: {e}")))?;

@@ -4,7 +4,8 @@
 //! for `vendor.com/class=name`, ckrun looks the name up and edits config.json before anything is made. Engines do so
 //! themselves; this is for `ckrun run --device`, and for a restore, where a name must be looked up on the new host.
 //!
-//! [`Name`] is what is asked for, [`Registry`] what the host has, [`edit`] what a device does to a configuration.
+//! [`Name`] is what is asked for, [`Registry`] what the host has, [`edit`] what a device does to a configuration, [`Owned`]
+//! what of that is the device itself.
 //!
 //! Own code, because the crate that exists brings a JSON-schema validator with an HTTP client, TLS and an asynchronous
 //! runtime. Files in YAML are left to be converted: a parser for them would be ckrun's largest dependency.
@@ -12,11 +13,13 @@
 mod edit;
 mod file;
 mod name;
+mod owned;
 mod registry;
 
 pub use edit::edit;
 pub use file::HOOKS;
 pub use name::Name;
+pub use owned::Owned;
 pub use registry::{Found, Registry};
 
 use crate::error::{Error, Result};
@@ -30,21 +33,21 @@ pub const DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 const ANNOTATION: &str = "cdi.k8s.io/";
 
 /// Edits `spec` for the devices `wanted`, and for those that its annotations ask for. Reads `dirs`, a later one
-/// winning over an earlier one, only if there are any.
+/// winning over an earlier one, only if there are any. The answer is what the devices are, and where.
 ///
 /// # Errors
 /// A name that is none, a device that is not there, a description that is broken; `spec` is then as it was.
-pub fn apply(spec: &mut Spec, wanted: &[String], dirs: &[PathBuf]) -> Result<()> {
+pub fn apply(spec: &mut Spec, wanted: &[String], dirs: &[PathBuf]) -> Result<Vec<Owned>> {
     let names = names(spec, wanted)?;
     if names.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let registry = Registry::read(dirs, &names)?;
     let found = names.iter().map(|name| registry.find(name)).collect::<Result<Vec<_>>>()?;
     let mut edited = spec.clone();
     edit(&mut edited, &found)?;
     *spec = edited;
-    Ok(())
+    Ok(names.iter().zip(&found).flat_map(|(name, found)| owned::of(name, found)).collect())
 }
 
 /// The names in `wanted` and in the annotations of `spec`, each once, in a fixed order.

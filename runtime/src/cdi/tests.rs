@@ -26,7 +26,7 @@ impl Host {
         ["etc", "run", "missing"].map(|name| self.dir.path().join(name)).to_vec()
     }
 
-    fn apply(&self, spec: &mut Spec, wanted: &[&str]) -> Result<()> {
+    fn apply(&self, spec: &mut Spec, wanted: &[&str]) -> Result<Vec<Owned>> {
         apply(spec, &wanted.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &self.dirs())
     }
 
@@ -156,6 +156,26 @@ fn what_belongs_to_all_devices_is_applied_once() {
     let edited = host.edited(&["vendor.com/emu=1", "vendor.com/emu=0"]);
     assert_eq!(edited.hooks().as_ref().unwrap().poststop().as_ref().unwrap().len(), 1);
     assert_eq!(edited.process().as_ref().unwrap().env().as_ref().unwrap()[2..], ["ONE=1", "ZERO=1"]);
+}
+
+#[test]
+fn what_is_the_device_itself_is_told_from_a_drivers_software() {
+    let mount = |from: &str, to: &str| json!({"hostPath": from, "containerPath": to});
+    let edits = json!({
+        "deviceNodes": [{"path": "/dev/null"}, {"path": "/dev/emu0", "hostPath": "/dev/zero"}],
+        "mounts": [
+            mount("/proc/self/status", "/dev/emu1"), mount("/usr/lib", "/usr/lib"), mount("/dev/full", "/run/emu2"),
+            {"hostPath": "tmpfs", "containerPath": "/dev/emu-tmp", "type": "tmpfs"},
+        ],
+    });
+    let host = Host::new().with("etc/emu.json", file("1.1.0", edits, json!({})));
+    let owned = host.apply(&mut spec(), &["vendor.com/emu=emu0"]).unwrap();
+    let all: Vec<_> =
+        owned.iter().map(|owned| format!("{}={}", owned.path.display(), owned.real.display())).collect();
+    let expected =
+        ["/dev/null=/dev/null", "/dev/emu0=/dev/zero", "/dev/emu1=/proc/self/status", "/run/emu2=/dev/full"];
+    assert_eq!(all, expected);
+    assert!(owned.iter().all(|owned| owned.name == "vendor.com/emu=emu0"));
 }
 
 #[test]

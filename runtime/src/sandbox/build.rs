@@ -100,6 +100,7 @@ pub fn build(
     log::debug!("checked the bundle {}", bundle.dir.display());
 
     let Claimed { entry, guardian, supervised, keeps } = at.claim(!start.runs_a_command())?;
+    let (maps, vendors) = options.maps.devices();
     let state = State {
         id: entry.id.clone(),
         bundle: bundle.dir.clone(),
@@ -110,7 +111,8 @@ pub fn build(
         init: None,
         cgroups: Cgroups::default(),
         rdt: None,
-        maps: options.maps.paths.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
+        maps: maps.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
+        vendors,
         sockets: options.maps.sockets.iter().map(|(name, peer)| (name.clone(), peer.name())).collect(),
         supervised,
         own_keyring: !options.no_new_keyring,

@@ -25,7 +25,7 @@ pub struct Args {
 /// Carries it out.
 pub fn run(args: Args, context: &Context) -> Result<()> {
     let mut options = args.new.options(context)?;
-    let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
+    let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")), &mut options)?;
     args.new.wants_terminal(&bundle, true)?;
     let asked = args.new.new_plugins(&bundle)?;
     let mut party = party::begin(context, &args.id, &mut bundle, &mut options, asked)?;

@@ -7,7 +7,7 @@ use crate::status::Status;
 use crate::supervisor::Record;
 use crate::supervisor::record::{in_table, of_image};
 use ckrun_plugin::Binding;
-use ckrun_virt::image::Image;
+use ckrun_virt::image::{Bytes, Image};
 use ckrun_virt::table::file::NAME;
 use ckrun_virt::table::id::Printable;
 use ckrun_virt::table::{Generation, Id, Row, Table, Time, live};
@@ -62,6 +62,9 @@ pub(super) struct Shown<'a> {
     /// Which plugin answers for which of them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     owners: BTreeMap<String, String>,
+    /// By which vendor's name (CDI) devices are there.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    vendors: BTreeMap<String, &'a str>,
     former: Vec<Row<'a>>,
     forgotten: u64,
 }
@@ -75,6 +78,7 @@ impl<'a> Shown<'a> {
             forgotten_generations: table.forgotten_generations(),
             bound: table.rows(),
             owners: BTreeMap::new(),
+            vendors: table.vendors().iter().map(|(path, name)| (device(path), name.as_str())).collect(),
             former: table.former(),
             forgotten: table.forgotten(),
         }
@@ -106,6 +110,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         None if args.json => print_json(&Shown { owners, ..Shown::of(&table) }),
         None => lines(&table, &owners, args.image.is_none()).iter().try_for_each(|line| print_line(line)),
     }
+}
+
+fn device(path: &Bytes) -> String {
+    Id::Device(path.clone()).to_string()
 }
 
 /// Which plugin answers for what.
@@ -140,6 +148,7 @@ pub(super) fn first(state: &State) -> Result<Table> {
     for (path, real) in &state.maps {
         table.bind(&Id::Device(path.clone().into()), &Id::Device(real.clone().into()), since)?;
     }
+    table.describe(state.vendors.clone());
     for (name, real) in &state.sockets {
         table.bind(&Id::Socket(name.clone()), &Id::Socket(real.clone()), since)?;
     }
@@ -171,6 +180,7 @@ fn lines(table: &Table, owners: &BTreeMap<String, String>, live: bool) -> Vec<St
     // Descriptors that share a description say so: an offset moved through one of them moves for all.
     let mut sharers: BTreeMap<u32, usize> = BTreeMap::new();
     let bound = table.rows();
+    let vendors: BTreeMap<_, _> = table.vendors().iter().map(|(path, name)| (device(path), name)).collect();
     for (description, _) in bound.iter().filter_map(|row| row.description) {
         *sharers.entry(description).or_default() += 1;
     }
@@ -181,7 +191,11 @@ fn lines(table: &Table, owners: &BTreeMap<String, String>, live: bool) -> Vec<St
             }
             (_, Some((_, what))) => Printable(what).to_string(),
             (Id::Process(task) | Id::Thread(task), None) if live => comm(*task),
-            _ => owners.get(&row.id.to_string()).map_or_else(String::new, |name| format!("plugin {name}")),
+            _ => {
+                let id = row.id.to_string();
+                let plugin = owners.get(&id).map(|name| format!("plugin {name}"));
+                plugin.or_else(|| vendors.get(&id).map(|name| name.to_string())).unwrap_or_default()
+            }
         };
         rows.push([row.id.to_string(), row.real.to_string(), row.since.to_string(), what]);
     }

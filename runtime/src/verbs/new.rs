@@ -33,7 +33,8 @@ pub struct NewArgs {
     /// Pass this many descriptors, from 3 up, to the container
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
-    /// Add a device by its CDI name, vendor.com/class=name (repeatable)
+    /// Add a device by its CDI name, vendor.com/class=name. At a restart it is what this host's description says, in what the
+    /// job has open too (repeatable)
     #[arg(long, value_name = "CDI-NAME")]
     pub device: Vec<String>,
     /// Put a device or a directory of the host at a path in the container, and answer for its state: a restart may put
@@ -60,16 +61,17 @@ pub struct NewArgs {
 }
 
 impl NewArgs {
-    /// Loads the bundle and adds the devices of vendors, and those of `--map`.
-    pub fn load(&self, dir: &Path) -> Result<Bundle> {
+    /// Loads the bundle and adds the devices of vendors, and those of `--map`; what these are goes into `options`.
+    pub fn load(&self, dir: &Path, options: &mut Options) -> Result<Bundle> {
         let mut bundle = Bundle::load(dir)?;
         let vendors = !cdi::names(&bundle.spec, &self.device)?.is_empty();
+        options.maps = Maps::parse(&self.map)?;
         if vendors {
-            cdi::apply(&mut bundle.spec, &self.device, &cdi::DIRS.map(PathBuf::from))?;
+            options.maps.described =
+                cdi::apply(&mut bundle.spec, &self.device, &cdi::DIRS.map(PathBuf::from))?;
         }
-        let maps = self.maps()?;
-        remap::apply(&mut bundle.spec, &maps.paths, "--map")?;
-        if vendors || maps.paths.iter().next().is_some() {
+        remap::apply(&mut bundle.spec, &options.maps.paths, "--map")?;
+        if vendors || options.maps.paths.iter().next().is_some() {
             bundle.refresh()?;
         }
         Ok(bundle)
@@ -96,17 +98,12 @@ impl NewArgs {
         Ok(plugins)
     }
 
-    /// The rules of `--map`.
-    pub fn maps(&self) -> Result<Maps> {
-        Maps::parse(&self.map)
-    }
-
-    /// The sandbox's options. To be called first of all, see [`Inherited::find`].
+    /// The sandbox's options, without devices. To be called first of all, see [`Inherited::find`].
     pub fn options(&self, context: &Context) -> Result<Options> {
         Ok(Options {
             job_api: self.job_api.clone(),
             asks: None,
-            maps: self.maps()?,
+            maps: Maps::default(),
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             inherited: Inherited::find(self.preserve_fds, true),

@@ -213,7 +213,7 @@ pub fn adopt(image: &mut Writer, saved: &[Saved]) -> Result<()> {
 }
 
 /// Carries out what plugins have tied a job to: devices, mounts, and for a new job variables. The answer is the rules for
-/// all devices, with those of the command line.
+/// all devices of theirs and of the command line.
 ///
 /// # Errors
 /// What can't be there, or is there already.
@@ -368,10 +368,9 @@ pub fn promise(wishes: &mut Options, saved: &[Saved]) {
 ///
 /// # Errors
 /// Those of [`Client::socket`]; a socket that is nowhere.
-pub fn bound(wishes: &mut Options, ties: &[Tie], maps: &Rules, client: &mut Client) -> Result<()> {
+pub fn bound(wishes: &mut Options, ties: &[Tie], client: &mut Client) -> Result<()> {
     wishes.promised.clear();
     wishes.promised_sockets.clear();
-    wishes.devices.clone_from(maps);
     wishes.sockets.extend(sockets(ties, |name| client.socket(name))?);
     let ids = ties.iter().flat_map(|tie| &tie.bindings).filter_map(record::in_table);
     wishes.bound = ids.filter(|(id, _)| matches!(id, Id::Handle { .. })).collect();

@@ -12,6 +12,7 @@ use crate::foreground::Foreground;
 use crate::handover::{Arrival, without_stderr};
 use crate::journal::Journal;
 use crate::progress::{Progress, size};
+use crate::remap::Maps;
 use crate::sandbox::build::{Built, Parked, Restart, Start, build};
 use crate::sandbox::claim::At;
 use crate::sandbox::{self, console, destroy, hooks, labels, netdev, validate};
@@ -25,7 +26,6 @@ use ckrun_virt::image::Image;
 use ckrun_virt::restore::{Baggage, Draft, NetworkIs, Options, Problem, Report, restore};
 use ckrun_virt::still::Still;
 use ckrun_virt::table::Table;
-use ckrun_virt::table::rules::Rules;
 use ckrun_virt::{Doing, fault};
 use oci_spec::runtime::Spec;
 use serde_json::json;
@@ -86,11 +86,12 @@ impl Args {
         if self.dry_run { None } else { self.carry.journal("restore.log") }
     }
 
-    fn options(&self, spec: &Spec) -> Result<Options> {
-        let maps = self.new.maps()?;
+    fn options(&self, spec: &Spec, maps: &Maps) -> Result<Options> {
+        let (devices, vendors) = maps.devices();
         let mut options = Options {
-            devices: maps.paths,
-            sockets: maps.sockets,
+            devices,
+            vendors,
+            sockets: maps.sockets.clone(),
             unix: self.carry.ext_unix_sk,
             network: match netdev::given(spec) {
                 None => NetworkIs::Anothers,
@@ -115,8 +116,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let path = absolute(&args.carry.image_path)?;
     let mut arrival = if args.handover { Some(Arrival::receive(&path)?) } else { None };
     let image = Image::open(&path).map_err(ckrun_virt::Error::from)?;
-    let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")))?;
-    let mut wishes = args.options(&bundle.spec)?;
+    let mut bundle = args.new.load(args.new.bundle.as_deref().unwrap_or(Path::new(".")), &mut options)?;
+    let mut wishes = args.options(&bundle.spec, &options.maps)?;
     let mut guests = Guests::of(args, context, &image, &bundle, &mut wishes)?;
     validate(&bundle)?;
     let draft = Draft::read(&image)?;
@@ -130,7 +131,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     if !problems.is_empty() {
         return Err(Error::Unrestorable { image: path, problems });
     }
-    options.maps.paths = guests.restart(&image, &mut bundle, &mut wishes)?;
+    guests.restart(&image, &mut bundle, &mut wishes, &mut options.maps)?;
     options.maps.sockets.clone_from(&wishes.sockets);
     let mut party = guests.party;
     party.as_mut().map_or(Ok(()), |party| party.answer(&mut bundle, &mut options))?;
@@ -358,13 +359,19 @@ impl Guests {
         Ok(Guests { plugins, party, problems })
     }
 
-    /// `restart`: ties the job to what they give it here. The answer is the rules for all devices.
-    fn restart(&mut self, image: &Image, bundle: &mut Bundle, wishes: &mut Options) -> Result<Rules> {
-        let Some(party) = &mut self.party else { return Ok(wishes.devices.clone()) };
+    /// `restart`: ties the job to what they give it here.
+    fn restart(
+        &mut self,
+        image: &Image,
+        bundle: &mut Bundle,
+        wishes: &mut Options,
+        maps: &mut Maps,
+    ) -> Result<()> {
+        let Some(party) = &mut self.party else { return Ok(()) };
         let folders = party.folders(image, &self.plugins)?;
         party.ties = party.client.restart(folders)?;
-        let rules = party::tie(&party.ties, bundle, &wishes.devices, false)?;
-        party::bound(wishes, &party.ties, &rules, &mut party.client)?;
-        Ok(rules)
+        maps.paths = party::tie(&party.ties, bundle, &maps.paths, false)?;
+        (wishes.devices, wishes.vendors) = maps.devices();
+        party::bound(wishes, &party.ties, &mut party.client)
     }
 }

@@ -34,7 +34,7 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> Result<i32> {
     let mut options = args.new.options(context)?;
     let (dir, id) = bundle_and_id(args.new.bundle.as_deref(), args.word.as_deref());
-    let mut bundle = args.new.load(&dir)?;
+    let mut bundle = args.new.load(&dir, &mut options)?;
     let terminal = args.new.wants_terminal(&bundle, args.detach)?;
     let asked = args.new.new_plugins(&bundle)?;
     let mut party = party::begin(context, &id, &mut bundle, &mut options, asked)?;

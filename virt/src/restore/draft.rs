@@ -156,7 +156,11 @@ fn homeless(table: &Table, options: &Options) -> Vec<(String, String)> {
         (Id::Device(id), Id::Device(real))
             if options.devices.to_real(id.as_path()).is_none() && !options.promises(id.as_path()) =>
         {
-            let why = format!("it was {real} at the checkpoint, and is nothing here: say --map {id}=DEVICE");
+            let was = format!("it was {real} at the checkpoint, and is nothing here: say");
+            let why = match table.vendors().get(&id) {
+                Some(name) => format!("{was} --device {name}, or --map {id}=DEVICE"),
+                None => format!("{was} --map {id}=DEVICE"),
+            };
             Some((id.to_string(), why))
         }
         _ => None,

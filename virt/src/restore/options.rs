@@ -79,6 +79,8 @@ pub struct Options {
     pub unix: bool,
     /// What the devices are here for which somebody answers: by their paths in the container, those on this host.
     pub devices: Rules,
+    /// The names by which vendors describe some of them, by their paths in the container.
+    pub vendors: BTreeMap<Bytes, String>,
     /// Paths in the container for which somebody will say before the restart what is there.
     pub promised: Vec<PathBuf>,
     /// Names of sockets for which the same holds.

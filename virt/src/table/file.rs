@@ -116,6 +116,9 @@ impl Table {
         for names in [&self.sockets, &self.devices] {
             self.check_dates(names, fits, fits)?;
         }
+        if self.vendors.iter().any(|(path, name)| !fits(path) || long(name)) {
+            return Err(format!("a device has no vendor's name of 1 to {MAX_NAME} bytes"));
+        }
         for (space, handles) in self.handles.iter() {
             if long(space) {
                 return Err(format!("a name space of handles has no name of 1 to {MAX_NAME} bytes"));

@@ -73,6 +73,9 @@ pub struct Table {
     descriptions: Unique<u32, Bytes>,
     sockets: Bindings<Bytes>,
     devices: Bindings<Bytes>,
+    /// Vendors' names for devices (CDI), by the job's paths: in this generation or, if they are awaited, in the last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    vendors: BTreeMap<Bytes, String>,
     handles: Unique<String, Bindings<u64>>,
 }
 
@@ -195,8 +198,19 @@ impl Table {
             descriptions: Unique::default(),
             sockets: Bindings::default(),
             devices: Bindings::default(),
+            vendors: BTreeMap::new(),
             handles: Unique::default(),
         }
+    }
+
+    /// The names (CDI) by which vendors describe what is at some of the job's paths.
+    pub fn vendors(&self) -> &BTreeMap<Bytes, String> {
+        &self.vendors
+    }
+
+    /// Puts others in their place.
+    pub fn describe(&mut self, vendors: BTreeMap<Bytes, String>) {
+        self.vendors = vendors;
     }
 
     /// The generations that are remembered, the oldest first; the last one lives.

@@ -44,13 +44,24 @@ impl Rules {
             let bytes = text.as_bytes();
             let split = bytes.windows(2).position(|pair| pair == b"=/");
             let split = split.ok_or_else(|| bad("it is not of the form /VIRTUAL=/REAL".into()))?;
-            let from = plain(&bytes[..split]).map_err(|why| bad(format!("its virtual path {why}")))?;
-            let to = plain(&bytes[split + 1..]).map_err(|why| bad(format!("its real path {why}")))?;
-            let rule = Rule { from, to };
-            rules.fits(&rule).map_err(bad)?;
-            rules.0.push(rule);
+            let (from, to) = (OsStr::from_bytes(&bytes[..split]), OsStr::from_bytes(&bytes[split + 1..]));
+            rules.add(Path::new(from), Path::new(to)).map_err(bad)?;
         }
         Ok(rules)
+    }
+
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// Why it is none, or which one it contradicts.
+    pub fn add(&mut self, from: &Path, to: &Path) -> Result<(), String> {
+        let plain = |path: &Path| plain(path.as_os_str().as_bytes());
+        let from = plain(from).map_err(|why| format!("its virtual path {why}"))?;
+        let to = plain(to).map_err(|why| format!("its real path {why}"))?;
+        let rule = Rule { from, to };
+        self.fits(&rule)?;
+        self.0.push(rule);
+        Ok(())
     }
 
     /// The rules, in the order in which they were given.
