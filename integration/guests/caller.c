@@ -1,6 +1,6 @@
 /* Connects to HOST PORT, or to a unix socket at PATH, and answers every line that comes with the line, a count, and what it
  * believes to be connected to. At "again" it makes a new connection and goes on with that; at "ioctl PATH" it asks a
- * device for a number, as /dev/random gives one. */
+ * device for a number, as /dev/random gives one; to "local" it answers with its own end's address. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -49,7 +49,7 @@ static FILE *dial(char **where) {
     return link;
 }
 
-static void peer(FILE *link, char text[200]) {
+static void name_of(int (*ask)(int, struct sockaddr *, socklen_t *), FILE *link, char text[200]) {
     union {
         struct sockaddr any;
         struct sockaddr_in inet;
@@ -57,7 +57,7 @@ static void peer(FILE *link, char text[200]) {
     } name;
     socklen_t length = sizeof name;
     memset(&name, 0, sizeof name);
-    if (getpeername(fileno(link), &name.any, &length)) die("getpeername");
+    if (ask(fileno(link), &name.any, &length)) die("the name of an end");
     if (name.any.sa_family == AF_UNIX)
         snprintf(text, 200, "%s", name.file.sun_path);
     else
@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
             if (fd < 0 || ioctl(fd, RNDGETENTCNT, &number)) number = -errno;
             close(fd);
         }
-        peer(link, name);
+        name_of(strcmp(line, "local") ? getpeername : getsockname, link, name);
         fseek(link, 0, SEEK_CUR);
         if (number != -1)
             fprintf(link, "%s %ld %d\n", line, count, number);

@@ -89,7 +89,10 @@ fn a_host_that_only_the_job_knows_is_elsewhere_after_each_restart() {
     assert_eq!(server.ask("again"), format!("again 2 {virtual_name}"));
     let mut server = accept(&listener);
     assert_eq!(server.ask("two"), format!("two 3 {virtual_name}"));
-    for generation in 1..3 {
+    // Where it has made the connection, both ends have one idea of that.
+    let mut local = server.link.get_ref().peer_addr().unwrap();
+    assert_eq!(server.ask("local"), format!("local 4 {local}"));
+    for generation in 1..4 {
         // Of this the job has not read all.
         server.link.get_mut().write_all(b"ha").unwrap();
         let image = container.file(&format!("image-{generation}"));
@@ -102,13 +105,24 @@ fn a_host_that_only_the_job_knows_is_elsewhere_after_each_restart() {
         let map = format!("tcp:emu:4000={address}");
         quietly(&container, &[&restore[..], &["--map", &map, "ID"]].concat()).ok();
         server = accept(&listener);
-        let count = 4 * generation;
+        let count = 7 * generation - 2;
         assert_eq!(server.ask("lf"), format!("half {count} {virtual_name}"));
-        assert_eq!(server.ask("again"), format!("again {} {virtual_name}", count + 1));
-        server = accept(&listener);
-        assert_eq!(server.ask("new"), format!("new {} {virtual_name}", count + 2));
+        assert_ne!(server.link.get_ref().peer_addr().unwrap(), local);
+        assert_eq!(server.ask("local"), format!("local {} {local}", count + 1));
         kill_supervisor(&container);
-        assert_eq!(server.ask("last"), format!("last {} {virtual_name}", count + 3));
+        assert_eq!(server.ask("local"), format!("local {} {local}", count + 2));
+        // In the last generations the connection is as old as that.
+        if generation == 1 {
+            assert_eq!(server.ask("again"), format!("again {} {virtual_name}", count + 3));
+            server = accept(&listener);
+            local = server.link.get_ref().peer_addr().unwrap();
+        } else {
+            assert_eq!(server.ask("once more"), format!("once more {} {virtual_name}", count + 3));
+        }
+        assert_eq!(server.ask("new"), format!("new {} {virtual_name}", count + 4));
+        assert_eq!(server.ask("local"), format!("local {} {local}", count + 5));
+        kill_supervisor(&container);
+        assert_eq!(server.ask("last"), format!("last {} {virtual_name}", count + 6));
         container.ckrun(&["plugin", "restart", "ID"]).exits(0);
         let shown = container.ckrun(&["ids", "ID", "--to-real", "sock:emu:4000"]).ok();
         assert_eq!(shown.trim_end(), format!("sock:{address}"));

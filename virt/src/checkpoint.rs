@@ -22,6 +22,8 @@ use crate::visit::stay_on_this_cpu;
 use crate::{Error, fault, fd, memory, mounts, network, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -54,6 +56,9 @@ pub struct Options {
     pub outward: Outward,
     /// The name of a unix socket outside of the job, connections to which it finds closed after a restart.
     pub closing: Option<Bytes>,
+    /// The addresses by which the job knows its own ends of connections that were made anew ([`crate::fd::Renewed`]), by
+    /// the cookies of their sockets.
+    pub locals: BTreeMap<u64, SocketAddr>,
     /// What is in the job's network namespace goes with it, but for what the sandbox of a restart brings there; None if that
     /// is not the job's, or is to be left out.
     pub network: Option<Given>,
@@ -63,6 +68,7 @@ impl Options {
     /// The paths for which somebody else answers.
     pub(crate) fn owned(&self) -> Owned {
         let mut owned = self.table.as_ref().map(Owned::of).unwrap_or_default();
+        owned.locals.clone_from(&self.locals);
         owned.outward = self.outward;
         owned.closing.clone_from(&self.closing);
         owned.network = self.network.is_some();

@@ -1,6 +1,7 @@
 //! The moments of a checkpoint and of a restart at which others have something to do.
 
 use crate::Error;
+use crate::fd::Renewed;
 use crate::image::Writer;
 use crate::still::Still;
 use crate::table::Table;
@@ -40,8 +41,8 @@ pub trait Events {
         Ok(())
     }
 
-    /// The restored job exists but does not run.
-    fn restart(&mut self) -> Result<(), Error> {
+    /// The restored job exists but does not run. It has these connections to those who answer for their ends.
+    fn restart(&mut self, connections: &[Renewed]) -> Result<(), Error> {
         Ok(())
     }
 

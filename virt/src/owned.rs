@@ -3,6 +3,7 @@
 
 use crate::image::Bytes;
 use crate::table::{Id, Row, Table};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -34,6 +35,8 @@ pub struct Owned {
     paths: Vec<Bytes>,
     /// As the job knows them, and what they are here.
     sockets: Vec<(Bytes, Bytes)>,
+    /// The addresses by which the job knows its own ends of connections that were made anew, by the cookies of their sockets.
+    pub locals: BTreeMap<u64, SocketAddr>,
     /// What to do with connections to everybody else.
     pub outward: Outward,
     /// The name of a unix socket outside of the job, connections to which the job finds closed after a restart.

@@ -116,7 +116,7 @@ pub fn restore(
     if let Some(id) = table.awaited().first() {
         return Err(Error::Damaged(format!("table.json: nobody in tasks.json has the id {id}")));
     }
-    events.restart()?;
+    events.restart(making.renewed())?;
 
     fault::point("restore:registers")?;
     making.registers()?;

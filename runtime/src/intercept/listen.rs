@@ -5,7 +5,7 @@
 use super::Claims;
 use super::call::{Answer, Call};
 use super::pending::{Held, Pending};
-use super::{connect, device, peer};
+use super::{connect, device, ends};
 use ckrun_virt::{Doing, Failure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -108,7 +108,8 @@ fn over(shared: &Shared) -> bool {
 fn decide(call: &mut Call<'_>, claims: &Claims) -> Answer {
     match call.number {
         libc::SYS_connect => connect::answer(call, claims),
-        libc::SYS_getpeername => peer::answer(call, claims),
+        libc::SYS_getpeername => ends::peer(call, claims),
+        libc::SYS_getsockname => ends::local(call, claims),
         libc::SYS_ioctl => device::answer(call, claims),
         _ => Answer::GoOn,
     }

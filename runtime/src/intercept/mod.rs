@@ -1,5 +1,5 @@
 //! System calls of a job that somebody else answers: a connect(2) to an address that is elsewhere on this host, the names
-//! of such a socket, and the ioctl(2) commands that a plugin has claimed. Everything else runs native.
+//! of both ends of such a socket, and the ioctl(2) commands that a plugin has claimed. Everything else runs native.
 //!
 //! A filter that the job's first process loads before anything else asks a listener about these calls
 //! ([`Claims::filter`]), and about no others, as narrowly as BPF can tell: addresses and structures are in memory, out of its
@@ -12,12 +12,12 @@
 mod call;
 mod connect;
 mod device;
+mod ends;
 pub mod handles;
 pub mod hosts;
 pub mod listen;
 pub mod names;
 pub mod notes;
-mod peer;
 pub mod pending;
 
 use crate::error::Result;
@@ -55,6 +55,8 @@ pub struct Claims {
     pub handles: Mutex<Handles>,
     /// Which name the job has used for a socket, by the socket's cookie, when its peer's address does not tell.
     pub used: Mutex<BTreeMap<u64, Name>>,
+    /// By which name the job knows its own end of a connection that a restart has made anew, by the socket's cookie.
+    pub locals: Mutex<BTreeMap<u64, Name>>,
     /// Connections that a plugin has made, by the names for which the job's first one is to be that.
     pub given: Mutex<BTreeMap<Name, OwnedFd>>,
     /// What of this has changed since it was last written down as a whole.
@@ -100,7 +102,7 @@ impl Claims {
 pub fn filter<'a>(sockets: bool, ioctls: impl IntoIterator<Item = &'a Ioctl>) -> Option<Filter> {
     let mut asked = Vec::new();
     if sockets {
-        asked.extend([libc::SYS_connect, libc::SYS_getpeername].map(Asked::always));
+        asked.extend([libc::SYS_connect, libc::SYS_getpeername, libc::SYS_getsockname].map(Asked::always));
     }
     // The kernel, too, takes the lower half only (`unsigned int cmd`).
     let commands: BTreeSet<u32> = ioctls.into_iter().map(|ioctl| ioctl.command.0 as u32).collect();

@@ -3,8 +3,10 @@
 use super::record::{Plugin, Record};
 use crate::error::Result;
 use crate::intercept::handles::Handles;
+use crate::intercept::names::Name;
 use crate::intercept::{Claims, Command};
 use ckrun_plugin::{Binding, Real};
+use ckrun_virt::fd::Renewed;
 use std::path::{Path, PathBuf};
 
 impl Record {
@@ -28,8 +30,20 @@ impl Record {
         }
         let mut claims = Claims::new(self.routes.clone(), ioctls.filter_map(command).collect(), handles);
         claims.used = self.used.clone().into();
+        claims.locals = self.locals.clone().into();
         claims.note_in(dir)?;
         Ok(claims)
+    }
+
+    /// Takes over by which names the job knows the ends of connections that a restart has made anew.
+    pub(super) fn renew(&mut self, connections: Vec<Renewed>) {
+        for Renewed { cookie, name, local } in connections {
+            let route = self.routes.iter().find(|route| route.name.as_bytes() == &name[..]);
+            if let Some(route) = route {
+                self.used.insert(cookie, route.to.clone());
+            }
+            self.locals.insert(cookie, Name::Inet(local));
+        }
     }
 
     /// Where a device of the job is on this host.

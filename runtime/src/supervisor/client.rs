@@ -12,6 +12,7 @@ use ckrun_plugin::call::Call;
 use ckrun_plugin::message::{Id, Message};
 use ckrun_plugin::wire::{Broken, Incoming, Wire};
 use ckrun_plugin::{After, Fault, Job};
+use ckrun_virt::fd::Renewed;
 use ckrun_virt::still::Still;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -79,6 +80,14 @@ impl Client {
     /// Where what the job connects to is.
     pub fn routes(&mut self, routes: Vec<Route>) -> Result<()> {
         self.ask(&Request::Routes { routes }, Vec::new(), None).map(drop)
+    }
+
+    /// Connections of the job have been made anew.
+    ///
+    /// # Errors
+    /// As of [`Client::begin`].
+    pub fn renewed(&mut self, connections: Vec<Renewed>) -> Result<()> {
+        self.ask(&Request::Renewed { connections }, Vec::new(), None).map(drop)
     }
 
     /// The sandbox stands. `listener` is that of the filter over what the supervisor answers.

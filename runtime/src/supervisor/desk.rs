@@ -18,6 +18,7 @@ use ckrun_plugin::binding::Kind;
 use ckrun_plugin::call::{Answer, Call, Signal, Unbind};
 use ckrun_plugin::message::{Id as MessageId, Message};
 use ckrun_plugin::{Binding, Code, Event, Fault, Level};
+use ckrun_virt::fd::Renewed;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::table::{Generation, Id, Table, Time, live};
 use ckrun_virt::{Failure, Process};
@@ -86,6 +87,15 @@ impl Desk {
         intercept::listen::serve(listener, Arc::clone(&claims), self.pending)?;
         self.claims = Some(claims);
         Ok(())
+    }
+
+    /// Answers for the ends of connections that were made anew.
+    pub fn renew(&mut self, connections: Vec<Renewed>) {
+        self.record.renew(connections);
+        if let Some(claims) = &self.claims {
+            lock(&claims.used).clone_from(&self.record.used);
+            lock(&claims.locals).clone_from(&self.record.locals);
+        }
     }
 
     /// The job exists. A connection that a plugin has made for it is from now on the job's to close: who restores a job has

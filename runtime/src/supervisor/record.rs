@@ -17,6 +17,7 @@ use ckrun_virt::table::{Id, Row, Table, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The file of an image that tells of plugins.
@@ -141,6 +142,9 @@ pub struct Record {
     /// By which of several names the job has connected a socket, by the socket's cookie.
     #[serde(default)]
     pub used: BTreeMap<u64, Name>,
+    /// By which name the job knows its own end of a connection that a restart has made anew, by the socket's cookie.
+    #[serde(default)]
+    pub locals: BTreeMap<u64, Name>,
 }
 
 impl Plugin {
@@ -193,6 +197,7 @@ impl Record {
             killed: 0,
             news: Vec::new(),
             used: BTreeMap::new(),
+            locals: BTreeMap::new(),
         }
     }
 
@@ -236,6 +241,15 @@ impl Record {
         self.plugins
             .iter()
             .flat_map(|plugin| plugin.bindings.iter().map(move |binding| (plugin.name(), binding)))
+    }
+
+    /// The addresses of the ends that [`Record::locals`] names.
+    pub fn ends(&self) -> BTreeMap<u64, SocketAddr> {
+        let address = |(cookie, name): (&u64, &Name)| match name {
+            Name::Inet(address) => Some((*cookie, *address)),
+            _ => None,
+        };
+        self.locals.iter().filter_map(address).collect()
     }
 
     /// The filter that the job's first process has for the sake of what the supervisor answers.

@@ -13,6 +13,7 @@ use ckrun_plugin::event::duration;
 use ckrun_plugin::wire::Wire;
 use ckrun_plugin::{After, Binding, Code, Event, Fault, Job};
 use ckrun_virt::Doing;
+use ckrun_virt::fd::Renewed;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,11 @@ pub enum Request {
     Routes {
         /// All of them.
         routes: Vec<Route>,
+    },
+    /// These connections of a job that is restored have been made anew.
+    Renewed {
+        /// They.
+        connections: Vec<Renewed>,
     },
     /// The sandbox stands, and this is the job's first process. The listener of its filter comes along if it has one
     /// ([`crate::intercept`]).

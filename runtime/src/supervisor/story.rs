@@ -104,6 +104,10 @@ impl Story {
                 self.desk.record.routes = routes;
                 Ok(nothing(()))
             }
+            Request::Renewed { connections } => {
+                self.desk.renew(connections);
+                Ok(nothing(()))
+            }
             Request::Made { init } => {
                 self.made(init)?;
                 for listener in fds {
@@ -361,6 +365,7 @@ fn event(request: &Request) -> Option<Event> {
         Request::Made { .. }
         | Request::JobApi { .. }
         | Request::Routes { .. }
+        | Request::Renewed { .. }
         | Request::Stay {}
         | Request::Done {}
         | Request::Doomed {}

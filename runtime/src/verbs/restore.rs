@@ -22,6 +22,7 @@ use crate::supervisor::record::{Plugin, of_image};
 use ckrun_plugin::After;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
+use ckrun_virt::fd::Renewed;
 use ckrun_virt::image::Image;
 use ckrun_virt::restore::{Baggage, Draft, NetworkIs, Options, Problem, Report, restore};
 use ckrun_virt::still::Still;
@@ -300,6 +301,15 @@ impl Watcher<'_> {
 }
 
 impl Events for Watcher<'_> {
+    fn restart(&mut self, connections: &[Renewed]) -> Result<(), ckrun_virt::Error> {
+        let Some(client) = self.plugins.as_mut().filter(|_| !connections.is_empty()) else { return Ok(()) };
+        client.renewed(connections.to_vec()).map_err(|e| {
+            let text = e.to_string();
+            self.failed = Some(e);
+            ckrun_virt::Error::Unsupported(text)
+        })
+    }
+
     fn running(&mut self, table: &Table, job: &mut dyn Still) -> Result<(), ckrun_virt::Error> {
         self.about_to_run(table, job).map_err(|e| {
             let text = e.to_string();

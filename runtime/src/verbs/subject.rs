@@ -97,6 +97,7 @@ impl Subject {
                 .as_ref()
                 .and_then(|record| record.job_api.as_ref())
                 .map(|socket| socket.name.as_str().into()),
+            locals: record.as_ref().map(Record::ends).unwrap_or_default(),
             network: netdev::given(&spec),
             table: Some(table),
             stand: record.as_ref().is_some_and(|record| !record.plugins.is_empty()),

@@ -5,7 +5,7 @@
 //! to be filled, ckrun does from outside, between two programs.
 
 use super::making::{self, Making, SETTABLE};
-use super::{Files, Object, inotify, socket};
+use super::{Files, Object, Renewed, inotify, socket};
 use crate::image::Image;
 use crate::mounts::Namespace;
 use crate::network::wall::Rubble;
@@ -67,6 +67,11 @@ impl Made {
     /// A process that has the description, and its number there.
     pub(super) fn holder(&self, description: u32) -> Option<(i32, RawFd)> {
         self.holders.get(&description).copied()
+    }
+
+    /// The connections that were made anew.
+    pub fn renewed(&self) -> &[Renewed] {
+        &self.late.renewed
     }
 
     /// Lets everything that leads out of the job come to life; `init` is the job's first process. Nothing may fail after

@@ -57,7 +57,7 @@ pub use lock::{Lock, Locks};
 pub use make::Made;
 pub use refused::Refused;
 pub use regular::Stamp;
-pub use socket::inet::Connections;
+pub use socket::inet::{Connections, Renewed};
 
 pub(crate) use capture::Job;
 pub(crate) use container::{

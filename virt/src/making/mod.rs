@@ -6,7 +6,7 @@ use crate::cpu::sleep;
 use crate::creds::Creds;
 use crate::endings;
 use crate::events::Events;
-use crate::fd::Made;
+use crate::fd::{Made, Renewed};
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
 use crate::login::LoginUid;
@@ -309,6 +309,11 @@ impl<'a> Making<'a> {
                 Ok(Some(start.registers(result)))
             }
         }
+    }
+
+    /// The connections that were made anew.
+    pub fn renewed(&self) -> &[Renewed] {
+        self.made.renewed()
     }
 
     /// Lets what leads out of the job come to life. The answer is to be dropped when there is time for that.

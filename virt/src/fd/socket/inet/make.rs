@@ -6,7 +6,7 @@ use super::forge::Forger;
 use super::links::Link;
 use super::options::{self, When};
 use super::repair::{self, Queues};
-use super::{Inet, Phase, owned};
+use super::{Inet, Phase, Renewed, owned};
 use crate::fd::Files;
 use crate::fd::making::Making;
 use crate::fd::socket::{Family, Socket, sockets};
@@ -23,9 +23,14 @@ use std::rc::Rc;
 /// The most bytes of a queue by an image's word: a buffer has no more (`SO_RCVBUFFORCE`).
 const MOST: u64 = 1 << 31;
 
-/// Connections out of the job, which come to life with it.
+/// Connections out of the job.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Late(Vec<Rc<Sleeper>>);
+pub(crate) struct Late {
+    /// Those that come to life with it.
+    sleepers: Vec<Rc<Sleeper>>,
+    /// Those that were made anew.
+    pub renewed: Vec<Renewed>,
+}
 
 #[derive(Debug)]
 struct Sleeper {
@@ -43,14 +48,14 @@ impl Late {
     /// # Errors
     /// The kernel's.
     pub(crate) fn wake(&self, init: nix::unistd::Pid) -> Result<Option<Rubble>, Failure> {
-        if self.0.is_empty() {
+        if self.sleepers.is_empty() {
             return Ok(None);
         }
-        let ends: Vec<_> = self.0.iter().filter_map(|late| late.ends()).collect();
+        let ends: Vec<_> = self.sleepers.iter().filter_map(|late| late.ends()).collect();
         // Whoever comes in now finds a socket; and the answers to what is asked below are to come in.
         let rubble = wall::lower(init, &ends)?;
-        let forger = forger(init, self.0.iter().map(|late| &late.inet))?;
-        for late in &self.0 {
+        let forger = forger(init, self.sleepers.iter().map(|late| &late.inet))?;
+        for late in &self.sleepers {
             let what = || format!("let {:?} go on", late.inet.local);
             repair::leave_and_probe(late.fd.as_fd()).doing(what)?;
             sockopt::set_number(&late.fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, late.reuse).doing(what)?;
@@ -112,7 +117,7 @@ pub(crate) fn fill(
         if *link == Link::Outside {
             let fd = one.fd.try_clone().doing(|| "copy a descriptor")?;
             let inet = one.inet.clone();
-            late.0.push(Rc::new(Sleeper { fd, inet, queues, reuse: one.reuse() }));
+            late.sleepers.push(Rc::new(Sleeper { fd, inet, queues, reuse: one.reuse() }));
         } else {
             inside.push((one, link, connection, queues));
         }
@@ -132,7 +137,7 @@ pub(crate) fn fill(
         match link {
             Link::Waiting => one.connect_again(connection, queues)?,
             Link::Owned => {
-                owned::connect(one, connection, queues, making, wanted)?;
+                late.renewed.push(owned::connect(one, connection, queues, making, wanted)?);
             }
             _ => {}
         }

@@ -26,6 +26,7 @@ pub use leaving::Connections;
 pub use links::Links;
 pub(super) use links::same_namespace;
 pub(crate) use make::{Late, fill};
+pub use owned::Renewed;
 pub(super) use tcp::ready;
 
 use super::Class;

@@ -11,6 +11,7 @@ use super::options::{self, When};
 use super::repair::{self, Queues};
 use super::{Phase, address};
 use crate::fd::making::Making;
+use crate::image::Bytes;
 use crate::namespace::{Kind, Namespace};
 use crate::restore::{Options, Peer};
 use crate::sys::sockopt;
@@ -18,6 +19,7 @@ use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -26,6 +28,17 @@ const PATIENCE: i64 = 10;
 /// A filter that lets nothing of any packet through: BPF_RET | BPF_K, 0.
 const NOTHING: [u64; 1] = [6];
 
+/// A connection that was made anew, and what the job knows it by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// The socket's cookie (SO_COOKIE): nothing else of a socket is the same for all who have a descriptor of it.
+    pub cookie: u64,
+    /// The name of whom it is connected to.
+    pub name: Bytes,
+    /// The address of its own end, on the host where the job made the connection.
+    pub local: SocketAddr,
+}
+
 /// Connects to whom the restart says.
 pub(super) fn connect(
     begun: &Begun<'_>,
@@ -33,7 +46,7 @@ pub(super) fn connect(
     queues: &Queues,
     making: &mut Making<'_>,
     wanted: &Options,
-) -> Result<(), Error> {
+) -> Result<Renewed, Error> {
     let Phase::Connected { name: Some(name), .. } = &begun.inet.phase else {
         return Err(Error::Damaged("files.json: an owned connection without a name".into()));
     };
@@ -64,7 +77,8 @@ pub(super) fn connect(
     if old.state.sent_end() {
         rustix::net::shutdown(fd, Shutdown::Write).doing(what)?;
     }
-    Ok(())
+    let cookie = rustix::net::sockopt::socket_cookie(fd).doing(what)?;
+    Ok(Renewed { cookie, name: name.clone(), local: old.local })
 }
 
 /// Connects a socket that does not block, and waits for the answer.

@@ -86,7 +86,7 @@ impl Job<'_> {
             Link::Inside => self.either_end(node, fd, (local, peer))?,
             _ => repair::read(fd.as_fd(), local, peer)?,
         };
-        let Some((connection, queues)) = read else {
+        let Some((mut connection, queues)) = read else {
             return Err(Trouble::refused(name, "it changes its state all the time").passing());
         };
         if link == Link::Waiting && !queues.receive.is_empty() {
@@ -98,6 +98,9 @@ impl Job<'_> {
         let to_send = self.keep(node, "sent", send);
         self.connections.push(fd.try_clone().doing(|| "copy a descriptor")?, &connection, link);
         let name = self.owned.virtual_name(peer).filter(|_| link == Link::Owned).cloned();
+        if let (Some(_), Ok(cookie)) = (&name, rustix::net::sockopt::socket_cookie(fd)) {
+            connection.local = self.owned.locals.get(&cookie).copied().unwrap_or(connection.local);
+        }
         Ok(Phase::Connected { connection, link, name, received, to_send })
     }
 

@@ -1,4 +1,5 @@
-//! getpeername(2) of a socket that is connected elsewhere than its job thinks.
+//! The names of the ends of a connection that leads elsewhere than its job thinks: getpeername(2), and, when a restart has made it
+//! anew, perhaps from another address, getsockname(2).
 
 use super::Claims;
 use super::call::{Answer, Call, errno};
@@ -8,13 +9,27 @@ use nix::errno::Errno;
 use rustix::net::sockopt;
 use std::os::fd::OwnedFd;
 
-/// Says the address that the task knows.
-pub fn answer(call: &mut Call<'_>, claims: &Claims) -> Answer {
-    let [number, address, length, ..] = call.args;
+/// Says the address of the peer that the task knows.
+pub fn peer(call: &mut Call<'_>, claims: &Claims) -> Answer {
     // For all errors the kernel has the right number.
-    let Ok(socket) = call.descriptor(number) else { return Answer::GoOn };
-    let Some(name) = known(&socket, claims) else { return Answer::GoOn };
-    let Ok(family) = sockopt::socket_domain(&socket) else { return Answer::GoOn };
+    let Ok(socket) = call.descriptor(call.args[0]) else { return Answer::GoOn };
+    known(&socket, claims).map_or(Answer::GoOn, |name| answer(call, &socket, &name))
+}
+
+/// Says its own address that the task knows.
+pub fn local(call: &mut Call<'_>, claims: &Claims) -> Answer {
+    if lock(&claims.locals).is_empty() {
+        return Answer::GoOn;
+    }
+    let Ok(socket) = call.descriptor(call.args[0]) else { return Answer::GoOn };
+    let Ok(cookie) = sockopt::socket_cookie(&socket) else { return Answer::GoOn };
+    let name = lock(&claims.locals).get(&cookie).cloned();
+    name.map_or(Answer::GoOn, |name| answer(call, &socket, &name))
+}
+
+fn answer(call: &Call<'_>, socket: &OwnedFd, name: &Name) -> Answer {
+    let [_, address, length, ..] = call.args;
+    let Ok(family) = sockopt::socket_domain(socket) else { return Answer::GoOn };
     let Some(bytes) = name.write(family.as_raw().into()) else { return Answer::GoOn };
     match say(call, address, length, &bytes) {
         Ok(()) => Answer::Done(0),
