@@ -33,6 +33,7 @@ pub mod images;
 pub mod job;
 pub mod leftovers;
 pub mod machine;
+pub mod networks;
 pub mod pipes;
 pub mod programs;
 pub mod run;

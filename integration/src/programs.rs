@@ -11,6 +11,13 @@ pub fn source(name: &str) -> PathBuf {
 
 /// A container with the host's programs in it and `files` in its /work, in which `words` run.
 pub fn program(words: &[&str], files: &[PathBuf]) -> Job {
+    let job = resting(words, files);
+    job.start();
+    job
+}
+
+/// The same; nothing runs yet.
+pub fn resting(words: &[&str], files: &[PathBuf]) -> Job {
     let job = Job::with(words, |container| {
         let mut container = container;
         for dir in
@@ -25,7 +32,6 @@ pub fn program(words: &[&str], files: &[PathBuf]) -> Job {
     for file in files {
         fs::copy(file, work.join(file.file_name().expect("a file has a name"))).expect("copy a program");
     }
-    job.start();
     job
 }
 

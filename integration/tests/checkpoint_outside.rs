@@ -3,19 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::job::{Job, cleared, path};
+use ckrun_integration::networks::Network;
 use ckrun_integration::pipes::PATIENCE;
-use ckrun_integration::run::{finish, needs};
+use ckrun_integration::run::finish;
 use ckrun_virt::sys::sockopt;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use serde_json::json;
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -26,69 +24,6 @@ use std::time::{Duration, Instant};
 const AHEAD: u64 = 100;
 /// After this time without an answer it sends another one.
 const IMPATIENCE: Duration = Duration::from_millis(20);
-
-/// A network that only one test knows, with addresses for several hosts.
-struct Network(String);
-
-impl Network {
-    fn new(name: String) -> Network {
-        ip(&["netns", "add", &name]);
-        let network = Network(name);
-        ip(&["-n", &network.0, "link", "set", "lo", "up"]);
-        for address in ["10.77.0.1/32", "10.77.0.2/32", "10.77.0.3/32"] {
-            ip(&["-n", &network.0, "address", "add", address, "dev", "lo"]);
-        }
-        network
-    }
-
-    /// Two that are joined, and each with one of the addresses.
-    fn pair(name: &str) -> [Network; 2] {
-        let [here, there] = ["a", "b"].map(|end| {
-            ip(&["netns", "add", &format!("{name}-{end}")]);
-            Network(format!("{name}-{end}"))
-        });
-        ip(&["-n", &here.0, "link", "add", "v", "type", "veth", "peer", "v", "netns", &there.0]);
-        for (network, address) in [(&here, "10.77.0.1/24"), (&there, "10.77.0.2/24")] {
-            ip(&["-n", &network.0, "address", "add", address, "dev", "v"]);
-            ip(&["-n", &network.0, "link", "set", "v", "up"]);
-        }
-        [here, there]
-    }
-
-    /// The tables of packet filters in it.
-    fn tables(&self) -> String {
-        let mut command = Command::new(needs("ip", "iproute2"));
-        let nft = needs("nft", "nftables");
-        command.args(["netns", "exec", &self.0]).arg(nft).args(["list", "tables"]);
-        finish(command).ok()
-    }
-
-    fn path(&self) -> String {
-        format!("/run/netns/{}", self.0)
-    }
-
-    /// Somebody at this address.
-    fn listen(&self, address: &'static str) -> TcpListener {
-        let network = File::open(self.path()).unwrap();
-        let bind = move || {
-            setns(network, CloneFlags::CLONE_NEWNET).unwrap();
-            TcpListener::bind(address).unwrap()
-        };
-        std::thread::spawn(bind).join().unwrap()
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        ip(&["netns", "delete", &self.0]);
-    }
-}
-
-fn ip(words: &[&str]) {
-    let mut command = Command::new(needs("ip", "iproute2"));
-    command.args(words);
-    finish(command).ok();
-}
 
 /// As the guest has it.
 fn mix(mut x: u64) -> u64 {
@@ -115,7 +50,7 @@ struct Peer {
 impl Peer {
     /// Goes on with a conversation with the first who connects.
     fn at(network: &Network, address: &'static str, talk: Talk) -> Peer {
-        let listener = network.listen(address);
+        let listener = network.within(move || TcpListener::bind(address).unwrap());
         let quiet = Arc::new(AtomicBool::new(false));
         let hushed = quiet.clone();
         let (tell, line) = channel();
@@ -163,19 +98,10 @@ fn converse(mut line: TcpStream, mut talk: Talk, quiet: &AtomicBool) -> Talk {
 fn up(mode: &str, more: &[&str]) -> (Job, Network, Peer) {
     let job = Job::new("inet", mode);
     let network = Network::new(job.container.id().replace("ckrun-", "net-"));
-    inside(&job, &network);
+    network.take(&job);
     let peer = Peer::at(&network, "10.77.0.2:5011", Talk::default());
     job.start_with(more);
     (job, network, peer)
-}
-
-/// Its network is somebody's who keeps it.
-fn inside(job: &Job, network: &Network) {
-    job.container.change(|config| {
-        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
-        namespaces.retain(|namespace| namespace["type"] != "network");
-        namespaces.push(json!({"type": "network", "path": network.path()}));
-    });
 }
 
 /// A guest with a line that is to be kept, to somebody on another host.
@@ -191,7 +117,7 @@ impl Kept {
     fn up() -> Kept {
         let job = Job::new("inet", "line");
         let [network, there] = Network::pair(&job.container.id().replace("ckrun-", "net-"));
-        inside(&job, &network);
+        network.take(&job);
         let Peer { talk, line, .. } = Peer::at(&there, "10.77.0.2:5011", Talk::default());
         job.start();
         Kept { job, network, line: line.recv().unwrap(), talk, _there: there }
