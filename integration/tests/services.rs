@@ -19,8 +19,14 @@ fn service(driver: &str, programs: &[(&str, &str)]) {
     for (program, package) in programs {
         needs(program, package);
     }
-    let files = ["service.py", driver].map(|file| source("services").join(file));
-    survives(&program(&["python3", &format!("/work/{driver}")], &files));
+    with_files(&["service.py", driver]);
+}
+
+/// Runs the last one of some drivers' files.
+fn with_files(files: &[&str]) {
+    let paths: Vec<_> = files.iter().map(|file| source("services").join(file)).collect();
+    let last = format!("/work/{}", files.last().expect("a driver"));
+    survives(&program(&["python3", &last], &paths));
 }
 
 #[test]
@@ -164,6 +170,26 @@ fn postgresql() {
 #[ignore = "heavy: make test-all"]
 fn tmux() {
     service("tmux.py", &[("tmux", "tmux")]);
+}
+
+#[test]
+#[ignore = "heavy: make test-all"]
+fn editors() {
+    service("editors.py", &[("tmux", "tmux"), ("vim.tiny", "vim-tiny"), ("nano", "nano")]);
+}
+
+#[test]
+#[ignore = "heavy: make test-all"]
+fn node() {
+    needs("python3", "python3");
+    needs("node", "nodejs");
+    with_files(&["service.py", "node.js", "node.py"]);
+}
+
+#[test]
+#[ignore = "heavy: make test-all"]
+fn sshd() {
+    service("sshd.py", &[("sshd", "openssh-server"), ("ssh", "openssh-client")]);
 }
 
 #[test]
