@@ -261,7 +261,7 @@ const SA_RESTORER: u64 = 0x0400_0000;
 /// The number of the CPU that ckrun runs on; it stays there.
 ///
 /// # Errors
-/// `EINVAL` when a cpuset forbids it.
+/// The kernel's.
 pub fn stay_on_this_cpu() -> Result<usize, Failure> {
     let cpu = nix::sched::sched_getcpu().doing(|| "ask for the number of this CPU")?;
     Worker::pin(Pid::from_raw(0), cpu)?;

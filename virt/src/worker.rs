@@ -263,10 +263,11 @@ impl Worker {
     }
 
     /// Puts ckrun and the task onto one CPU: waking a task on another one that sleeps costs ten times as much. A task
-    /// with a deadline (`SCHED_DEADLINE`), which must be free to run on all of its CPUs (`EBUSY`), stays where it is.
+    /// with a deadline (`SCHED_DEADLINE`), which must be free to run on all of its CPUs (`EBUSY`), stays where it is, and
+    /// so does one whose cpuset forbids this one (`EINVAL`).
     pub(crate) fn pin(pid: Pid, cpu: usize) -> Result<(), Failure> {
         match sys::pin(pid, cpu) {
-            Err(Errno::EBUSY) => Ok(()),
+            Err(Errno::EBUSY | Errno::EINVAL) => Ok(()),
             pinned => pinned.doing(|| format!("pin thread {pid} to CPU {cpu}")),
         }
     }
