@@ -2,7 +2,8 @@
 
 use crate::leftovers;
 use crate::pipes::{Lines, await_end, pidfd};
-use crate::run::{Ended, Running, binary, finish, needs, start};
+use crate::run::{Ended, Running, binary, elsewhere, finish, needs, start};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -19,6 +20,7 @@ use tempfile::TempDir;
 pub struct Container {
     dir: TempDir,
     id: String,
+    only_cgroup2: bool,
 }
 
 impl Container {
@@ -28,7 +30,7 @@ impl Container {
         // A user of the container who is nobody on the host must reach the rootfs.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let id = dir.path().file_name().expect("it has a name").to_string_lossy().into_owned();
-        let container = Container { dir, id };
+        let container = Container { dir, id, only_cgroup2: false };
         populate(&container.rootfs());
         container.write_config(&default_config());
         container
@@ -37,6 +39,12 @@ impl Container {
     /// A container that runs a shell script.
     pub fn sh(script: &str) -> Container {
         Container::new().args(&["sh", "-c", script])
+    }
+
+    /// Every ckrun finds itself on a host with nothing but cgroup2.
+    pub fn on_cgroup2(mut self) -> Container {
+        self.only_cgroup2 = true;
+        self
     }
 
     /// The id, which no other container has. It occurs in the paths of all that belongs to the container.
@@ -127,6 +135,12 @@ impl Container {
         let mut command = Command::new(program);
         command.arg("--root").arg(self.store()).current_dir(self.bundle());
         command.args(words.iter().map(|word| if *word == "ID" { self.id.as_str() } else { word }));
+        if self.only_cgroup2 {
+            elsewhere(&mut command, || {
+                umount2("/sys/fs/cgroup", MntFlags::MNT_DETACH)?;
+                mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), None::<&str>)
+            });
+        }
         command
     }
 

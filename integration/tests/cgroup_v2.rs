@@ -3,40 +3,28 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::Container;
-use ckrun_integration::run::{Ended, elsewhere, finish};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
-
-/// ckrun where /sys/fs/cgroup is a cgroup2.
-fn ckrun(container: &Container, words: &[&str]) -> Ended {
-    let mut command = container.command(words);
-    elsewhere(&mut command, || {
-        umount2("/sys/fs/cgroup", MntFlags::MNT_DETACH)?;
-        mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), None::<&str>)
-    });
-    finish(command)
-}
 
 #[test]
 fn a_container_lives_from_birth_to_death() {
-    let container = Container::new().args(&["sleep", "1000"]);
-    ckrun(&container, &["run", "--detach", "ID"]).ok();
-    let own = ckrun(&container, &["exec", "ID", "grep", "^0::", "/proc/self/cgroup"]).ok();
+    let container = Container::new().on_cgroup2().args(&["sleep", "1000"]);
+    container.ckrun(&["run", "--detach", "ID"]).ok();
+    let own = container.ckrun(&["exec", "ID", "grep", "^0::", "/proc/self/cgroup"]).ok();
     assert_eq!(own, "0::/", "in the container's cgroup namespace, elsewhere would be 0::/..");
-    let mounts = ckrun(&container, &["exec", "ID", "grep", " /sys/fs/cgroup ", "/proc/mounts"]).ok();
+    let mounts = container.ckrun(&["exec", "ID", "grep", " /sys/fs/cgroup ", "/proc/mounts"]).ok();
     assert!(mounts.starts_with("cgroup2 /sys/fs/cgroup cgroup2 ro"), "{mounts}");
 
-    let status = || -> Value { serde_json::from_str(&ckrun(&container, &["state", "ID"]).ok()).unwrap() };
-    ckrun(&container, &["pause", "ID"]).ok();
+    let status = || -> Value { serde_json::from_str(&container.ckrun(&["state", "ID"]).ok()).unwrap() };
+    container.ckrun(&["pause", "ID"]).ok();
     assert_eq!(status()["status"], "paused");
-    ckrun(&container, &["resume", "ID"]).ok();
+    container.ckrun(&["resume", "ID"]).ok();
     assert_eq!(status()["status"], "running");
 
     let pids: Vec<i32> =
-        serde_json::from_str(&ckrun(&container, &["ps", "--format", "json", "ID"]).ok()).unwrap();
+        serde_json::from_str(&container.ckrun(&["ps", "--format", "json", "ID"]).ok()).unwrap();
     assert_eq!(pids, [i32::try_from(status()["pid"].as_i64().unwrap()).unwrap()]);
-    ckrun(&container, &["kill", "--all", "ID", "KILL"]).ok();
-    ckrun(&container, &["delete", "ID"]).ok();
+    container.ckrun(&["kill", "--all", "ID", "KILL"]).ok();
+    container.ckrun(&["delete", "ID"]).ok();
     container.no_trace();
 }
 
@@ -45,19 +33,19 @@ fn devices_are_guarded_by_a_program() {
     // 1:11 is /dev/kmsg, which the default rules do not allow; 1:3 is /dev/null, which they do.
     let script =
         "cat /dev/kmsg 2>&1 >/dev/null | head -n 1; mknod /dev/mine c 1 11 && head -c 0 /dev/mine; echo $?";
-    let container = Container::sh(script).with(|c| {
+    let container = Container::sh(script).on_cgroup2().with(|c| {
         c["linux"]["devices"] = json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]);
         for set in ["bounding", "effective", "permitted"] {
             let set = c["process"]["capabilities"][set].as_array_mut().unwrap();
             set.extend(["CAP_MKNOD".into(), "CAP_SYSLOG".into()]);
         }
     });
-    let denied = ckrun(&container, &["run", "ID"]).exits(0);
+    let denied = container.ckrun(&["run", "ID"]).exits(0);
     assert_eq!(denied.stdout, "cat: can't open '/dev/kmsg': Operation not permitted\n1\n");
     let rule = json!([{"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}]);
     container.change(|c| c["linux"]["resources"] = json!({ "devices": rule }));
     container.change(|c| c["process"]["args"][2] = "head -c 0 /dev/kmsg && echo open".into());
-    assert_eq!(ckrun(&container, &["run", "ID"]).ok(), "open");
+    assert_eq!(container.ckrun(&["run", "ID"]).ok(), "open");
     container.no_trace();
 }
 
@@ -65,7 +53,7 @@ fn devices_are_guarded_by_a_program() {
 fn a_limit_without_its_controller_is_refused() {
     let container =
         Container::new().with(|c| c["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}}));
-    let ended = ckrun(&container, &["run", "ID"]);
+    let ended = container.ckrun(&["run", "ID"]);
     // Where the memory controller belongs to cgroup2, the limit is simply set.
     if ended.code != 0 {
         ended.fails(1, &["linux.resources.memory.limit"]);

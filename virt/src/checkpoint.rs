@@ -4,6 +4,7 @@
 //! the job goes on, and there is no image.
 
 use crate::capture::Capture;
+use crate::cgroups::{self, Home, Thawed};
 use crate::clocks::Clocks;
 use crate::events::Events;
 use crate::image::{Bytes, Manifest, Writer};
@@ -62,6 +63,10 @@ pub struct Options {
     /// What is in the job's network namespace goes with it, but for what the sandbox of a restart brings there; None if that
     /// is not the job's, or is to be left out.
     pub network: Option<Given>,
+    /// The container's own cgroups, for what is below them; none if that is to be left out.
+    pub cgroups: Vec<Home>,
+    /// What is set in the container's own cgroups goes with the job, too.
+    pub own_cgroups: bool,
 }
 
 impl Options {
@@ -164,14 +169,19 @@ fn attempt(
     fault::point("checkpoint:seize")?;
     let cpu = stay_on_this_cpu()?;
     let clocks = Clocks::of(init)?;
-    let frozen = Frozen::stop(init, listed, || events.seized())?;
+    let mut thawed = Thawed::default();
+    let frozen = Frozen::stop(init, listed, || {
+        events.seized()?;
+        thawed = Thawed::below(&options.cgroups)?;
+        Ok(())
+    })?;
     let connections = fd::Connections::default();
-    let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new(), connections };
+    let mut steps = Steps { init, options, clocks, cpu, copies: Vec::new(), connections, thawed };
     let mut written = steps.write(frozen, &mut image, events);
     if let Err((frozen, _)) = &mut written
         && let Some(mut frozen) = frozen.take()
     {
-        events.resume(&mut frozen)?;
+        steps.resume(&mut frozen, events)?;
         frozen.release();
     }
     for copy in std::mem::take(&mut steps.copies) {
@@ -185,7 +195,7 @@ fn attempt(
         Ok(committed) => committed,
         Err(e) => {
             if let Some(frozen) = &mut frozen {
-                events.resume(frozen)?;
+                steps.resume(frozen, events)?;
             }
             return Err(e.into());
         }
@@ -196,7 +206,7 @@ fn attempt(
     let still = frozen.as_mut().map(|frozen| frozen as &mut dyn Still);
     if let Err(e) = events.committed(&options.image, still) {
         if let Some(mut frozen) = frozen {
-            events.resume(&mut frozen)?;
+            steps.resume(&mut frozen, events)?;
             frozen.release();
         }
         return Err(e);
@@ -205,7 +215,7 @@ fn attempt(
     if let Some(mut frozen) = frozen {
         report.frozen = frozen.frozen_for();
         if options.leave_running {
-            events.resume(&mut frozen)?;
+            steps.resume(&mut frozen, events)?;
             frozen.release();
         } else {
             fault::point("checkpoint:kill")?;
@@ -233,9 +243,23 @@ struct Steps<'a> {
     copies: Vec<Snapshot>,
     /// The job's TCP connections.
     connections: fd::Connections,
+    /// What the job itself had frozen.
+    thawed: Thawed,
 }
 
 impl Steps<'_> {
+    /// As [`Options::goes_on`]; nor is a part of it frozen, of which the copies would be frozen, too.
+    fn goes_on(&self) -> bool {
+        self.options.goes_on() && self.thawed.is_empty()
+    }
+
+    /// Before the job is let go as it was.
+    fn resume(&mut self, frozen: &mut Frozen, events: &mut dyn Events) -> Result<(), Error> {
+        events.resume(frozen)?;
+        self.thawed.again();
+        Ok(())
+    }
+
     /// Everything between the stop and the commit. After an error the job comes back if it does not go on already.
     fn write(
         &mut self,
@@ -256,7 +280,7 @@ impl Steps<'_> {
             memory: 0,
             zeroes: 0,
         };
-        if !self.options.goes_on() {
+        if !self.goes_on() {
             return match finish(capture, storing, image, &mut report) {
                 Ok(()) => Ok((Some(frozen), Duration::ZERO, report)),
                 Err(e) => Err((Some(frozen), e)),
@@ -287,9 +311,9 @@ impl Steps<'_> {
         events: &mut dyn Events,
     ) -> Result<(Capture, Storing, Vec<Load>), Error> {
         fault::point("checkpoint:capture")?;
-        let mut storing = Storing::begin(image, frozen.processes.len() == 1 && !self.options.goes_on())?;
+        let mut storing = Storing::begin(image, frozen.processes.len() == 1 && !self.goes_on())?;
         let mut loads = Vec::new();
-        let capture = if self.options.goes_on() {
+        let capture = if self.goes_on() {
             let capture = self.state(frozen, image, events, &mut |load| loads.push(load))?;
             loads.iter().try_for_each(|load| storing.lost_by_copy(load))?;
             capture
@@ -317,7 +341,7 @@ impl Steps<'_> {
         let residents = mounts::Space::first_of_each(&frozen.running())?;
         let mut capture = Capture::begin(&residents, DELETED, self.cpu)?;
         capture.job.filters.foreign.clone_from(&self.options.asks);
-        capture.processes(frozen, self.options.goes_on().then_some(&mut self.copies), give)?;
+        capture.processes(frozen, self.goes_on().then_some(&mut self.copies), give)?;
         refuse(std::mem::take(&mut capture.blockers))?;
         let files =
             fd::capture(frozen, &self.options.owned(), &|device, inode| capture.census.find(device, inode))?;
@@ -346,6 +370,12 @@ impl Steps<'_> {
             refuse(blockers)?;
             capture.job.network = network;
         }
+        let residents = frozen.running();
+        refuse(cgroups::survey(&residents, &self.options.cgroups)?)?;
+        let tids =
+            frozen.threads().map(|thread| (thread.stopped.host.as_raw(), thread.stopped.tid)).collect();
+        let whole = self.options.own_cgroups;
+        capture.job.cgroups = cgroups::capture(self.init, &self.options.cgroups, whole, &tids, &self.thawed)?;
         Ok(capture)
     }
 }

@@ -1,6 +1,7 @@
 //! The state of a job, apart from the bytes of its memory and files: what the JSON files of an image hold.
 
 use crate::Error;
+use crate::cgroups::{self, Cgroups};
 use crate::cpu::state::CpuState;
 use crate::fd::Files;
 use crate::image::{Image, Writer};
@@ -50,6 +51,8 @@ pub struct Job {
     pub names: Option<Names>,
     /// What is in its network namespace, if that is its own and not as a sandbox makes it.
     pub network: Option<Network>,
+    /// Cgroups below the container's own.
+    pub cgroups: Cgroups,
 }
 
 impl Job {
@@ -81,6 +84,9 @@ impl Job {
         if let Some(network) = &self.network {
             image.json(network::FILE, network)?;
         }
+        if !self.cgroups.is_empty() {
+            image.json(cgroups::FILE, &self.cgroups)?;
+        }
         Ok(())
     }
 
@@ -106,6 +112,7 @@ impl Job {
             sysv: if image.has(SystemV::FILE) { image.json(SystemV::FILE)? } else { SystemV::default() },
             names: if image.has(Names::FILE) { Some(image.json(Names::FILE)?) } else { None },
             network: if image.has(network::FILE) { Some(image.json(network::FILE)?) } else { None },
+            cgroups: Cgroups::read(image)?,
         };
         job.check()?;
         Ok(job)

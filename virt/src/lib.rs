@@ -17,12 +17,14 @@
 //! - [`memory`]: address spaces, read and built again;
 //! - [`netlink`]: questions to the kernel about network namespaces; [`network`]: what is in the job's;
 //! - [`sysv`]: semaphores and message queues; [`uts`]: host and domain name;
+//! - [`cgroups`]: those below the container's own;
 //! - [`tmpfs`]: contents of file systems in memory; [`mounts`]: those that a job has made;
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
 pub mod capabilities;
 pub mod capture;
+pub mod cgroups;
 pub mod checkpoint;
 pub mod clocks;
 pub mod cpu;

@@ -9,6 +9,7 @@ mod options;
 pub use draft::{Draft, Problem};
 pub use options::{Changed, NetworkIs, Options, Peer};
 
+use crate::cgroups::Places;
 use crate::events::Events;
 use crate::image::{Bytes, Image};
 use crate::making::Making;
@@ -96,7 +97,8 @@ pub fn restore(
     let Draft { image, job, mut table, namespaces, bridge } = draft;
     let bridge = bridge.map_err(Error::Unsupported)?;
     fault::point("restore:seize")?;
-    let mut making = Making::begin(&job, image, bridge, init, hatch, namespaces)?;
+    let cgroups = Places::of(&job.cgroups, &options.cgroups)?;
+    let mut making = Making::begin(&job, image, bridge, init, hatch, namespaces, cgroups)?;
     fault::point("restore:files")?;
     making.files(options)?;
     fault::point("restore:tree")?;
@@ -105,6 +107,7 @@ pub fn restore(
     making.threads()?;
     fault::point("restore:state")?;
     making.state()?;
+    making.cgroups(options.own_cgroups)?;
 
     let now = Time::now();
     let number = table.generation().saturating_add(1);

@@ -13,7 +13,7 @@ use crate::proc::Stat;
 use crate::resource::{Blocker, Stopped};
 use crate::sysv::posix;
 use crate::timers::PosixTimers;
-use crate::{Error, Failure, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
+use crate::{Error, Failure, cgroups, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -35,6 +35,7 @@ pub fn survey(init: Pid, listed: &[Listed], options: &Options) -> Result<Refused
     let changed = mounts::survey(&residents, &mounted, options.places.as_ref(), &[])?;
     let mut blockers = tmpfs::survey(init, &mounted, &changed.devices)?;
     blockers.extend(changed.blockers);
+    blockers.extend(cgroups::survey(&processes, &options.cgroups)?);
     if let Some(given) = &options.network {
         blockers.extend(network::survey(init, &processes, &mounted, given)?);
     }

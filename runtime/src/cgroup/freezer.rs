@@ -81,18 +81,18 @@ impl Cgroups {
             || self.v1("freezer").map_or(Ok(false), |dir| gone(v1(dir))).doing(|| "read freezer.state")?)
     }
 
+    /// Thaws v1's freezer in the container's own cgroup and below it, where the container may have frozen parts of itself:
+    /// a process frozen there does not even die of SIGKILL.
+    pub fn thaw_to_die(&self) {
+        let Some(dir) = self.v1("freezer").filter(|dir| !dir.existed) else { return };
+        for cgroup in tree(&dir.path).unwrap_or_default() {
+            // What can't be thawed shows when its processes are waited for.
+            let _ = io::write(&cgroup, STATE, "THAWED");
+        }
+    }
+
     pub(super) fn freezer(&self) -> Option<&Dir> {
         self.v2().or_else(|| self.v1("freezer"))
-    }
-}
-
-/// Thaws v1's freezer in the container's own cgroup and below it, where the container may have frozen parts of itself:
-/// a process frozen there does not even die of SIGKILL.
-pub(super) fn thaw_to_die(cgroups: &Cgroups) {
-    let Some(dir) = cgroups.v1("freezer").filter(|dir| !dir.existed) else { return };
-    for cgroup in tree(&dir.path).unwrap_or_default() {
-        // What can't be thawed shows when its processes are waited for.
-        let _ = io::write(&cgroup, STATE, "THAWED");
     }
 }
 

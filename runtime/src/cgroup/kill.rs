@@ -95,7 +95,7 @@ impl Cgroups {
             }
             // `cgroup.kill` (Linux 5.14) reaches processes that are being forked, too.
             if dir.is_v2() && io::write(&dir.path, "cgroup.kill", "1").is_ok() {
-                freezer::thaw_to_die(self);
+                self.thaw_to_die();
                 let empty = freezer::await_event(&dir.path, "populated", 0, deadline)
                     .doing(|| format!("wait for the processes in {}", dir.path.display()))?;
                 return if empty { Ok(()) } else { Err(alive(dir, "they don't die of SIGKILL")) };
@@ -107,7 +107,7 @@ impl Cgroups {
             if froze {
                 self.thaw()?;
             }
-            freezer::thaw_to_die(self);
+            self.thaw_to_die();
             await_all(&dying, deadline);
             if Instant::now() > deadline {
                 return Err(alive(dir, "they don't die of SIGKILL"));

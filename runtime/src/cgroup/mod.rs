@@ -39,6 +39,7 @@ pub use stats::Stats;
 pub use view::{View, ViewMount};
 
 use crate::error::{Error, Result};
+use ckrun_virt::cgroups::Home;
 use ckrun_virt::{Doing, Failure};
 use layout::{Hierarchy, Version};
 use nix::errno::Errno;
@@ -177,6 +178,20 @@ impl Cgroups {
     /// look at the container from outside.
     pub fn directories(&self) -> impl Iterator<Item = (&str, &Path)> {
         self.dirs.iter().map(|dir| (dir.hierarchy.controllers.as_str(), dir.path.as_path()))
+    }
+
+    /// The same, for those who put others below them.
+    pub fn homes(&self) -> Vec<Home> {
+        let home = |(controllers, path): (&str, &Path)| Home {
+            controllers: controllers.to_owned(),
+            directory: path.to_owned(),
+        };
+        self.directories().map(home).collect()
+    }
+
+    /// Whether one of them was there before the container.
+    pub fn existed(&self) -> bool {
+        self.dirs.iter().any(|dir| dir.existed)
     }
 
     /// systemd's unit, while it has no process: it starts with the first, whom others join.

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::state::{Entry, InitProcess, OCI_VERSION, State};
 use crate::status::Status;
 use ckrun_virt::Process;
+use ckrun_virt::cgroups::Cgroups as JobsCgroups;
 use ckrun_virt::clocks::Offsets;
 use ckrun_virt::proc::Stat;
 use ckrun_virt::restore::Baggage;
@@ -43,6 +44,8 @@ pub struct Restart<'a> {
     pub baggage: &'a Baggage,
     /// The clocks that it needs, if not the host's.
     pub clocks: Option<Offsets>,
+    /// What is made below the container's own cgroups.
+    pub cgroups: Option<&'a JobsCgroups>,
 }
 
 /// A sandbox with its init in it.
@@ -324,6 +327,9 @@ impl Site<'_> {
         log::debug!("set the limits");
         self.state.cgroups.join(pid, self.born_in_v2)?;
         self.delegate()?;
+        if let Start::Restart(Restart { cgroups: Some(below), .. }) = start {
+            below.build(&self.state.cgroups.homes(), pid)?;
+        }
         log::debug!("the cgroups are ready");
         if let Some(wanted) = spec.lx().and_then(|l| l.intel_rdt().as_ref()) {
             let groups = Group::prepare(&self.state.id, wanted)?;

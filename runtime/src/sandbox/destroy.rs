@@ -81,6 +81,7 @@ pub fn kill(state: &State) -> Result<()> {
     init.signal(Signal::SIGKILL)?;
     // On cgroup v1 a frozen process does not even die.
     state.cgroups.thaw()?;
+    state.cgroups.thaw_to_die();
     init.wait(PATIENCE)?;
     Ok(())
 }

@@ -45,9 +45,10 @@ pub struct CarryArgs {
     /// Taken for compatibility: no page is stored twice
     #[arg(long, hide = true)]
     auto_dedup: bool,
-    /// Taken for compatibility: the bundle's configuration says where the cgroups are
-    #[arg(long, value_name = "MODE", hide = true, value_parser = ["soft", "full", "strict", "ignore"])]
-    manage_cgroups_mode: Option<String>,
+    /// Which cgroups go with the job: those that it has made below the container's own (soft), also what is set in the
+    /// container's own (full; strict: which must not have been there before), none of them (ignore)
+    #[arg(long, value_name = "MODE", value_enum, default_value = "soft")]
+    pub manage_cgroups_mode: CgroupsMode,
     /// Leave out what is in the container's network namespace: a restart's is as that of a new container
     #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
     empty_ns: Vec<String>,
@@ -60,6 +61,26 @@ pub struct CarryArgs {
     /// Not supported: a security label other than config.json's
     #[arg(long, value_name = "TYPE:LABEL", hide = true)]
     lsm_profile: Option<String>,
+}
+
+/// runc's words for what is done about cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CgroupsMode {
+    /// What is below the container's own.
+    Soft,
+    /// Also what is set in the container's own.
+    Full,
+    /// The same; the container's own must be new.
+    Strict,
+    /// Nothing.
+    Ignore,
+}
+
+impl CgroupsMode {
+    /// What is set in the container's own cgroups goes with the job.
+    pub fn whole(self) -> bool {
+        matches!(self, CgroupsMode::Full | CgroupsMode::Strict)
+    }
 }
 
 impl CarryArgs {

@@ -69,6 +69,7 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     if args.carry.without_network() {
         subject = subject.without_network();
     }
+    subject = subject.with_cgroups(args.carry.manage_cgroups_mode);
     if args.dry_run {
         return look(args, &subject);
     }

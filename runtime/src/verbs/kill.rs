@@ -44,8 +44,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(Error::WrongState { verb: "kill", id: args.id.clone(), status: Status::Stopped });
     }
     // On cgroup v1 a frozen process does not even die of SIGKILL.
-    if signal == libc::SIGKILL && status == Status::Paused {
-        state.cgroups.thaw()?;
+    if signal == libc::SIGKILL {
+        if status == Status::Paused {
+            state.cgroups.thaw()?;
+        }
+        state.cgroups.thaw_to_die();
     }
     Ok(())
 }

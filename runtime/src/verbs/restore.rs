@@ -1,6 +1,6 @@
 //! `ckrun restore`: bring a job back from an image.
 
-use super::carry::{CarryArgs, absolute, own_pids, refuse};
+use super::carry::{CarryArgs, CgroupsMode, absolute, own_pids, refuse};
 use super::changed;
 use super::new::NewArgs;
 use super::party::{self, Party};
@@ -20,6 +20,7 @@ use crate::status::Status;
 use crate::supervisor::Client;
 use crate::supervisor::record::{Plugin, of_image};
 use ckrun_plugin::After;
+use ckrun_virt::cgroups::Cgroups;
 use ckrun_virt::clocks::Clocks;
 use ckrun_virt::events::Events;
 use ckrun_virt::fd::Renewed;
@@ -87,6 +88,21 @@ impl Args {
         if self.dry_run { None } else { self.carry.journal("restore.log") }
     }
 
+    /// The cgroups that the job gets.
+    fn cgroups(&self, image: &Image) -> Result<Option<Cgroups>> {
+        let mode = self.carry.manage_cgroups_mode;
+        if mode == CgroupsMode::Ignore {
+            return Ok(None);
+        }
+        let cgroups = Cgroups::read(image)?;
+        if mode.whole() && !cgroups.is_whole() {
+            log::warn!(
+                "what was set in the container's own cgroups is not in the image: give `checkpoint` the same mode"
+            );
+        }
+        Ok(Some(cgroups))
+    }
+
     fn options(&self, spec: &Spec, maps: &Maps) -> Result<Options> {
         let (devices, vendors) = maps.devices();
         let mut options = Options {
@@ -146,7 +162,8 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let clocks: Clocks = image.json(Clocks::FILE).map_err(ckrun_virt::Error::from)?;
     let clocks = clocks.go_on_here()?;
     let baggage = Baggage::open(&image)?;
-    let start = Start::Restart(Restart { baggage: &baggage, clocks });
+    let cgroups = args.cgroups(&image)?;
+    let start = Start::Restart(Restart { baggage: &baggage, clocks, cgroups: cgroups.as_ref() });
     log::debug!("checked the image {}", path.display());
     let place = party::place(&mut party, context, &args.id);
     let raise = || build(place, &bundle, &options, start, console);
@@ -155,7 +172,16 @@ pub fn run(args: &Args, context: &Context) -> Result<i32> {
     let lost = || Error::InitEnded { during: "the restart", how: "without a hatch".into() };
     let Parked { hatch, guardian } = built.parked.take().ok_or_else(lost)?;
     let met = party.as_mut().map_or(Ok(()), |party| party.made(&mut built));
-    let revived = met.and_then(|()| {
+    let mode = args.carry.manage_cgroups_mode;
+    if cgroups.is_some() {
+        wishes.cgroups = built.state.cgroups.homes();
+        wishes.own_cgroups = mode.whole();
+    }
+    let fresh = || match mode == CgroupsMode::Strict && built.state.cgroups.existed() {
+        true => Err(Error::config("linux.cgroupsPath", "it is there already (--manage-cgroups-mode strict)")),
+        false => Ok(()),
+    };
+    let revived = met.and_then(|()| fresh()).and_then(|()| {
         let mut watcher = Watcher {
             progress: Progress::new("restore"),
             built: &built,
@@ -229,7 +255,9 @@ fn rehearse(
     // Nobody takes the terminal's master.
     let (console, _nobody) = UnixStream::pair().doing(|| "make a socket for the console")?;
     let clocks: Clocks = image.json(Clocks::FILE).map_err(ckrun_virt::Error::from)?;
-    let start = Restart { baggage: &Baggage::open(image)?, clocks: clocks.go_on_here()? };
+    let cgroups = args.cgroups(image)?;
+    let start =
+        Restart { baggage: &Baggage::open(image)?, clocks: clocks.go_on_here()?, cgroups: cgroups.as_ref() };
     let console = terminal.then(|| console.into());
     let place = At::New(&context.store, &args.id);
     match build(place, &bundle, options, Start::Restart(start), console) {

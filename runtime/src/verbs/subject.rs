@@ -1,6 +1,6 @@
 //! A job that is about to be written to an image: what `checkpoint` and `migrate` have in common.
 
-use super::carry::{absolute, own_pids, to_virt};
+use super::carry::{CgroupsMode, absolute, own_pids, to_virt};
 use super::{Context, lock, party, require};
 use crate::cgroup::Cgroups;
 use crate::config::Ask;
@@ -99,6 +99,8 @@ impl Subject {
                 .map(|socket| socket.name.as_str().into()),
             locals: record.as_ref().map(Record::ends).unwrap_or_default(),
             network: netdev::given(&spec),
+            cgroups: state.cgroups.homes(),
+            own_cgroups: false,
             table: Some(table),
             stand: record.as_ref().is_some_and(|record| !record.plugins.is_empty()),
         };
@@ -108,6 +110,15 @@ impl Subject {
     /// Leaves out what is in the job's network namespace.
     pub fn without_network(mut self) -> Subject {
         self.options.network = None;
+        self
+    }
+
+    /// Takes as much of the job's cgroups along as is wanted.
+    pub fn with_cgroups(mut self, mode: CgroupsMode) -> Subject {
+        self.options.own_cgroups = mode.whole();
+        if mode == CgroupsMode::Ignore {
+            self.options.cgroups.clear();
+        }
         self
     }
 

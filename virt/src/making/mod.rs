@@ -2,6 +2,7 @@
 
 mod state;
 
+use crate::cgroups::Places;
 use crate::cpu::sleep;
 use crate::creds::Creds;
 use crate::endings;
@@ -53,6 +54,8 @@ pub struct Making<'a> {
     born: Creds,
     /// As who ckrun's user logged in.
     login: Option<LoginUid>,
+    /// Which cgroups they are in.
+    cgroups: Places<'a>,
     /// Bytes of memory that have been read from the image.
     pub bytes: u64,
 }
@@ -69,12 +72,14 @@ impl<'a> Making<'a> {
         init: Pid,
         hatch: OwnedFd,
         namespaces: Vec<Namespace<RawFd>>,
+        mut cgroups: Places<'a>,
     ) -> Result<Self, Error> {
         let Some(first) = job.members.first() else {
             return Err(Error::Damaged("tasks.json: there is no process".into()));
         };
         let index = image.index()?;
         let mut worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
+        cgroups.enter(first.pid, None, false, worker.host())?;
         let born = Creds::prepare(&mut worker, first.pid, job.threads.creds.values())?;
         Ok(Making {
             job,
@@ -90,6 +95,7 @@ impl<'a> Making<'a> {
             threads: BTreeMap::new(),
             born,
             login: LoginUid::own(),
+            cgroups,
             bytes: 0,
         })
     }
@@ -169,8 +175,10 @@ impl<'a> Making<'a> {
                 let births = [Birth { pid, signal, sibling, shared }];
                 let made = self.leader(maker, |worker| nursery::beget(worker, &births))?;
                 self.leaders.extend(made.into_iter().map(|worker| (pid, worker)));
-                let runs = self.job.layouts.contains_key(&pid);
-                if helper || !runs { Ok(()) } else { self.memory(pid, Some(maker)) }
+                let runs = self.job.layouts.contains_key(&pid) && !helper;
+                let host = self.host(pid)?;
+                self.cgroups.enter(pid, Some(maker), !runs, host).map_err(|e| blame(self.job, pid, e))?;
+                if runs { self.memory(pid, Some(maker)) } else { Ok(()) }
             }
             Step::Lead(pid) => {
                 let mut program = Program::new();
@@ -246,7 +254,10 @@ impl<'a> Making<'a> {
                 worker.run(&program)?;
                 nursery::beget_threads(worker, others)
             })?;
-            self.threads.extend(others.iter().copied().zip(made));
+            for (tid, worker) in others.iter().copied().zip(made) {
+                self.cgroups.enter_thread(tid, member.pid, worker.host())?;
+                self.threads.insert(tid, worker);
+            }
             for &tid in &member.threads {
                 self.expand(tid)?;
             }
@@ -311,6 +322,14 @@ impl<'a> Making<'a> {
         }
     }
 
+    /// Sets what is set in the job's cgroups.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn cgroups(&self, own: bool) -> Result<(), Error> {
+        Ok(self.cgroups.settle(own)?)
+    }
+
     /// The connections that were made anew.
     pub fn renewed(&self) -> &[Renewed] {
         self.made.renewed()
@@ -330,7 +349,8 @@ impl<'a> Making<'a> {
     /// The kernel's.
     pub fn release(self) -> Result<(), Error> {
         // Children first: nobody is to see a child that is still traced.
-        let Making { job, mut leaders, threads, .. } = self;
+        let Making { job, mut leaders, threads, cgroups, .. } = self;
+        cgroups.freeze()?;
         let leaders =
             job.members.iter().rev().filter_map(|member| leaders.remove(&member.pid)).collect::<Vec<_>>();
         for worker in threads.into_values().chain(leaders) {

@@ -1,5 +1,6 @@
 //! What is wanted of a restart.
 
+use crate::cgroups::Home;
 use crate::image::Bytes;
 use crate::table::Id;
 use crate::table::rules::Rules;
@@ -91,6 +92,11 @@ pub struct Options {
     pub unused: Vec<String>,
     /// What else the job's names stand for here, said by those who answer for it: handles.
     pub bound: Vec<(Id, Id)>,
+    /// The container's own cgroups, below which the job's have been built ([`Cgroups::build`](crate::cgroups::Cgroups::build));
+    /// none if they are to be left out.
+    pub cgroups: Vec<Home>,
+    /// What was set in the container's own cgroups is set again.
+    pub own_cgroups: bool,
 }
 
 impl Options {

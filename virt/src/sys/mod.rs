@@ -1,6 +1,7 @@
 //! System calls that neither libc, nix nor rustix wraps, each wrapped once.
 
 mod affinity;
+pub mod bpf;
 mod clone;
 pub mod handle;
 pub mod kcmp;
