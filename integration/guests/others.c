@@ -1,6 +1,7 @@
 /* What a checkpoint may refuse: it is kept, or named. */
 #include "guest.h"
 #include <asm/ldt.h>
+#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/seccomp.h>
@@ -8,6 +9,7 @@
 #include <mqueue.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sys/fanotify.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -30,6 +32,80 @@ static void set_userfaultfd(void) {
 static void verify_userfaultfd(void) {
     char message[32];
     FAILS(read(fd, message, sizeof message), EAGAIN);
+}
+/* Maps of all kinds that are carried: an array that nobody may change any more, a hash table, a trie. */
+static long bpf(int command, union bpf_attr *attributes) {
+    return syscall(SYS_bpf, command, attributes, sizeof *attributes);
+}
+static int maps[3];
+static int map_of(unsigned type, unsigned key, unsigned flags, const char *name) {
+    union bpf_attr of = {.map_type = type, .key_size = key, .value_size = 8, .max_entries = 20, .map_flags = flags};
+    strncpy(of.map_name, name, sizeof of.map_name - 1);
+    return (int)MUST(bpf(BPF_MAP_CREATE, &of));
+}
+static void entry(int map, const void *key, uint64_t value) {
+    union bpf_attr of = {.map_fd = (unsigned)map, .key = (uintptr_t)key, .value = (uintptr_t)&value};
+    MUST(bpf(BPF_MAP_UPDATE_ELEM, &of));
+}
+static uint64_t found(int map, const void *key) {
+    uint64_t value = 0;
+    union bpf_attr of = {.map_fd = (unsigned)map, .key = (uintptr_t)key, .value = (uintptr_t)&value};
+    return bpf(BPF_MAP_LOOKUP_ELEM, &of) ? 0 : value;
+}
+struct prefix {
+    uint32_t bits;
+    uint8_t bytes[4];
+};
+static void set_bpf_maps(void) {
+    maps[0] = map_of(BPF_MAP_TYPE_ARRAY, 4, 0, "frozen");
+    maps[1] = map_of(BPF_MAP_TYPE_HASH, 4, BPF_F_RDONLY, "hash");
+    maps[2] = map_of(BPF_MAP_TYPE_LPM_TRIE, sizeof(struct prefix), BPF_F_NO_PREALLOC, "trie");
+    close(maps[1]);
+    maps[1] = map_of(BPF_MAP_TYPE_HASH, 4, 0, "hash");
+    for (uint32_t i = 0; i < 20; i += 2) {
+        entry(maps[0], &i, mix(i));
+        entry(maps[1], &(uint32_t){i * 1000}, mix(i));
+    }
+    union bpf_attr frozen = {.map_fd = (unsigned)maps[0]};
+    MUST(bpf(BPF_MAP_FREEZE, &frozen));
+    entry(maps[2], &(struct prefix){16, {10, 77, 0, 0}}, 5);
+    entry(maps[2], &(struct prefix){24, {10, 77, 3, 0}}, 6);
+}
+static void verify_bpf_maps(void) {
+    for (uint32_t i = 0; i < 20; i++) {
+        EQUAL(found(maps[0], &i), i % 2 ? 0 : mix(i));
+        EQUAL(found(maps[1], &(uint32_t){i * 1000}), i % 2 ? 0 : mix(i));
+    }
+    uint64_t value = 1;
+    union bpf_attr of = {.map_fd = (unsigned)maps[0], .key = (uintptr_t)&(uint32_t){1}, .value = (uintptr_t)&value};
+    FAILS(bpf(BPF_MAP_UPDATE_ELEM, &of), EPERM);
+    entry(maps[1], &(uint32_t){7}, 7);
+    of = (union bpf_attr){.map_fd = (unsigned)maps[1], .key = (uintptr_t)&(uint32_t){7}};
+    MUST(bpf(BPF_MAP_DELETE_ELEM, &of));
+    EQUAL(found(maps[2], &(struct prefix){32, {10, 77, 3, 9}}), 6);
+    EQUAL(found(maps[2], &(struct prefix){32, {10, 77, 4, 9}}), 5);
+    EQUAL(found(maps[2], &(struct prefix){32, {10, 78, 4, 9}}), 0);
+    struct bpf_map_info about = {0};
+    union bpf_attr asked = {.info = {(unsigned)maps[2], sizeof about, (uintptr_t)&about}};
+    MUST(bpf(BPF_OBJ_GET_INFO_BY_FD, &asked));
+    CHECK(!strcmp(about.name, "trie"));
+    EQUAL(about.max_entries, 20);
+    EQUAL(about.map_flags, BPF_F_NO_PREALLOC);
+}
+static void set_bpf_program(void) {
+    struct bpf_insn code[] = {{.code = 0xb7, .imm = 0}, {.code = 0x95}}; /* r0 = 0; exit */
+    union bpf_attr of = {.prog_type = BPF_PROG_TYPE_SOCKET_FILTER, .insn_cnt = 2, .insns = (uintptr_t)code,
+                         .license = (uintptr_t) "GPL"};
+    fd = (int)MUST(bpf(BPF_PROG_LOAD, &of));
+}
+static void verify_bpf_program(void) { MUST(fcntl(fd, F_GETFD)); }
+static void set_fanotify(void) {
+    fd = MUST(fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK, O_RDONLY));
+    MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN, AT_FDCWD, "/tmp"));
+}
+static void verify_fanotify(void) {
+    char event[256];
+    FAILS(read(fd, event, sizeof event), EAGAIN);
 }
 static void set_several(void) {
     set_io_uring();
@@ -279,6 +355,9 @@ static const struct mode modes[] = {
     {"mount", set_mount, verify_mount},
     {"mount-over", set_mount_over, verify_mount_over},
     {"io-uring", set_io_uring, verify_io_uring},
+    {"bpf-maps", set_bpf_maps, verify_bpf_maps},
+    {"bpf-program", set_bpf_program, verify_bpf_program},
+    {"fanotify", set_fanotify, verify_fanotify},
     {"userfaultfd", set_userfaultfd, verify_userfaultfd},
     {"several", set_several, verify_io_uring},
     {"unix-pair", set_unix_pair, verify_unix_pair},

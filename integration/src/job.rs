@@ -141,7 +141,12 @@ impl Job {
         if look.code == 0 {
             return self.survives();
         }
-        let look = look.exits(1);
+        self.is_refused_beforehand(words);
+    }
+
+    /// `--dry-run` names, by words, what stands in the way, and the checkpoint is refused before the job is stopped.
+    pub fn is_refused_beforehand(self, words: &[&str]) {
+        let look = self.container.ckrun(&["checkpoint", "--dry-run", "ID"]).exits(1);
         for word in words {
             assert!(look.stdout.contains(word), "{word:?} is not in {:?}", look.stdout);
         }

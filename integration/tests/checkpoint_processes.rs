@@ -19,7 +19,7 @@ fn processes_that_share_all_their_memory() {
 
 #[test]
 fn processes_that_share_directories_in_a_mount_namespace_of_their_own() {
-    Job::up("processes", "shared-elsewhere").survives_or_is_refused(&["CLONE_FS", "mount namespace"]);
+    Job::up("processes", "shared-elsewhere").is_refused_beforehand(&["CLONE_FS", "mount namespace"]);
 }
 
 #[test]

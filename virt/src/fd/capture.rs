@@ -387,6 +387,7 @@ impl Job<'_> {
     fn nameless(&mut self, node: usize) -> Result<Object, Trouble> {
         let seen = &self.graph.nodes[node].seen;
         match seen.anonymous() {
+            Some(b"bpf-map") => self.bpf_map(node).map(Object::BpfMap),
             Some(b"eventfd") => self.eventfd(node).map(Object::Eventfd),
             Some(b"eventpoll") => self.epoll(node).map(Object::Epoll),
             Some(b"inotify") => self.inotify(node).map(Object::Inotify),

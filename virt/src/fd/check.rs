@@ -121,6 +121,7 @@ impl Files {
             Object::Inotify(inotify) => inotify.wrong(self),
             Object::Queue(queue) => queue.wrong(),
             Object::Tun(tun) => tun.wrong(),
+            Object::BpfMap(map) => map.wrong(),
             Object::Namespace(namespace) => namespace.wrong(),
             Object::Pidfd(pidfd) => (pidfd.task.is_some() == pidfd.dead.is_some())
                 .then(|| "a pidfd of nobody, or of somebody who has gone".into()),

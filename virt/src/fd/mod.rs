@@ -11,6 +11,7 @@
 //! A kind of object is one file of this folder, capture and restore side by side, and a line in each `match` on
 //! [`Object`].
 
+mod bpf_map;
 mod capture;
 mod check;
 mod cloexec;
@@ -196,6 +197,8 @@ pub enum Object {
     Pipe(pipe::PipeUse),
     /// A counter.
     Eventfd(eventfd::Eventfd),
+    /// A map of bpf(2).
+    BpfMap(bpf_map::BpfMap),
     /// A queue of signals.
     Signalfd(signalfd::Signalfd),
     /// A timer.

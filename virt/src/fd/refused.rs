@@ -69,6 +69,10 @@ fn reason(seen: &Seen) -> (String, &'static str) {
         b"userfaultfd" => ("userfaultfd".into(), "page faults are handled by the job itself"),
         b"perf_event" => ("perf event".into(), "a counter of this host"),
         b"fanotify" => ("fanotify".into(), "watches of whole mounts can't be checkpointed yet"),
+        b"bpf-prog" => (
+            "BPF program".into(),
+            "it was checked and translated by this kernel, which does not tell the original",
+        ),
         b"seccomp notify" => ("seccomp listener".into(), "system calls are answered by the job itself"),
         _ => plain(&String::from_utf8_lossy(name)),
     }
