@@ -460,7 +460,53 @@ static void verify_handles(void) {
     EQUAL(status, 0);
 }
 
+/* In a directory without a name, and with a file of /proc open that is of another mount namespace. */
+static void set_gone_and_late(void) {
+    share();
+    if (!MUST(fork())) {
+        MUST(unshare(CLONE_NEWNS));
+        for (;;) beat(0);
+    }
+    alive(0);
+    if (!MUST(fork())) {
+        struct stat about;
+        char text[64];
+        int theirs = MUST(open("/proc/2/ns/mnt", O_RDONLY)), ours = MUST(open("/proc/1/ns/mnt", O_RDONLY));
+        MUST(setns(theirs, CLONE_NEWNS));
+        file = MUST(open("/proc/1/stat", O_RDONLY));
+        MUST(setns(ours, CLONE_NEWNS));
+        MUST(close(ours));
+        MUST(close(theirs));
+        dir("/gone");
+        MUST(chdir("/gone"));
+        MUST(rmdir("/gone"));
+        for (;;) {
+            MUST(stat(".", &about));
+            EQUAL(about.st_nlink, 0);
+            CHECK(!getcwd(text, sizeof text) && errno == ENOENT);
+            MUST(pread(file, text, 3, 0));
+            CHECK(!memcmp(text, "1 (", 3));
+            beat(1);
+        }
+    }
+    alive(1);
+}
+static void verify_gone_and_late(void) { all_alive(2); }
+
+/* The first process goes to another root: a directory of the host. */
+static void set_pivot_of_first(void) {
+    dir("/root/new");
+    dir("/root/new/old");
+    MUST(mount("/root/new", "/root/new", NULL, MS_BIND, NULL));
+    MUST(chdir("/root/new"));
+    MUST(syscall(SYS_pivot_root, ".", "old"));
+    MUST(chdir("/"));
+}
+static void verify_pivot_of_first(void) { CHECK(there("/old/root/new")); }
+
 static const struct mode modes[] = {
+    {"gone-and-late", set_gone_and_late, verify_gone_and_late},
+    {"pivot-of-first", set_pivot_of_first, verify_pivot_of_first},
     {"private", set_private, verify_private},
     {"pivot", set_pivot, verify_pivot},
     {"read-only", set_read_only, verify_read_only},

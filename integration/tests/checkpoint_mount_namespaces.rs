@@ -11,9 +11,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 modes_survive!("mounts":
-    private pivot read_only peers same hidden sockets nested handles
-    ; else "shared-root"
+    private pivot read_only peers same hidden sockets nested handles gone_and_late
+    ; else "shared-root" "pivot-of-first"
 );
+
+/// The sandbox of a restart has the bundle's root.
+#[test]
+fn a_first_process_with_another_root() {
+    Job::up("mounts", "pivot-of-first").is_refused_beforehand(&["mount /", "pivot_root"]);
+}
 
 /// In a user namespace what a copy of a mount namespace has from another one can't be taken apart.
 #[test]

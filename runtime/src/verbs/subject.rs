@@ -18,6 +18,7 @@ use ckrun_virt::checkpoint::{Options, Report, checkpoint};
 use ckrun_virt::events::Events;
 use ckrun_virt::image::Writer;
 use ckrun_virt::listing::list;
+use ckrun_virt::mounts::Places;
 use ckrun_virt::owned::Outward;
 use ckrun_virt::resource::Blocker;
 use ckrun_virt::still::Still;
@@ -91,7 +92,7 @@ impl Subject {
             members: state.cgroups.pids()?,
             listener: !restored && notifies(),
             asks: record.as_ref().and_then(Record::filter).map(|filter| filter.code()),
-            places: places::of(&spec),
+            places: places::of(&spec).map(|places| Places { root: Some(state.rootfs.clone()), ..places }),
             outward,
             closing: record
                 .as_ref()

@@ -3,8 +3,9 @@
 use super::make::Made;
 use super::pseudo::open_late;
 use super::{Description, Files, Object, epoll, owner};
+use crate::fs::Place;
 use crate::mounts;
-use crate::program::Program;
+use crate::program::{Call, Program};
 use crate::worker::Worker;
 use crate::{Error, Failure};
 use nix::errno::Errno;
@@ -17,6 +18,7 @@ impl Files {
     /// [`Made::free`] plus a few.
     pub fn finish(&self, made: &Made, pid: i32, program: &mut Program) {
         let Some(holdings) = self.processes.get(&pid) else { return };
+        let mut way_back = None;
         for held in &holdings.descriptors {
             // One of those who have it does it for all.
             if made.holder(held.description) != Some((pid, held.fd)) {
@@ -28,6 +30,9 @@ impl Files {
                 let elsewhere = made.namespace(description.namespace);
                 let elsewhere = elsewhere.filter(|_| description.namespace != holdings.fs.namespace);
                 if let Some(there) = elsewhere {
+                    if way_back.is_none() && matches!(holdings.fs.cwd, Place::Deleted(_)) {
+                        way_back = Some(keep_directory(made, program));
+                    }
                     mounts::go(there.root, program);
                 }
                 match &description.object {
@@ -44,6 +49,10 @@ impl Files {
                 self.share_late(pid, held.description, held.fd, program);
             }
             finish_one(description, held.fd, program);
+        }
+        if let Some(kept) = way_back {
+            program.call("go back to a deleted directory", libc::SYS_fchdir, &[kept.into()]);
+            program.call("close a descriptor", libc::SYS_close, &[kept.into()]);
         }
         self.watch_signals(pid, program);
         for lock in &holdings.locks {
@@ -156,6 +165,19 @@ impl Files {
         let entries = epolls.flat_map(|(at, epoll)| epoll.entries.iter().map(move |entry| (at, *entry)));
         entries.filter(|(_, entry)| entry.description == id).collect()
     }
+}
+
+/// A descriptor of the working directory, to which no path leads, at a number that the process does not use.
+fn keep_directory(made: &Made, program: &mut Program) -> Call {
+    let name = program.put_cstr(b".");
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let open = [libc::AT_FDCWD.into(), name.into(), flags.into()];
+    let open = program.call("open a deleted directory", libc::SYS_openat, &open);
+    // What comes late is opened at the first free number, and moved by way of the one that nobody uses.
+    let aside = [open.into(), libc::F_DUPFD_CLOEXEC.into(), (made.free() + 1).into()];
+    let aside = program.call("move a descriptor", libc::SYS_fcntl, &aside);
+    program.call("close a descriptor", libc::SYS_close, &[open.into()]);
+    aside
 }
 
 fn find(workers: &mut BTreeMap<i32, Worker>, pid: i32) -> Result<&mut Worker, Failure> {

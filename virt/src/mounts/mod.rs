@@ -47,6 +47,8 @@ const MOST_NAMESPACES: u32 = 256;
 /// Where a sandbox has mounted something, as the container names it.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
+    /// What the sandbox's root directory is for ckrun, if that is known.
+    pub root: Option<PathBuf>,
     /// Each as often as something was mounted there.
     pub mounted: Vec<PathBuf>,
     /// The same of what may not have been necessary.

@@ -77,6 +77,14 @@ pub(crate) fn survey(
     hidden: &[Hidden],
 ) -> Result<Found, Failure> {
     let spaces = Space::all(processes)?;
+    if let (Some(&init), Some(places)) = (processes.first(), places)
+        && moved(init, places)?
+    {
+        let blocker =
+            blocker(init, "mount /".into(), "the job's first process has made it its root (pivot_root)");
+        let blockers = vec![Blocker { remedy: None, ..blocker }];
+        return Ok(Found { blockers, spaces, ..Found::default() });
+    }
     let alone = spaces.len() < 2 && hidden.is_empty();
     if alone && places.is_none_or(|places| as_they_were(mounts, places)) {
         return Ok(Found { spaces, ..Found::default() });
@@ -110,6 +118,20 @@ pub(crate) fn survey(
     }
     let found = look.found;
     Ok(Found { spaces, ..found })
+}
+
+/// The root of the first process is another directory than the sandbox's, as far as can be told: the host's mounts that
+/// ckrun sees may not be those that the sandbox was made of.
+fn moved(init: Pid, places: &Places) -> Result<bool, Failure> {
+    let was = places.root.as_ref().and_then(|root| rustix::fs::stat(root).ok());
+    let Some(was) = was else { return Ok(false) };
+    let path = format!("/proc/{init}/root");
+    let is = rustix::fs::stat(&path).doing(|| format!("look at {path}"))?;
+    if (is.st_dev, is.st_ino) == (was.st_dev, was.st_ino) {
+        return Ok(false);
+    }
+    let device = (rustix::fs::major(is.st_dev), rustix::fs::minor(is.st_dev));
+    Ok(is.st_dev == was.st_dev || fd::mounts(Pid::this())?.iter().any(|(_, mount)| mount.device == device))
 }
 
 /// The process is in another user namespace than ckrun.
