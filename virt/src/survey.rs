@@ -51,7 +51,9 @@ pub fn survey(init: Pid, listed: &[Listed], options: &Options) -> Result<Refused
         if options.listener && task.host == init && task.status.seccomp != 0 {
             blockers.push(seccomp::listened(task));
         }
-        match process(task, &mut census, &namespaces) {
+        let mut look = || process(task, &mut census, &namespaces);
+        // One that executes a program has for a moment neither the old mappings nor all of the new ones.
+        match look().and_then(|found| lasting(found, look)) {
             Ok(found) => blockers.extend(found),
             // One that has ended meanwhile, or is about to, is in nobody's way.
             Err(e) if is_gone(&e) || Stat::of(task.host).is_none_or(|stat| stat.ended()) => {}
@@ -124,10 +126,10 @@ fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
 }
 
 /// What of `found` several more looks find, too.
-fn lasting(
+fn lasting<E>(
     mut found: Vec<Blocker>,
-    look: impl Fn() -> Result<Vec<Blocker>, Error>,
-) -> Result<Vec<Blocker>, Error> {
+    mut look: impl FnMut() -> Result<Vec<Blocker>, E>,
+) -> Result<Vec<Blocker>, E> {
     for _ in 0..LOOKS {
         if found.is_empty() {
             break;
