@@ -52,8 +52,8 @@ fn sh(container: &Container, script: &str) -> String {
     finish(command).ok()
 }
 
-/// Everything that is seen, but for what is counted, and what follows the state of links, which is told a little later. In
-/// which order /proc lists the parameters of links is the kernel's affair.
+/// Everything that is seen, but for what is counted, and what follows the state of links, which is told a little later. The
+/// listing of parameters is seen twice: the kernel loses its place when links come or go in other namespaces meanwhile.
 fn look(container: &Container) -> String {
     let script = "exec 2>&1
         plain() { sed -E 's/ [a-z_]+_timer +[0-9.]+//g; s/usedbcqueuelen [0-9]+//; s/qdisc [a-z_]+ //; s/ state [A-Z]+//
@@ -61,7 +61,8 @@ fn look(container: &Container) -> String {
             s/expires [0-9a-z]+//g; s/link-netnsid [0-9]+//; s/@if[0-9]+//'; }
         { ip -d link; ip addr; ip -4 route show table all; ip -6 route show table all | grep -v 'proto kernel' || true
         ip rule; ip -6 rule; ip neigh show nud permanent; ip neigh show proxy; nft list ruleset; } | plain
-        sysctl -a 2>/dev/null | grep '^net' | grep -v 'nf_conntrack_count\\|addr_gen_mode\\|stable_secret' | sort";
+        parameters() { sysctl -a 2>/dev/null | grep '^net' | grep -v 'nf_conntrack_count\\|addr_gen_mode\\|stable_secret' | sort; }
+        all=$(parameters); until again=$(parameters); [ \"$all\" = \"$again\" ]; do all=$again; done; echo \"$all\"";
     sh(container, script)
 }
 

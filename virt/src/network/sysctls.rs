@@ -21,6 +21,8 @@ pub type Sysctls = BTreeMap<String, String>;
 const ROOT: &str = "/proc/sys/net";
 /// The most that an image may list.
 const MOST: usize = 100_000;
+/// How often they are listed at most.
+const LISTINGS: usize = 20;
 /// Nesting of the kernel's directories.
 const DEPTH: usize = 8;
 
@@ -65,8 +67,22 @@ pub(super) fn capture() -> Result<Sysctls, Failure> {
 
 /// All that can be written, in the namespace that this thread is in.
 fn here() -> Sysctls {
-    let mut all = Sysctls::new();
-    walk(Path::new(ROOT), DEPTH, &mut all);
+    let names = names();
+    names.into_iter().filter_map(|name| read(&name).map(|value| (name, value))).collect()
+}
+
+/// The names of all, by a listing that finds the same as the ones before. The kernel keeps the directories of all network
+/// namespaces in one list: whoever reads it loses the place when a link comes or goes in another namespace.
+fn names() -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for _ in 0..LISTINGS {
+        let mut found = BTreeSet::new();
+        walk(Path::new(ROOT), DEPTH, &mut found);
+        if found == all {
+            break;
+        }
+        all.append(&mut found);
+    }
     all
 }
 
@@ -79,7 +95,7 @@ fn of_new() -> Result<Sysctls, Failure> {
     Ok(all)
 }
 
-fn walk(dir: &Path, depth: usize, all: &mut Sysctls) {
+fn walk(dir: &Path, depth: usize, all: &mut BTreeSet<String>) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
@@ -89,9 +105,8 @@ fn walk(dir: &Path, depth: usize, all: &mut Sysctls) {
             }
         } else if let Some(name) = path.strip_prefix(ROOT).ok().and_then(Path::to_str)
             && !is_links_own(name)
-            && let Some(value) = read(name)
         {
-            all.insert(name.to_owned(), value);
+            all.insert(name.to_owned());
         }
     }
 }
