@@ -10,8 +10,13 @@ use std::process::{Command, Stdio};
 /// Runs a command and kills it by SIGKILL when it has entered or left `count` system calls (so an even number is the end
 /// of one, an odd number the beginning); children that it makes are left alone. Returns how many there were, and whether
 /// that was its end.
+pub fn kill_at(command: Command, count: usize) -> (usize, bool) {
+    kill_at_calls(command, |_| true, count)
+}
+
+/// The same, with only those system calls that are `wanted`, by their numbers.
 #[expect(clippy::zombie_processes, reason = "waitpid(2) is called for each stop and the end")]
-pub fn kill_at(mut command: Command, count: usize) -> (usize, bool) {
+pub fn kill_at_calls(mut command: Command, wanted: impl Fn(i64) -> bool, count: usize) -> (usize, bool) {
     // SAFETY: PTRACE_TRACEME is a plain system call.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -30,7 +35,10 @@ pub fn kill_at(mut command: Command, count: usize) -> (usize, bool) {
         }
         ptrace::syscall(pid, pass_on.take()).expect("continue a traced command");
         match waitpid(pid, None).expect("wait for a traced command") {
-            WaitStatus::PtraceSyscall(_) => seen += 1,
+            WaitStatus::PtraceSyscall(_) => {
+                let number = ptrace::getregs(pid).expect("read the registers of a traced command").orig_rax;
+                seen += usize::from(wanted(number.cast_signed()));
+            }
             WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
             WaitStatus::Stopped(_, signal) => pass_on = Some(signal),
             WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return (seen, false),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::job::{Job, cleared, path};
-use ckrun_integration::trace::kill_at;
+use ckrun_integration::trace::{kill_at, kill_at_calls};
 use ckrun_virt::fault::POINTS;
 use std::fs;
 use std::path::Path;
@@ -172,4 +172,43 @@ fn a_restart_killed_at_any_system_call() {
     }
     again(&job, &image);
     delete(&job);
+}
+
+fn leave(image: &Path) -> [&str; 5] {
+    ["checkpoint", "--leave-running", "--image-path", path(image), "ID"]
+}
+
+/// What is in sockets and queues can only be read by changing them for a moment. The kill comes before or after that.
+fn unharmed_by_kills(job: &Job, calls: &[i64]) {
+    const KILLS: usize = 60;
+    let image = job.image("all");
+    let wanted = |number| calls.contains(&number);
+    let (all, killed) = kill_at_calls(job.container.command(&leave(&image)), wanted, usize::MAX);
+    assert!(!killed && all > 0, "{all}");
+    job.is_well();
+    for kill in 0..all.min(KILLS) {
+        let image = job.image("killed");
+        let (_, killed) =
+            kill_at_calls(job.container.command(&leave(&image)), wanted, kill * all / all.min(KILLS));
+        if !killed {
+            // It took fewer calls than the first time.
+            fs::remove_dir_all(&image).unwrap();
+            continue;
+        }
+        cleared(&job.container);
+        job.is_unharmed(&image);
+    }
+    delete(job);
+}
+
+#[test]
+fn sockets_are_unharmed_by_a_kill() {
+    let job = Job::up("inet", "full");
+    unharmed_by_kills(&job, &[libc::SYS_setsockopt, libc::SYS_clone]);
+}
+
+#[test]
+fn message_queues_are_unharmed_by_a_kill() {
+    let job = Job::up("sysv", "posix");
+    unharmed_by_kills(&job, &[libc::SYS_mq_timedreceive, libc::SYS_mq_timedsend, libc::SYS_clone]);
 }

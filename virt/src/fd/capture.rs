@@ -5,7 +5,7 @@ use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
 use super::refused::Refused;
 use super::socket::World;
-use super::socket::inet::{Connections, End, Links};
+use super::socket::inet::{Connections, Links, Read};
 use super::stream::Ends;
 use super::tables::Sharing;
 use super::terminal::Terminals;
@@ -88,8 +88,8 @@ pub(crate) struct Job<'a> {
     pub(super) links: Links,
     /// Those that it has.
     pub(super) connections: Connections,
-    /// Their ends that were read when the other one was, by nodes.
-    pub(super) ends_read: HashMap<usize, End>,
+    /// What they are, until their descriptions have it.
+    pub(super) read: Read,
     /// Directories that mounts hide, and that are needed all the same.
     pub(super) nooks: Vec<Hidden>,
     /// The number of each node's description.
@@ -272,10 +272,13 @@ fn look(
         ids,
         links,
         connections,
-        ends_read: HashMap::new(),
+        read: Read::new(),
         nooks: Vec::new(),
         running,
     };
+    if !running {
+        job.read_connections()?;
+    }
     let mut refused = Refused::default();
     let mut next = job.standard.len();
     for node in 0..graph.nodes.len() {

@@ -1,6 +1,7 @@
 //! System calls that neither libc, nix nor rustix wraps, each wrapped once.
 
 mod affinity;
+mod apart;
 pub mod bpf;
 mod clone;
 pub mod handle;
@@ -18,6 +19,7 @@ pub mod uffd;
 mod writeback;
 
 pub use affinity::{affinity, pin, set_affinity};
+pub use apart::{apart, is_orphan};
 pub use clone::{Clone3, Cloned};
 pub use kcmp::same_file;
 pub use mount::{MountAttr, mount_setattr};

@@ -2,8 +2,8 @@
 //!
 //! No call shows messages without taking them. So they are taken, and put back at once, while the job stands still: what
 //! is taken first is the oldest of the highest priority, and put back in that order they are as they were. Nobody waits in
-//! a call meanwhile, since a thread that stands still has been interrupted in it. Should ckrun be killed between the two,
-//! the messages are lost. A queue about whose first message somebody is to be told (mq_notify(3)) is left alone, for to put
+//! a call meanwhile, since a thread that stands still has been interrupted in it; and a kill of ckrun does not come between the
+//! two ([`apart`]). A queue about whose first message somebody is to be told (mq_notify(3)) is left alone, for to put
 //! that back would tell him; it is refused, since the kernel shows to nobody what he is to be told.
 //!
 //! Queues without a name are refused. Not kept are the times.
@@ -11,6 +11,7 @@
 use crate::image::Bytes;
 use crate::namespace::{Kind, Namespace};
 use crate::resource::Blocker;
+use crate::sys::apart;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -184,35 +185,59 @@ fn attributes(fd: &OwnedFd) -> Result<libc::mq_attr, Errno> {
     Ok(attributes)
 }
 
-/// Takes all messages, and puts them back, whatever happens.
+/// Takes all messages, and puts them back, whatever happens, and even if ckrun is killed.
 fn look(fd: &OwnedFd, attributes: &libc::mq_attr) -> Result<Vec<Message>, Errno> {
-    let mut messages = Vec::new();
-    let mut buffer = vec![0_u8; usize::try_from(attributes.mq_msgsize).map_err(|_| Errno::EOVERFLOW)?];
-    let taken = loop {
-        let mut priority = 0;
-        // SAFETY: the buffer has the length that is said.
-        let got = unsafe {
-            libc::mq_receive(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), &raw mut priority)
-        };
-        match Errno::result(got) {
-            Ok(length) => {
-                let text = buffer[..length.cast_unsigned().min(buffer.len())].into();
-                messages.push(Message { priority, text });
+    let number = |value: libc::c_long| usize::try_from(value).map_err(|_| Errno::EOVERFLOW);
+    let (count, size) = (number(attributes.mq_curmsgs)?, number(attributes.mq_msgsize)?.max(1));
+    // The kernel puts none into a place that is too small for the longest.
+    let mut places = vec![0_u8; count.checked_mul(size).ok_or(Errno::EOVERFLOW)?];
+    let mut told = vec![(0_u32, 0_usize); count];
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let taken = apart(|| {
+        let (mut taken, mut failed) = (0, Ok(()));
+        for (place, (priority, length)) in places.chunks_exact_mut(size).zip(&mut told) {
+            match receive(fd, place, priority) {
+                Ok(got) => *length = got,
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => {
+                    failed = Err(errno);
+                    break;
+                }
             }
-            Err(Errno::EAGAIN) => break Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => break Err(errno),
+            taken += 1;
         }
-    };
-    let put = messages.iter().map(|message| send(fd, message)).fold(Ok(()), Result::and);
-    taken.and(put).map(|()| messages)
+        let back = places.chunks_exact(size).zip(&told).take(taken);
+        let put = back
+            .map(|(place, (priority, length))| send(fd, place.get(..*length).unwrap_or(place), *priority));
+        put.fold(failed, Result::and).map(|()| taken)
+    })??;
+    let texts = places.chunks_exact(size).zip(told).take(taken);
+    Ok(texts
+        .map(|(place, (priority, length))| Message {
+            priority,
+            text: place.get(..length).unwrap_or(place).into(),
+        })
+        .collect())
 }
 
-fn send(fd: &OwnedFd, message: &Message) -> Result<(), Errno> {
-    let Message { priority, text } = message;
+fn receive(fd: &OwnedFd, place: &mut [u8], priority: &mut u32) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the buffer has the length that is said.
+        let got =
+            unsafe { libc::mq_receive(fd.as_raw_fd(), place.as_mut_ptr().cast(), place.len(), priority) };
+        match Errno::result(got) {
+            Err(Errno::EINTR) => {}
+            got => return got.map(isize::cast_unsigned),
+        }
+    }
+}
+
+fn send(fd: &OwnedFd, text: &[u8], priority: u32) -> Result<(), Errno> {
     loop {
         // SAFETY: the text has the length that is said.
-        let sent = unsafe { libc::mq_send(fd.as_raw_fd(), text.as_ptr().cast(), text.len(), *priority) };
+        let sent = unsafe { libc::mq_send(fd.as_raw_fd(), text.as_ptr().cast(), text.len(), priority) };
         match Errno::result(sent) {
             Err(Errno::EINTR) => {}
             sent => return sent.map(drop),
@@ -240,7 +265,10 @@ impl Queue {
         let ids = (rustix::fs::Uid::from_raw(user), rustix::fs::Gid::from_raw(group));
         rustix::fs::fchown(&fd, Some(ids.0), Some(ids.1)).doing(what)?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(self.mode)).doing(what)?;
-        let put = |message| send(&fd, message).doing(|| format!("fill POSIX message queue {}", self.name));
+        let put = |message: &Message| {
+            send(&fd, &message.text, message.priority)
+                .doing(|| format!("fill POSIX message queue {}", self.name))
+        };
         self.messages.iter().try_for_each(put)
     }
 }

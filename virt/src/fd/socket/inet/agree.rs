@@ -5,52 +5,55 @@
 //! other, read later, knows to be acknowledged. A restart would make a connection of this that goes on after a long time,
 //! or never: each end takes what the other says for nonsense.
 
-use super::address;
+use super::address::canonical;
 use super::connection::{Connection, State};
-use super::repair::{self, Queues};
+use super::reading::{self, Found, Wanted};
+use super::repair::Queues;
 use crate::Failure;
-use crate::fd::Trouble;
-use crate::fd::capture::Job;
 use nix::errno::Errno;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
 
 /// How often two ends are read that go on talking.
 const LOOKS: usize = 50;
 
-/// One end.
-pub(in crate::fd) type End = (Connection, Queues);
+type End = (Connection, Queues);
 
-impl Job<'_> {
-    /// Reads the connection behind `node`, and keeps what its other end, also of the job, had at that time. None when there
-    /// is no connection any more.
-    pub(super) fn either_end(
-        &mut self,
-        node: usize,
-        fd: &OwnedFd,
-        (local, peer): (SocketAddr, SocketAddr),
-    ) -> Result<Option<End>, Trouble> {
-        if let Some(end) = self.ends_read.remove(&node) {
-            return Ok(Some(end));
+/// Reads all connections of a job.
+///
+/// # Errors
+/// As [`reading::read`], for each.
+pub fn read(wanted: &[Wanted<'_>]) -> Vec<Result<Found, Failure>> {
+    let mut found = reading::read(wanted);
+    let mut pairs = pairs(wanted);
+    for _ in 0..LOOKS {
+        pairs.retain(|pair| match found.get_disjoint_mut(*pair) {
+            Ok([Ok(Some(one)), Ok(Some(two))]) => !(settle(one, &two.0) && settle(two, &one.0)),
+            _ => false,
+        });
+        if pairs.is_empty() {
+            break;
         }
-        let read = || repair::read(fd.as_fd(), local, peer);
-        let Some(other) = self.links.other_end(local, peer) else { return Ok(read()?) };
-        let theirs = self.graph.take(other)?;
-        let names = (address::local(theirs.as_fd())?, address::peer(theirs.as_fd())?);
-        let (Some(their_local), Some(their_peer)) = names else { return Ok(read()?) };
-        for _ in 0..LOOKS {
-            let Some(mut one) = read()? else { return Ok(None) };
-            let Some(mut two) = repair::read(theirs.as_fd(), their_local, their_peer)? else {
-                return Ok(Some(one));
-            };
-            if settle(&mut one, &two.0) && settle(&mut two, &one.0) {
-                self.ends_read.insert(other, two);
-                return Ok(Some(one));
-            }
+        let again: Vec<usize> = pairs.iter().flatten().copied().collect();
+        let wanted: Vec<Wanted<'_>> = again.iter().map(|&at| wanted[at]).collect();
+        for (at, answer) in again.into_iter().zip(reading::read(&wanted)) {
+            found[at] = answer;
         }
-        let what = format!("read both ends of the tcp connection from {local} to {peer}");
-        Err(Failure::new(what, Errno::EAGAIN).into())
     }
+    for &[one, two] in &pairs {
+        let (_, local, peer) = wanted[one];
+        let what = format!("read both ends of the tcp connection from {local} to {peer}");
+        found[one] = Err(Failure::new(what.clone(), Errno::EAGAIN));
+        found[two] = Err(Failure::new(what, Errno::EAGAIN));
+    }
+    found
+}
+
+/// Which of them are two ends of one connection.
+fn pairs(wanted: &[Wanted<'_>]) -> Vec<[usize; 2]> {
+    let names = wanted.iter().map(|(_, local, peer)| (canonical(*local), canonical(*peer)));
+    let numbers: HashMap<_, _> = names.clone().zip(0..).collect();
+    let two = |(one, (local, peer))| numbers.get(&(peer, local)).map(|&other| [one, other]);
+    names.enumerate().filter_map(two).filter(|[one, other]| one < other).collect()
 }
 
 /// What the receiver has got is acknowledged, and what it has not got was not sent: it is sent when the connection comes to
@@ -78,6 +81,7 @@ fn settle((connection, queues): &mut End, receiver: &Connection) -> bool {
 mod tests {
     use super::*;
     use crate::fd::socket::inet::connection::{Negotiated, Window};
+    use std::net::SocketAddr;
 
     fn end(send: u32, to_send: &[u8], receive: u32, unread: u32) -> End {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));

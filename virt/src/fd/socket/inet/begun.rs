@@ -5,7 +5,7 @@ use super::forge::Forger;
 use super::links::Link;
 use super::options::{self, When};
 use super::repair::{self, Info, Queues};
-use super::{Inet, Phase, address, owned};
+use super::{Inet, Phase, address, owned, reading};
 use crate::fd::socket::Socket;
 use crate::namespace::{Kind, Namespace};
 use crate::sys::sockopt;
@@ -192,7 +192,7 @@ impl Begun<'_> {
         repair::fill(self.fd(), &queues.send).doing(what)?;
         if connection.state.sent_end() {
             rustix::net::shutdown(self.fd(), Shutdown::Write).doing(what)?;
-            repair::await_acknowledgement(self.fd()).doing(what)?;
+            reading::await_acknowledgement(self.fd()).doing(what)?;
         }
         Ok(())
     }

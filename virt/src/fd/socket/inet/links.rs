@@ -5,13 +5,14 @@ use super::connection::State;
 use super::diag::{self, Entry};
 use crate::fd::Trouble;
 use crate::fd::graph::{Graph, is_gone};
+use crate::fd::seen::Seen;
 use crate::fd::socket::diag::namespace_of;
 use crate::owned::{Outgoing, Owned};
 use crate::sys::sockopt;
 use crate::{Doing, Failure};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -31,11 +32,10 @@ pub enum Link {
     Outside,
 }
 
-/// The TCP sockets of a job.
+/// The TCP sockets of a job, by their ends.
 #[derive(Debug, Default)]
 pub struct Links {
-    /// The node of each, by its address and its peer's.
-    ends: HashMap<(SocketAddr, SocketAddr), usize>,
+    ends: HashSet<(SocketAddr, SocketAddr)>,
     /// All of the namespace, also those that nobody has a descriptor of, by their ends.
     others: HashMap<(SocketAddr, SocketAddr), Entry>,
     /// What UDP sockets have shut down, by their inode numbers.
@@ -50,7 +50,7 @@ impl Links {
     pub(crate) fn of(graph: &Graph) -> Result<Links, Failure> {
         let mut links = Links::default();
         let mut net = None;
-        for node in graph.all(|seen| seen.type_() == FileType::Socket && !seen.has_path()) {
+        for node in graph.all(is_socket) {
             let fd = match graph.take(node) {
                 Err(failure) if is_gone(&failure) => continue,
                 fd => fd?,
@@ -63,7 +63,7 @@ impl Links {
                 continue;
             }
             if let (Some(local), Some(peer)) = (address::local(fd.as_fd())?, address::peer(fd.as_fd())?) {
-                links.ends.insert((canonical(local), canonical(peer)), node);
+                links.ends.insert((canonical(local), canonical(peer)));
             }
             if net.is_none() {
                 net = Some(namespace_of(&fd)?);
@@ -86,11 +86,6 @@ impl Links {
         self.others.values().find(|entry| u64::from(entry.inode) == inode).map(|entry| entry.peer)
     }
 
-    /// The node of the other end of a connection.
-    pub(super) fn other_end(&self, local: SocketAddr, peer: SocketAddr) -> Option<usize> {
-        self.ends.get(&(canonical(peer), canonical(local))).copied()
-    }
-
     /// Where a connection leads; None when that is out, and the connection is to be closed. `name` is for people.
     pub(crate) fn lead(
         &self,
@@ -103,7 +98,7 @@ impl Links {
             return Ok(Some(Link::Owned));
         }
         let (local, peer) = (canonical(local), canonical(peer));
-        if self.ends.contains_key(&(peer, local)) {
+        if self.ends.contains(&(peer, local)) {
             return Ok(Some(Link::Inside));
         }
         let here = peer.ip() == local.ip() || peer.ip().is_loopback();
@@ -138,7 +133,7 @@ impl Links {
         let kept = |(local, peer): &&(SocketAddr, SocketAddr)| {
             matches!(self.lead("", *local, *peer, owned), Ok(Some(Link::Outside)))
         };
-        self.ends.keys().filter(kept).copied().collect()
+        self.ends.iter().filter(kept).copied().collect()
     }
 
     /// What waits to be accepted at a listening socket, and could not be carried.
@@ -151,7 +146,7 @@ impl Links {
         };
         for entry in self.others.values().filter(mine) {
             let peer = canonical(entry.peer);
-            if !self.ends.contains_key(&(peer, canonical(entry.local))) {
+            if !self.ends.contains(&(peer, canonical(entry.local))) {
                 if owned.outward.tcp == Outgoing::Close || entry.state == State::SynReceived {
                     continue;
                 }
@@ -185,8 +180,13 @@ fn left(entry: &Entry) -> u32 {
     }
 }
 
+/// A socket, of whatever kind.
+pub(super) fn is_socket(seen: &Seen) -> bool {
+    seen.type_() == FileType::Socket && !seen.has_path()
+}
+
 /// The socket is one of this protocol of the internet.
-fn is(fd: BorrowedFd<'_>, protocol: i32) -> bool {
+pub(super) fn is(fd: BorrowedFd<'_>, protocol: i32) -> bool {
     let number = |name| sockopt::number(fd, libc::SOL_SOCKET, name).unwrap_or(-1);
     matches!(number(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6) && number(libc::SO_PROTOCOL) == protocol
 }

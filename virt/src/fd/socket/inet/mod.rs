@@ -18,15 +18,16 @@ mod links;
 mod make;
 mod options;
 mod owned;
+mod reading;
 mod repair;
 mod tcp;
 
-pub(in crate::fd) use agree::End;
 pub use leaving::Connections;
 pub use links::Links;
 pub(super) use links::same_namespace;
 pub(crate) use make::{Late, fill};
 pub use owned::Renewed;
+pub(crate) use tcp::Read;
 pub(super) use tcp::ready;
 
 use super::Class;

@@ -9,7 +9,7 @@ use super::begun::Begun;
 use super::connection::Connection;
 use super::options::{self, When};
 use super::repair::{self, Queues};
-use super::{Phase, address};
+use super::{Phase, address, reading};
 use crate::fd::making::Making;
 use crate::image::Bytes;
 use crate::namespace::{Kind, Namespace};
@@ -113,7 +113,7 @@ fn prepend(begun: &Begun<'_>, fd: BorrowedFd<'_>, bytes: &[u8], making: &Making<
     // From here on nothing comes in: what was acknowledged between the look and the end would be lost.
     sockopt::attach_filter(fd, &NOTHING).doing(what)?;
     repair::enter(fd).doing(what)?;
-    let Some((mut connection, mut queues)) = repair::read_entered(fd, local, peer)? else {
+    let Some((mut connection, mut queues)) = reading::read_entered((fd, local, peer))? else {
         return Err(Failure::new(what(), Errno::ECONNRESET));
     };
     let len = u32::try_from(bytes.len()).map_err(|_| Failure::new(what(), Errno::E2BIG))?;

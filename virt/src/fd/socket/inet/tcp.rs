@@ -1,23 +1,56 @@
 //! TCP sockets of a job that stands still, as they are.
 
 use super::connection::State;
-use super::links::Link;
+use super::links::{self, Link, is_socket};
 use super::options::Numbers;
+use super::reading::{self, Found};
 use super::repair::{self, Info, Queues};
-use super::{Phase, address};
+use super::{Phase, address, agree};
 use crate::fd::Trouble;
 use crate::fd::capture::{Content, Job, Source};
 use crate::sys::sockopt;
 use crate::{Doing, Failure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Of `struct tcp_info`: where the length of the queue of a socket that listens stands (`tcpi_sacked`).
 const BACKLOG: usize = 28;
 
+/// Connections that have been read, by the descriptions that they belong to.
+pub(crate) type Read = HashMap<usize, Result<Found, Failure>>;
+
 impl Job<'_> {
+    /// Reads all TCP connections at once.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(in crate::fd) fn read_connections(&mut self) -> Result<(), Failure> {
+        let mut all = Vec::new();
+        for node in self.graph.all(is_socket) {
+            let fd = self.graph.take(node)?;
+            if !links::is(fd.as_fd(), libc::IPPROTO_TCP) || upper(fd.as_fd()).is_some() {
+                continue;
+            }
+            let (Some(local), Some(peer)) = (address::local(fd.as_fd())?, address::peer(fd.as_fd())?) else {
+                continue;
+            };
+            match self.links.lead("", local, peer, self.owned) {
+                // What has arrived there must not be sent to the next one as well.
+                Ok(Some(Link::Owned)) => reading::await_acknowledgement(fd.as_fd())
+                    .doing(|| format!("ask {peer} what it has got"))?,
+                Ok(Some(_)) => {}
+                _ => continue,
+            }
+            all.push((node, fd, local, peer));
+        }
+        let wanted: Vec<_> = all.iter().map(|(_, fd, local, peer)| (fd.as_fd(), *local, *peer)).collect();
+        self.read = all.iter().map(|(node, ..)| *node).zip(agree::read(&wanted)).collect();
+        Ok(())
+    }
+
     pub(super) fn tcp(&mut self, node: usize, fd: &OwnedFd, name: &str) -> Result<Phase, Trouble> {
         let what = || format!("look at a {name}");
         let info = Info::of(fd.as_fd()).doing(what)?;
@@ -78,15 +111,8 @@ impl Job<'_> {
             // To read more would be in the job's way.
             return Ok(Phase::Idle);
         }
-        if link == Link::Owned {
-            // What has arrived there must not be sent to the next one as well.
-            repair::await_acknowledgement(fd.as_fd()).doing(|| format!("ask the peer of a {name}"))?;
-        }
-        let read = match link {
-            Link::Inside => self.either_end(node, fd, (local, peer))?,
-            _ => repair::read(fd.as_fd(), local, peer)?,
-        };
-        let Some((mut connection, queues)) = read else {
+        let found = self.read.remove(&node).unwrap_or(Ok(None));
+        let Some((mut connection, queues)) = found? else {
             return Err(Trouble::refused(name, "it changes its state all the time").passing());
         };
         if link == Link::Waiting && !queues.receive.is_empty() {
