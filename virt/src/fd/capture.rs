@@ -19,6 +19,7 @@ use crate::seize::Frozen;
 use crate::status::Status;
 use nix::unistd::Pid;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 /// What a job has open, and the contents that have to go with it.
@@ -90,6 +91,8 @@ pub(crate) struct Job<'a> {
     pub(super) connections: Connections,
     /// What they are, until their descriptions have it.
     pub(super) read: Read,
+    /// The multicast groups that anybody has joined in its network namespace, with the indices of the links.
+    pub(super) groups: Option<Vec<(u32, IpAddr)>>,
     /// Directories that mounts hide, and that are needed all the same.
     pub(super) nooks: Vec<Hidden>,
     /// The number of each node's description.
@@ -273,6 +276,7 @@ fn look(
         links,
         connections,
         read: Read::new(),
+        groups: None,
         nooks: Vec::new(),
         running,
     };

@@ -5,7 +5,7 @@ use super::forge::Forger;
 use super::links::Link;
 use super::options::{self, When};
 use super::repair::{self, Info, Queues};
-use super::{Inet, Phase, address, owned, reading};
+use super::{Inet, Phase, address, groups, owned, reading};
 use crate::fd::socket::Socket;
 use crate::namespace::{Kind, Namespace};
 use crate::sys::sockopt;
@@ -266,6 +266,8 @@ impl Begun<'_> {
         if !connected {
             options::set(self.fd(), self.socket.class.protocol, &self.inet.numbers, When::Last)?;
         }
+        self.inet.groups.iter().try_for_each(|group| group.join(self.fd()))?;
+        self.inet.sends_by.map_or(Ok(()), |address| groups::send_by(self.fd(), address))?;
         let (send, receive) = self.inet.buffers;
         let locks = [self.socket.options.sndbuf, self.socket.options.rcvbuf];
         for (name, size, lock) in

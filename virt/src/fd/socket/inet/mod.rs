@@ -13,6 +13,7 @@ mod datagram;
 mod diag;
 mod end;
 mod forge;
+mod groups;
 mod leaving;
 mod links;
 mod make;
@@ -22,6 +23,7 @@ mod reading;
 mod repair;
 mod tcp;
 
+pub use groups::Membership;
 pub use leaving::Connections;
 pub use links::Links;
 pub(super) use links::same_namespace;
@@ -31,16 +33,18 @@ pub(crate) use tcp::Read;
 pub(super) use tcp::ready;
 
 use super::Class;
+use crate::Failure;
 use crate::fd::Trouble;
 use crate::fd::capture::Job;
 use crate::image::Bytes;
 use crate::sys::sockopt;
 use connection::Connection;
 use links::Link;
+use nix::unistd::Pid;
 use options::Numbers;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A socket of an internet protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +68,12 @@ pub struct Inet {
     /// The directions that the job has shut down: 0 what it would receive, 1 what it would send, 2 both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown: Option<u8>,
+    /// The multicast groups that it listens to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Membership>,
+    /// The address by which it sends to groups of IPv4 (IP_MULTICAST_IF).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sends_by: Option<Ipv4Addr>,
     /// What it does.
     pub phase: Phase,
 }
@@ -177,6 +187,11 @@ impl Job<'_> {
             (Some(local), Some(init)) if !self.running() => address::is_foreign(local, init)?,
             _ => false,
         };
+        let datagrams = class.kind != libc::SOCK_STREAM;
+        let groups = match init {
+            Some(init) if datagrams && !self.running() => self.groups_of(fd.as_fd(), init)?,
+            _ => Vec::new(),
+        };
         Ok(Inet {
             owner,
             local,
@@ -185,8 +200,21 @@ impl Job<'_> {
             congestion: congestion.map(|name| String::from_utf8_lossy(name).into_owned()),
             buffers: (number(libc::SO_SNDBUF), number(libc::SO_RCVBUF)),
             shutdown: half(self, &phase),
+            groups,
+            sends_by: groups::sends_by(fd.as_fd()).filter(|_| datagrams),
             phase,
         })
+    }
+
+    /// The groups that a socket has joined.
+    fn groups_of(&mut self, fd: BorrowedFd<'_>, init: Pid) -> Result<Vec<Membership>, Failure> {
+        let known = match self.groups.take() {
+            Some(known) => known,
+            None => groups::known(init)?,
+        };
+        let joined = groups::joined(fd, &known);
+        self.groups = Some(known);
+        joined
     }
 }
 
@@ -209,6 +237,9 @@ impl Inet {
     pub(super) fn wrong(&self) -> Option<String> {
         if let Some(name) = options::unknown(&self.numbers) {
             return Some(format!("an unknown option {name}"));
+        }
+        if let Some(why) = groups::wrong(&self.groups) {
+            return Some(why);
         }
         match &self.phase {
             Phase::Connected { connection, .. } if !connection.state.is_connected() => {
