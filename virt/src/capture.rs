@@ -20,7 +20,7 @@ use crate::signals;
 use crate::snapshot::Snapshot;
 use crate::storing::Load;
 use crate::sys::ptrace;
-use crate::sysv::{SystemV, posix};
+use crate::sysv::{self, SystemV, posix};
 use crate::timers::PosixTimers;
 use crate::tracee::Tracee;
 use crate::tree::{Life, Member};
@@ -102,6 +102,13 @@ impl Capture {
         if let Some(namespace) = self.census.ipc() {
             let id = |process: &Process| (process.stopped.host.as_raw(), process.pid);
             self.job.sysv = SystemV::capture(namespace, &frozen.processes.iter().map(id).collect())?;
+            if !self.job.sysv.semaphores.is_empty() {
+                let running = frozen.processes.iter().filter(|process| !process.threads.is_empty());
+                sysv::warn_of_undo(running.map(|process| {
+                    let Stopped { host, .. } = process.stopped;
+                    (host, process.pid, process.stopped.comm())
+                }));
+            }
             let watched = self.job.sysv.posix.iter().filter(|queue| queue.watched);
             self.blockers.extend(watched.map(|queue| posix::blocker(&queue.name.to_string(), self.init)));
         }

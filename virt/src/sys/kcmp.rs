@@ -12,6 +12,7 @@ const KCMP_FILE: i32 = 0;
 const KCMP_VM: i32 = 1;
 const KCMP_FILES: i32 = 2;
 const KCMP_FS: i32 = 3;
+const KCMP_SYSVSEM: i32 = 6;
 const KCMP_EPOLL_TFD: i32 = 7;
 
 /// One entry of an epoll set (`struct kcmp_epoll_slot`).
@@ -64,6 +65,15 @@ pub fn compare_tables(a: Pid, b: Pid) -> Result<Ordering, Errno> {
 /// `ESRCH`, `EPERM`.
 pub fn compare_fs(a: Pid, b: Pid) -> Result<Ordering, Errno> {
     kcmp(a, b, KCMP_FS, 0, 0)
+}
+
+/// Orders the lists of what two tasks take back at their ends (SEM_UNDO, semop(2)); who has none is equal to all who have
+/// none.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn compare_undo(a: Pid, b: Pid) -> Result<Ordering, Errno> {
+    kcmp(a, b, KCMP_SYSVSEM, 0, 0)
 }
 
 /// Orders the description behind `file` and the one that `slot` of an epoll set of process `owner` watches.

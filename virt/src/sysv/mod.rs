@@ -5,7 +5,8 @@
 //! Ids and keys are kept, owners, creators, permissions, values, messages and their order. Not kept are the times (a
 //! set that has been operated on has been so at the restart), the processes that wrote to and read from a queue last,
 //! and the adjustments of SEM_UNDO, which the kernel shows to nobody: a process that ends after a restart takes nothing
-//! back that it did before the checkpoint.
+//! back that it did before the checkpoint. Whether a process has a list of them can be asked, but not what is in it, and
+//! every process that has ever had a thread has one: so that is a warning ([`warn_of_undo`]), and no refusal.
 
 mod creator;
 mod limits;
@@ -22,11 +23,13 @@ pub use sem::Set;
 use crate::namespace::{Kind, Namespace};
 use crate::program::Program;
 use crate::restore::Problem;
-use crate::sys::check;
+use crate::sys::{check, kcmp};
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
-use nix::unistd::Pid;
+use nix::sched::CloneFlags;
+use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 /// Everything of one namespace.
@@ -145,6 +148,24 @@ impl SystemV {
             set.finish(pid, program);
         }
     }
+}
+
+/// Says which processes of a job that has semaphores may lose something: by their ids in ckrun's namespace, in the job, and
+/// their names.
+pub(crate) fn warn_of_undo(processes: impl Iterator<Item = (Pid, i32, String)>) {
+    for (_, pid, comm) in processes.filter(|(host, ..)| has_undo(*host)) {
+        log::warn!(
+            "process {pid} ({comm}): what it is to take back from semaphores at its end (SEM_UNDO), if there is anything, \
+             does not go with it, for the kernel does not tell it"
+        );
+    }
+}
+
+/// It has a list of what it is to take back.
+fn has_undo(host: Pid) -> bool {
+    // A thread of ckrun's may have made ours; now there is none for this one.
+    nix::sched::unshare(CloneFlags::CLONE_SYSVSEM).is_ok()
+        && kcmp::compare_undo(gettid(), host).is_ok_and(Ordering::is_ne)
 }
 
 /// One of the three kinds, as messages and files name it.

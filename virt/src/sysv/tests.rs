@@ -309,3 +309,19 @@ fn messages_of_posix_are_put_back_in_their_order() {
     let error = wanted.make(new.0).unwrap_err().to_string();
     assert!(error.contains("make POSIX message queue plain"), "{error}");
 }
+
+/// What a process is to take back can't be asked, but whether there may be anything can.
+#[test]
+fn who_is_to_take_something_back_is_found() {
+    let operate = |flags: libc::c_int| {
+        let mut post = libc::sembuf { sem_num: 0, sem_op: 1, sem_flg: flags as i16 };
+        // SAFETY: numbers, and one operation.
+        unsafe {
+            let set = ok(libc::semget(libc::IPC_PRIVATE, 1, 0o600));
+            ok(libc::semop(set, &raw mut post, 1));
+        }
+    };
+    std::thread::spawn(|| {}).join().unwrap();
+    assert!(!has_undo(Sandbox::new(|| operate(0)).0));
+    assert!(has_undo(Sandbox::new(|| operate(libc::SEM_UNDO)).0));
+}
