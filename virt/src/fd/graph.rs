@@ -69,6 +69,7 @@ pub(crate) struct Graph {
     others: Vec<Container>,
     /// Which one each member is in; 0 is that of the first process.
     namespaces: Vec<u32>,
+    running: bool,
     handle: RefCell<Option<(usize, OwnedFd)>>,
     /// The descriptions, by what `/proc` shows of them.
     known: HashMap<Key, Vec<usize>>,
@@ -101,6 +102,7 @@ impl Graph {
             locks: Vec::with_capacity(members.len()),
             members,
             nodes: Vec::new(),
+            running,
             handle: RefCell::new(None),
             known: HashMap::new(),
         };
@@ -219,7 +221,7 @@ impl Graph {
         (if node.sent.is_some() { Pid::this() } else { self.members[node.member].host }, node.fd)
     }
 
-    /// ckrun's own descriptor to a description.
+    /// ckrun's own descriptor to a description. `EBADF` when it has gone.
     pub fn take(&self, node: usize) -> Result<OwnedFd, Failure> {
         let member = self.nodes[node].member;
         let (host, fd) = self.place(node);
@@ -238,7 +240,15 @@ impl Graph {
         };
         let taken = pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).doing(what);
         *handle = Some((member, process));
-        taken
+        let taken = taken?;
+        // In a job that runs, the number may have become another file's since it was seen.
+        if self.running {
+            let (seen, now) = (&self.nodes[node].seen.stat, rustix::fs::fstat(&taken).doing(what)?);
+            if (seen.st_dev, seen.st_ino) != (now.st_dev, now.st_ino) {
+                return Err(Failure::new(what(), Errno::EBADF));
+            }
+        }
+        Ok(taken)
     }
 
     /// The description that descriptor `fd` of a member leads to.
