@@ -1,5 +1,7 @@
-"""PostgreSQL under pgbench: whatever it has committed adds up in all tables, and nothing of that is ever taken back."""
-import glob, os, pwd, subprocess
+"""PostgreSQL under pgbench: whatever it has committed adds up in all tables, and nothing of that is ever taken back.
+
+postgres.py [CLIENTS HOST...]: so many clients of one pgbench, of which there is one for each host."""
+import glob, os, pwd, subprocess, sys
 from service import bad, connect, same, serve, well
 
 BIN = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1]
@@ -19,13 +21,14 @@ def run(*words):
 
 run(f"{BIN}/initdb", "-D", "/work/pg/data", "-A", "trust", "--no-sync", "--locale=C", "-E", "UTF8")
 serve(f"{BIN}/postgres", "-D", "/work/pg/data", "-k", "/work/pg", "-c", "listen_addresses=127.0.0.1",
-      "-c", "fsync=off", "-c", "max_connections=50", "-c", "shared_buffers=16MB", **who)
+      "-c", "fsync=off", "-c", "max_connections=80", "-c", "shared_buffers=16MB", "-c", "huge_pages=off", **who)
 connect("/work/pg/.s.PGSQL.5432").close()
 while subprocess.run([f"{BIN}/pg_isready", "-q"], **who).returncode != 0:
     pass
 run(f"{BIN}/pgbench", "-i", "-q", "-s", "2")
-for host in ("127.0.0.1", "/work/pg"):
-    serve(f"{BIN}/pgbench", "-n", "-h", host, "-c", "4", "-T", "1000000", **who)
+clients, *hosts = sys.argv[1:] or ("4", "127.0.0.1", "/work/pg")
+for host in hosts:
+    serve(f"{BIN}/pgbench", "-n", "-h", host, "-c", clients, "-T", "1000000", **who)
 
 # One statement sees one state.
 SUMS = """SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers),

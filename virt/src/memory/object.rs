@@ -305,8 +305,8 @@ impl Census {
             return Ok(Ok(Kind::File { path: path.into(), modified, build, namespace }));
         }
         if stat.st_nlink > 0 {
-            if rustix::fs::stat(link).is_ok_and(|now| now.st_nlink == 0) {
-                // A running job has just deleted it: who looks again sees that.
+            if rustix::fs::stat(link).map_or(true, |now| now.st_nlink == 0) {
+                // A running job has just deleted or unmapped it: who looks again sees that.
                 return Err(Failure::new(
                     format!("look at {}", String::from_utf8_lossy(path)),
                     Errno::ENOENT,

@@ -188,7 +188,7 @@ impl Maker<'_> {
         if unreserved {
             flags |= libc::MAP_NORESERVE;
         }
-        let range = self.map(size, flags, -1)?;
+        let range = self.map(size, flags, -1, huge)?;
         let path = format!("/proc/{}/map_files/{range}", self.worker.host());
         let file = File::options().read(true).write(true).open(&path).doing(|| format!("open {path}"))?;
         fill_object(self.worker, range, huge == 0, self.runs, self.pages)?;
@@ -212,7 +212,7 @@ impl Maker<'_> {
         if !self.runs.is_empty() {
             // By a mapping and not by writing, so that the memory counts as the job's.
             let fd = self.worker.give(file.as_fd())?;
-            let range = self.map(size, libc::MAP_SHARED, fd)?;
+            let range = self.map(size, libc::MAP_SHARED, fd, huge)?;
             fill_object(self.worker, range, huge == 0, self.runs, self.pages)?;
             self.unmap(range)?;
             self.close(fd)?;
@@ -272,11 +272,15 @@ impl Maker<'_> {
         Ok(file.into())
     }
 
-    fn map(&mut self, size: u64, flags: i32, fd: RawFd) -> Result<Span, Failure> {
+    fn map(&mut self, size: u64, flags: i32, fd: RawFd, huge: u64) -> Result<Span, Failure> {
+        let what = match huge {
+            0 => "map a carried object".to_owned(),
+            huge => format!("map {size} bytes in free huge pages of {huge} (/proc/sys/vm/nr_hugepages)"),
+        };
         let mut program = Program::new();
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let args = [0.into(), size.into(), prot.into(), flags.into(), fd.into(), 0.into()];
-        let at = program.call("map a carried object", libc::SYS_mmap, &args);
+        let at = program.call(what, libc::SYS_mmap, &args);
         let at = self.worker.run(&program)?.of(at).doing(|| "map a carried object")?.cast_unsigned();
         Ok(Span::new(at, at + size))
     }
