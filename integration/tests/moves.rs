@@ -80,6 +80,22 @@ fn fifty_moves_change_nothing_for_the_verilated_design() {
     }
 }
 
+/// The testbench and a JTAG adapter are one job, and have one slot: each byte of either is served once.
+#[test]
+#[ignore = "heavy: make test-all"]
+fn moves_of_a_testbench_and_an_adapter_at_once_change_nothing() {
+    let site = Site::verilated();
+    let (mut a, mut b) = (site.host("a"), site.host("b"));
+    a.serve("emu-a", 1, &VERILATED);
+    b.serve("emu-b", 1, &VERILATED);
+    for host in [&a, &b] {
+        host.bench_and_adapter("tb", TRANSACTIONS / 4);
+    }
+    work::moves_change_nothing(&a, &b, "emu:socket=tcp:emu:4000,jtag=tcp:emu:4001", TRANSACTIONS / 4, 3);
+    drop((a, b));
+    site.no_trace();
+}
+
 #[test]
 fn a_job_goes_on_when_its_host_has_gone() {
     let site = Site::new();

@@ -1,6 +1,7 @@
 //! What runs on emulator hosts: testbenches and JTAG adapters, and moves of them that must change nothing.
 
 use super::Host;
+use crate::guests::guest;
 use crate::pipes::{PATIENCE, any_ready, await_end, pidfd};
 use crate::run::{finish, needs};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -47,6 +48,24 @@ shutdown
 impl Host {
     /// Makes the bundle of the testbench at /srv/NAME, with one link.
     pub fn bundle(&self, name: &str, link: &str, transactions: u64) {
+        self.bundle_with(name, link, transactions, &|testbench| testbench);
+    }
+
+    /// Makes that of the testbench and of a JTAG adapter (guests/scan.c) that works at the same time, on another link.
+    pub fn bench_and_adapter(&self, name: &str, transactions: u64) {
+        self.bundle_with(name, "tcp:emu:4000", transactions, &|testbench| {
+            format!(
+                "scan emu 4001 /tmp/ready 2>/tmp/said & until test -e /tmp/ready; do :; done; {testbench}; ended=$?; \
+                 kill $!; wait $! && test $ended = 0"
+            )
+        });
+        let mut install = Command::new("install");
+        install.arg("-m755").arg(guest("scan"));
+        install.arg(self.path("/srv").join(name).join("rootfs/bin/scan"));
+        finish(install).ok();
+    }
+
+    fn bundle_with(&self, name: &str, link: &str, transactions: u64, command: &dyn Fn(String) -> String) {
         let rootfs = self.path("/srv").join(name).join("rootfs");
         fs::create_dir_all(rootfs.join("bin")).expect("make a rootfs");
         fs::copy(needs("busybox", "busybox-static"), rootfs.join("bin/busybox")).expect("copy busybox");
@@ -61,7 +80,7 @@ impl Host {
             "ckrun-softemu testbench --link {link} --transactions {transactions} --progress 50 --log /tmp/log \
              >/tmp/progress 2>&1"
         );
-        self.bundle_of(name, &testbench, link.starts_with("tcp:"), &[]);
+        self.bundle_of(name, &command(testbench), link.starts_with("tcp:"), &[]);
     }
 
     /// Makes that of a debugger, OpenOCD as Debian has it, which scans the test access port so many times.
