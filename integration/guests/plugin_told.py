@@ -7,6 +7,7 @@ env=WORD          the value of the variable TOLD
 text=WORD         what it saves, in its folder and by `put`; a restart finds the same or fails
 design=WORD       what it requires at a restart, and what it has
 how=WHAT,on=EVENT what it does at an event, see `misbehave`
+when=WHAT         only if the event's `after` is this
 seconds=N         the deadline that it asks for at that event
 gate=DIR          for how=pause and how=ask-late: it writes to DIR/here, and reads from DIR/go; the latter then asks for
                   the tasks, and writes what it was told to DIR/said
@@ -85,6 +86,9 @@ def misbehave(how, id):
     elif how == "fd":
         send({"id": id, "result": {}, "fds": 2}, [0])
         signal.pause()
+    elif how == "lie":
+        answer(4711, {})
+        signal.pause()
     elif how == "orphan":
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
@@ -161,7 +165,8 @@ for line in lines:
     if event == "recover":
         words.extend(binding["real"] for binding in params["bindings"])
     note(event, *words)
-    if options.get("on") == event and misbehave(options.get("how"), id):
+    now = options.get("on") == event and options.get("when") in (None, params.get("after"))
+    if now and misbehave(options.get("how"), id):
         continue
     if event == "hello":
         result = {"protocol": "1.0", "version": "told 7"}

@@ -8,10 +8,11 @@ use ckrun_integration::job::{Job, path};
 use ckrun_integration::told::Told;
 
 /// What a plugin can do wrong, and what is said of it then.
-const WRONGS: [(&str, &str); 7] = [
+const WRONGS: [(&str, &str); 8] = [
     ("veto", "veto: a bad moment"),
     ("hang", "it did not answer within its deadline of 0.3 s"),
     ("crash", "it ended (killed by SIGABRT)"),
+    ("lie", "it answered request 4711, which was never made"),
     ("flood", "it did not answer within its deadline of 0.3 s"),
     ("json", "it sent a line that is no JSON"),
     ("long", "it sent a line of more than 1048576 bytes"),
@@ -70,28 +71,47 @@ fn nothing_is_lost_at_precheckpoint() {
 }
 
 /// What happens when the image is complete changes nothing, and is said.
-#[test]
-fn a_failure_after_the_commit_is_only_told() {
-    for event in ["committed", "resume", "exit"] {
-        for (how, why) in [WRONGS[0], WRONGS[1], WRONGS[2]] {
-            let job = Job::new("registers", "general");
-            let told = Told::of(&job.container);
-            told.start(&job, &["a", &wrong("b", how, event)]);
-            let image = job.image("image");
-            let mut words = vec!["checkpoint", "--image-path", path(&image), "ID"];
-            if event == "resume" {
-                words.push("--leave-running");
-            }
-            let said = job.container.ckrun(&words).exits(0);
-            assert!(said.stderr.contains(&format!("plugin b: {event}: {why}")), "{how} at {event}: {said:?}");
-            assert!(image.join("manifest.json").exists());
-            if event == "resume" {
-                job.is_well();
-                end(&job);
-            }
-            job.container.no_trace();
+fn is_only_told(event: &str) {
+    let stays = ["resume", "running"].contains(&event);
+    for (how, why) in WRONGS {
+        let job = Job::new("registers", "general");
+        let told = Told::of(&job.container);
+        let when = if stays { ",when=checkpoint" } else { "" };
+        told.start(&job, &["a", &format!("{}{when}", wrong("b", how, event))]);
+        let image = job.image("image");
+        let mut words = vec!["checkpoint", "--image-path", path(&image), "ID"];
+        if stays {
+            words.push("--leave-running");
         }
+        let said = job.container.ckrun(&words).exits(0);
+        assert!(said.stderr.contains(&format!("plugin b: {event}: {why}")), "{how} at {event}: {said:?}");
+        assert!(image.join("manifest.json").exists());
+        if stays {
+            job.is_well();
+            end(&job);
+        }
+        job.container.no_trace();
     }
+}
+
+#[test]
+fn a_failure_at_committed_is_only_told() {
+    is_only_told("committed");
+}
+
+#[test]
+fn a_failure_at_resume_is_only_told() {
+    is_only_told("resume");
+}
+
+#[test]
+fn a_failure_at_running_after_a_checkpoint_is_only_told() {
+    is_only_told("running");
+}
+
+#[test]
+fn a_failure_at_exit_is_only_told() {
+    is_only_told("exit");
 }
 
 /// A job whose plugin can't take part is not made, and nothing of it stays.
