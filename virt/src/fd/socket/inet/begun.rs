@@ -139,6 +139,10 @@ impl Begun<'_> {
     pub fn connect(&self, connection: &Connection, queues: &Queues) -> Result<(), Failure> {
         let what = || self.what("connect");
         repair::make_room(self.fd(), queues).doing(what)?;
+        if self.leads_out() {
+            // What comes in now would come before the contents, and nobody would have it if the restart fails.
+            sockopt::attach_filter(self.fd(), &owned::NOTHING).doing(what)?;
+        }
         repair::enter(self.fd()).doing(what)?;
         rustix::net::bind(self.fd(), &connection.local).doing(what)?;
         connection.establish(self.fd(), queues)?;
@@ -147,6 +151,16 @@ impl Begun<'_> {
             self.set(libc::SO_RCVBUFFORCE, self.inet.buffers.1 / 2)?;
         }
         Ok(())
+    }
+
+    fn leads_out(&self) -> bool {
+        matches!(self.inet.phase, Phase::Connected { link: Link::Outside, .. })
+    }
+
+    /// Nothing is to come in before the job is there. A socket with a filter of the job's has that sooner.
+    pub fn is_barred(&self) -> bool {
+        let options = &self.socket.options;
+        self.leads_out() && options.filter.is_empty() && !options.filter_locked
     }
 
     /// Makes the other end as well and closes it: what is left of it is the kernel's, as it was before.
@@ -290,6 +304,14 @@ impl Begun<'_> {
                 done => done.doing(|| self.what("shut down"))?,
             }
         }
+        if self.leads_out() && !self.is_barred() {
+            unbar(self.fd()).doing(|| self.what("open"))?;
+        }
         self.socket.options.late(self.fd())
     }
+}
+
+/// Lets packets in again.
+pub(super) fn unbar(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    sockopt::set_number(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
 }

@@ -1,6 +1,6 @@
 //! Internet sockets of a restarted job.
 
-use super::begun::Begun;
+use super::begun::{Begun, unbar};
 use super::connection::State;
 use super::forge::Forger;
 use super::links::Link;
@@ -39,6 +39,8 @@ struct Sleeper {
     queues: Queues,
     /// SO_REUSEADDR.
     reuse: i32,
+    /// Nothing comes in.
+    barred: bool,
 }
 
 impl Late {
@@ -57,6 +59,9 @@ impl Late {
         let forger = forger(init, self.sleepers.iter().map(|late| &late.inet))?;
         for late in &self.sleepers {
             let what = || format!("let {:?} go on", late.inet.local);
+            if late.barred {
+                unbar(late.fd.as_fd()).doing(what)?;
+            }
             repair::leave_and_probe(late.fd.as_fd()).doing(what)?;
             sockopt::set_number(&late.fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, late.reuse).doing(what)?;
             go_on(late.fd.as_fd(), &late.inet, &late.queues, &forger)?;
@@ -117,7 +122,8 @@ pub(crate) fn fill(
         if *link == Link::Outside {
             let fd = one.fd.try_clone().doing(|| "copy a descriptor")?;
             let inet = one.inet.clone();
-            late.sleepers.push(Rc::new(Sleeper { fd, inet, queues, reuse: one.reuse() }));
+            let (reuse, barred) = (one.reuse(), one.is_barred());
+            late.sleepers.push(Rc::new(Sleeper { fd, inet, queues, reuse, barred }));
         } else {
             inside.push((one, link, connection, queues));
         }

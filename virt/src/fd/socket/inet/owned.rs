@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// How long somebody may take to answer, in seconds.
 const PATIENCE: i64 = 10;
 /// A filter that lets nothing of any packet through: BPF_RET | BPF_K, 0.
-const NOTHING: [u64; 1] = [6];
+pub(super) const NOTHING: [u64; 1] = [6];
 
 /// A connection that was made anew, and what the job knows it by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
