@@ -16,6 +16,7 @@ mod sched;
 pub mod sockopt;
 pub mod tty;
 pub mod uffd;
+mod undo;
 mod writeback;
 
 pub use affinity::{affinity, pin, set_affinity};
@@ -26,6 +27,7 @@ pub use mount::{MountAttr, mount_setattr};
 pub use nsfs::mount_namespace;
 pub use pidfd::{pidfd_send_signal, process_mrelease};
 pub use sched::{SchedAttr, ioprio, sched_getattr, sched_setattr, set_ioprio};
+pub use undo::Undo;
 pub use writeback::start_writeback;
 
 use nix::errno::Errno;

@@ -9,7 +9,7 @@ use super::{Inet, Phase, address};
 use crate::fd::Trouble;
 use crate::fd::capture::Job;
 use crate::fd::socket::Class;
-use crate::sys::sockopt;
+use crate::sys::{Undo, sockopt};
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
 use rustix::event::PollFlags;
@@ -89,12 +89,13 @@ fn waits(fd: &OwnedFd) -> bool {
 /// All that waits, one behind the other.
 fn queue(fd: BorrowedFd<'_>) -> Result<Received, Errno> {
     let level = libc::SOL_SOCKET;
-    let offset = sockopt::number(fd, level, libc::SO_PEEK_OFF)?;
+    let mut undo = Undo::default();
+    undo.note(fd, level, libc::SO_PEEK_OFF)?;
     sockopt::set_number(fd, level, libc::SO_PEEK_OFF, -1)?;
     let head = peek(fd, &mut vec![0; LONGEST]);
     sockopt::set_number(fd, level, libc::SO_PEEK_OFF, 0)?;
     let read = peek_all(fd);
-    sockopt::set_number(fd, level, libc::SO_PEEK_OFF, offset)?;
+    undo.put_back();
     let (bytes, mut list) = read?;
     // By an offset, an empty one is not found again by whoever has seen it.
     if let Some((0, from)) = head?

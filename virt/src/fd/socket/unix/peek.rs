@@ -1,10 +1,10 @@
 //! What waits in a socket, looked at without being taken.
 //!
 //! With SO_PEEK_OFF each look goes on where the last one ended. It belongs to the socket, like the options that make the
-//! kernel tell who has sent what; all of them are put back. A look at a message with descriptors makes copies of them.
+//! kernel tell who has sent what; all of them are put back, also if ckrun is killed ([`Undo`]). A look at a message with descriptors makes copies of them.
 
 use crate::fd::stream::ready;
-use crate::sys::sockopt;
+use crate::sys::{Undo, sockopt};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use rustix::event::PollFlags;
@@ -36,12 +36,12 @@ pub(super) struct Peeked {
 /// Options that are set for the look.
 struct Changed<'a> {
     socket: BorrowedFd<'a>,
-    old: Vec<(i32, i32)>,
+    undo: &'a mut Undo,
 }
 
 impl<'a> Changed<'a> {
-    fn set(socket: BorrowedFd<'a>) -> Result<Self, Errno> {
-        let mut changed = Changed { socket, old: Vec::new() };
+    fn set(socket: BorrowedFd<'a>, undo: &'a mut Undo) -> Result<Self, Errno> {
+        let changed = Changed { socket, undo };
         let wanted = [
             (libc::SO_PEEK_OFF, 0),
             (libc::SO_PASSCRED, 1),
@@ -52,7 +52,7 @@ impl<'a> Changed<'a> {
         for (name, value) in wanted {
             match sockopt::number(socket, libc::SOL_SOCKET, name) {
                 Ok(old) if old != value => {
-                    changed.old.push((name, old));
+                    changed.undo.note(socket, libc::SOL_SOCKET, name)?;
                     sockopt::set_number(socket, libc::SOL_SOCKET, name, value)?;
                 }
                 // The kernel does not have all of them.
@@ -70,18 +70,14 @@ impl<'a> Changed<'a> {
 
 impl Drop for Changed<'_> {
     fn drop(&mut self) {
-        for &(name, value) in &self.old {
-            if let Err(errno) = sockopt::set_number(self.socket, libc::SOL_SOCKET, name, value) {
-                log::error!("put back an option of a socket: {errno}");
-            }
-        }
+        self.undo.put_back();
     }
 }
 
 /// All that waits in a socket of the type `kind`.
-pub(super) fn peek(socket: &OwnedFd, kind: i32) -> Result<Vec<Peeked>, Failure> {
+pub(super) fn peek(socket: &OwnedFd, kind: i32, undo: &mut Undo) -> Result<Vec<Peeked>, Failure> {
     let what = || "look at what waits in a unix socket";
-    let changed = Changed::set(socket.as_fd()).doing(what)?;
+    let changed = Changed::set(socket.as_fd(), undo).doing(what)?;
     let urgent = if kind == libc::SOCK_STREAM { urgent(socket) } else { None };
     let mut found = Vec::new();
     let mut offset = 0;

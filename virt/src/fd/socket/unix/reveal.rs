@@ -7,7 +7,7 @@
 
 use super::peek::peek;
 use crate::namespace::{Kind, Namespace};
-use crate::sys::{Clone3, Cloned, sockopt};
+use crate::sys::{Clone3, Cloned, Undo, sockopt};
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use nix::sys::wait::waitpid;
@@ -56,9 +56,11 @@ pub(super) fn ids(init: Pid, sockets: &[(OwnedFd, i32)]) -> Result<Vec<i32>, Fai
 
 fn tell_all(sockets: &[(OwnedFd, i32)], mut tell: File) -> Result<(), Failure> {
     let mut bytes = Vec::new();
+    // A kill of ckrun is none of this process.
+    let mut undo = Undo::unwatched();
     for (socket, kind) in sockets {
         bytes.extend(peer(socket)?.0.to_ne_bytes());
-        for message in peek(socket, *kind).or_else(super::world::unconnected)? {
+        for message in peek(socket, *kind, &mut undo).or_else(super::world::unconnected)? {
             bytes.extend(message.by.map_or(0, |by| by.0).to_ne_bytes());
         }
     }

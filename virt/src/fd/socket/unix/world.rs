@@ -4,6 +4,7 @@ use super::peek::{Peeked, has_failed, name, peek};
 use super::reveal;
 use crate::fd::graph::{Graph, is_gone};
 use crate::fd::socket::{Class, diag};
+use crate::sys::Undo;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
 use rustix::fs::FileType;
@@ -62,6 +63,7 @@ impl World {
     pub fn of(graph: &mut Graph, running: bool) -> Result<World, Failure> {
         let mut world = World::default();
         let mut namespaces: HashMap<u64, OwnedFd> = HashMap::new();
+        let mut undo = Undo::default();
         let mut next = 0;
         // Messages may bring sockets with messages in them.
         while next < graph.nodes.len() {
@@ -86,7 +88,7 @@ impl World {
             world.sockets.insert(node, (class, id));
             world.nodes.insert(inode, node);
             if !running && !world.sockets.is_empty() {
-                world.peek(graph, node, &socket, class.kind)?;
+                world.peek(graph, node, &socket, class.kind, &mut undo)?;
             }
         }
         for namespace in namespaces.into_values() {
@@ -95,7 +97,14 @@ impl World {
         Ok(world)
     }
 
-    fn peek(&mut self, graph: &mut Graph, node: usize, socket: &OwnedFd, kind: i32) -> Result<(), Failure> {
+    fn peek(
+        &mut self,
+        graph: &mut Graph,
+        node: usize,
+        socket: &OwnedFd,
+        kind: i32,
+        undo: &mut Undo,
+    ) -> Result<(), Failure> {
         // What waits at a listening socket are connections.
         let listens = crate::sys::sockopt::number(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)
             .is_ok_and(|on| on != 0);
@@ -105,7 +114,7 @@ impl World {
         if has_failed(socket) {
             self.failed.insert(node);
         }
-        let messages = peek(socket, kind).or_else(unconnected)?;
+        let messages = peek(socket, kind, undo).or_else(unconnected)?;
         let mut queue = Vec::with_capacity(messages.len());
         for mut message in messages {
             let rights = std::mem::take(&mut message.rights);
