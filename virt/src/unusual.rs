@@ -35,6 +35,7 @@ pub fn blockers<'a>(processes: impl Iterator<Item = &'a Stopped>) -> Result<Vec<
         }
         // In the order of kcmp(2), so that few have to be compared.
         match search(&known, *host) {
+            Ok(Ok(_)) if !has_memory(*host) => {}
             Ok(Ok(_)) if Stat::of(*host).is_none_or(|stat| waits_in_vfork(stat.parent)) => {}
             Ok(Ok(twin)) => {
                 let why = format!("it is that of process {} (vfork or CLONE_VM)", known[twin].pid);
@@ -47,6 +48,11 @@ pub fn blockers<'a>(processes: impl Iterator<Item = &'a Stopped>) -> Result<Vec<
         }
     }
     Ok(blockers)
+}
+
+/// Processes that are about to end have no memory any more, all of them the same none.
+fn has_memory(host: Pid) -> bool {
+    std::fs::read_link(format!("/proc/{host}/exe")).is_ok()
 }
 
 /// The process waits in vfork(2), or a clone(2) of this kind, until its child has let go of its memory. That happens soon;

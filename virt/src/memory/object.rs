@@ -305,8 +305,11 @@ impl Census {
             return Ok(Ok(Kind::File { path: path.into(), modified, build, namespace }));
         }
         if stat.st_nlink > 0 {
-            if rustix::fs::stat(link).map_or(true, |now| now.st_nlink == 0) {
-                // A running job has just deleted or unmapped it: who looks again sees that.
+            let now = rustix::fs::stat(link);
+            if now.map_or(true, |now| {
+                now.st_nlink == 0 || (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino)
+            }) {
+                // A running job has just deleted or unmapped it, or mapped another one there: who looks again sees that.
                 return Err(Failure::new(
                     format!("look at {}", String::from_utf8_lossy(path)),
                     Errno::ENOENT,
