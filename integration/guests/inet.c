@@ -50,15 +50,6 @@ static union address peer(int of) {
     return at;
 }
 static void same(union address one, union address other) { EQUAL(memcmp(&one, &other, sizeof one), 0); }
-static int on(int of, int level, int option) {
-    int value = -1;
-    socklen_t size = sizeof value;
-    MUST(getsockopt(of, level, option, &value, &size));
-    return value;
-}
-static void set(int of, int level, int option, int value) {
-    MUST(setsockopt(of, level, option, &value, sizeof value));
-}
 static int state(int of) {
     struct tcp_info info;
     socklen_t size = sizeof info;

@@ -11,15 +11,6 @@
 #include <sys/socket.h>
 
 static int a, b, c;
-static int on(int of, int level, int option) {
-    int value = -1;
-    socklen_t size = sizeof value;
-    MUST(getsockopt(of, level, option, &value, &size));
-    return value;
-}
-static void set(int of, int level, int option, int value) {
-    MUST(setsockopt(of, level, option, &value, sizeof value));
-}
 static struct sockaddr_nl name(int of) {
     struct sockaddr_nl at = {0};
     socklen_t size = sizeof at;
@@ -145,6 +136,45 @@ static void verify_packet(void) {
     EQUAL(MUST(recv(a, got, sizeof got, 0)), 5);
     CHECK(!memcmp(got, "x yes", 5));
 }
+/* Rings that are mapped, and in which nothing has been. */
+static char *frames;
+static void set_packet_mapped(void) {
+    struct tpacket_req ring = {4096, 2, 1024, 8};
+    a = MUST(socket(AF_PACKET, SOCK_RAW, 0));
+    MUST(setsockopt(a, SOL_PACKET, PACKET_RX_RING, &ring, sizeof ring));
+    MUST(setsockopt(a, SOL_PACKET, PACKET_TX_RING, &ring, sizeof ring));
+    frames = MUST(mmap(NULL, 16384, PROT_READ | PROT_WRITE, MAP_SHARED, a, 0));
+    if (!MUST(fork()))
+        for (;;) {
+            CHECK(!frames[16383]);
+            nap(1000);
+        }
+}
+static void verify_packet_mapped(void) {
+    struct stat of;
+    char name[64];
+    MUST(fstat(a, &of));
+    snprintf(name, sizeof name, "%lx-%lx", (long)frames, (long)frames + 16384);
+    const char *line = strstr(proc("/proc/self/maps"), name);
+    CHECK(line);
+    snprintf(name, sizeof name, "socket:[%lu]", of.st_ino);
+    const char *found = strstr(line, name);
+    CHECK(found && found < strchr(line, '\n'));
+    for (int i = 0; i < 16384; i++) EQUAL(frames[i], 0);
+}
+static void set_packet_used(void) {
+    set_packet_mapped();
+    struct sockaddr_ll at = {.sll_family = AF_PACKET, .sll_protocol = htons(OURS)};
+    at.sll_ifindex = (int)if_nametoindex("lo");
+    MUST(bind(a, (struct sockaddr *)&at, sizeof at));
+    c = MUST(socket(AF_PACKET, SOCK_DGRAM, 0));
+    at.sll_halen = 6;
+    EQUAL(MUST(sendto(c, "x", 1, 0, (struct sockaddr *)&at, sizeof at)), 1);
+    struct pollfd come = {.fd = a, .events = POLLIN};
+    EQUAL(MUST(poll(&come, 1, 15000)), 1);
+    for (int i = 0; i < 8; i++) ((struct tpacket_hdr *)(frames + 1024 * i))->tp_status = TP_STATUS_KERNEL;
+}
+static void verify_packet_used(void) { CHECK(frames[sizeof(struct tpacket_hdr)] || frames[8]); }
 static void set_packet_unread(void) {
     set_packet();
     struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_protocol = htons(OURS), .sll_halen = 6};
@@ -161,6 +191,8 @@ static void verify_packet_unread(void) {
 static const struct mode modes[] = {
     {"netlink", set_netlink, verify_netlink},
     {"netlink-unread", set_netlink_unread, verify_netlink_unread},
+    {"packet-mapped", set_packet_mapped, verify_packet_mapped},
+    {"packet-used", set_packet_used, verify_packet_used},
     {"packet", set_packet, verify_packet},
     {"packet-unread", set_packet_unread, verify_packet_unread},
     {0},

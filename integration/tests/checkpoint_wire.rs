@@ -5,7 +5,13 @@
 use ckrun_integration::job::Job;
 use ckrun_integration::modes_survive;
 
-modes_survive!("wire": netlink packet ; else "netlink-unread" "packet-unread");
+modes_survive!("wire": netlink packet packet_mapped ; else "netlink-unread" "packet-unread" "packet-used");
+
+/// Where in a mapped ring the kernel writes next, it keeps to itself.
+#[test]
+fn packet_used() {
+    Job::up("wire", "packet-used").is_refused_beforehand(&["rings of a packet socket"]);
+}
 
 /// The kernel's messages can't be said again.
 #[test]

@@ -159,7 +159,7 @@ impl Capture {
         let asked_policies = layout.ask_policies(0, &mut program);
         let asked_rings = memory::aio::ask(&layout, &mut program);
         let answers = visit.run(&leader.tracee, &program)?;
-        obstacles.extend(memory::aio::take(&mut layout, &asked_rings, &answers, &memory)?);
+        obstacles.extend(memory::aio::take(&mut layout, &asked_rings, &answers, &memory, task.host)?);
         let first = layout.take_policies(&asked_policies, &answers);
         policies(&mut visit, &leader.tracee, &mut layout, first)?;
         self.job.processes.capture(task, &asked_process, &answers)?;

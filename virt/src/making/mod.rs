@@ -219,6 +219,9 @@ impl<'a> Making<'a> {
         let objects = &job.objects;
         let blueprint = Blueprint { layout, state, objects, handles, plan: &plan, inherited };
         memory::build(worker, &blueprint).map_err(blamed)?;
+        let made = &self.made;
+        let socket = |inode| job.files.packet_socket(inode).map(|id| made.at(id));
+        memory::frames::map(worker, &layout.frames, &socket).map_err(blamed)?;
         memory::fill(worker, layout, &plan, &self.pages)?;
         self.bridge.as_ref().map_or(Ok(()), |bridge| bridge.lay(worker, pid)).map_err(blamed)?;
         memory::finish(worker, layout, &plan).map_err(blamed)?;
@@ -453,7 +456,9 @@ fn free_area(job: &Job) -> Result<Range<u64>, Error> {
     const LEAST: u64 = 0x1_0000;
     const END: u64 = 0x7fff_ff00_0000;
     let ranges = |layout: &'_ memory::Layout| {
-        let rings = layout.rings.iter().map(|ring| (ring.range.start, ring.range.end));
+        let rings = layout.rings.iter().map(|ring| ring.range);
+        let rings = rings.chain(layout.frames.iter().map(|frames| frames.range));
+        let rings = rings.map(|range| (range.start, range.end));
         layout.vmas.iter().map(|vma| (vma.range.start, vma.range.end)).chain(rings).collect::<Vec<_>>()
     };
     let mut taken: Vec<(u64, u64)> = job.layouts.values().flat_map(ranges).collect();

@@ -5,6 +5,7 @@
 //! so requests that do nothing are made until it is there. The answers that nobody has taken are put back. The most
 //! requests that a context was made for is not known; the new one has as many as its ring has room for.
 
+use super::disks;
 use super::layout::Layout;
 use super::object::Obstacle;
 use super::smaps::Entry;
@@ -14,10 +15,10 @@ use crate::program::{Answers, Call, Program};
 use crate::worker::Worker;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 /// Bytes of the ring's head, `struct aio_ring`, and of an answer, `struct io_event`.
 const HEADER: u64 = 32;
@@ -30,9 +31,6 @@ const MAGIC: u32 = 0xa10a_10a1;
 const PREAD: u16 = 0;
 /// Requests made at a time: fewer than the smallest ring has room for.
 const AT_ONCE: u32 = 32;
-/// How often, and how long after one another, the disks are looked at.
-const LOOKS: u32 = 200;
-const MOMENT: Duration = Duration::from_millis(1);
 
 /// A context.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,43 +126,25 @@ pub(crate) fn take(
     asked: &[Call],
     answers: &Answers,
     memory: &File,
+    host: Pid,
 ) -> Result<Vec<Obstacle>, Failure> {
     let mut obstacles = Vec::new();
     if layout.rings.is_empty() {
         return Ok(obstacles);
     }
-    let settled = disks_settle();
+    let settled = disks::settle(host);
     for (ring, call) in layout.rings.iter_mut().zip(asked) {
         let range = ring.range;
         let mut refuse = |why| obstacles.push(Obstacle::new(format!("mapping {range} of /[aio]"), why));
         if answers.of(*call).is_err() {
             refuse("the ring of an asynchronous I/O context of another process (io_setup, fork)");
         } else if !settled {
-            refuse("its requests may be on their way: the disks of the host are too busy to tell");
+            refuse("its requests may be on their way: the disks of its files are too busy to tell");
         } else if !ring.read(memory)? {
             refuse("it does not look like the ring of an asynchronous I/O context");
         }
     }
     Ok(obstacles)
-}
-
-/// Waits until nothing is on its way to a disk: what a stopped job has asked for is done then. No process can be asked for
-/// its own requests.
-fn disks_settle() -> bool {
-    let mut quiet = 0;
-    for _ in 0..LOOKS {
-        let text = std::fs::read_to_string("/proc/diskstats").unwrap_or_default();
-        // Major, minor, name, eight counters, and how many requests are on their way.
-        let busy =
-            text.lines().filter_map(|line| line.split_ascii_whitespace().nth(11)).any(|busy| busy != "0");
-        quiet = if busy { 0 } else { quiet + 1 };
-        // The answer comes a moment after the disk's.
-        if quiet == 3 {
-            return true;
-        }
-        std::thread::sleep(MOMENT);
-    }
-    false
 }
 
 /// Makes all contexts of a process whose other memory is there.

@@ -1,6 +1,7 @@
 //! The map of a process's memory: read from smaps, judged, checked when it comes from an image.
 
 use super::aio::{self, Ring};
+use super::frames::{self, Frames};
 use super::object::{Census, Name, Object, Obstacle};
 use super::smaps::{self, Entry};
 use super::vma::{Backing, Flags, PAGE, Span, Vma};
@@ -27,6 +28,9 @@ pub struct Layout {
     /// Contexts of asynchronous I/O, whose rings are mapped besides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rings: Vec<Ring>,
+    /// Rings of packet sockets, which are mapped besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frames: Vec<Frames>,
     /// What is mapped from now on is locked (`mlockall(MCL_FUTURE)`): `lo`, or `lo lf` with MCL_ONFAULT.
     #[serde(default, skip_serializing_if = "Flags::is_empty")]
     pub future: Flags,
@@ -56,6 +60,13 @@ impl Layout {
             if aio::is_ring(entry) {
                 match Ring::at(entry) {
                     Ok(ring) => layout.rings.push(ring),
+                    Err(obstacle) => obstacles.push(obstacle),
+                }
+                continue;
+            }
+            if frames::is_socket(entry) {
+                match Frames::at(host, entry)? {
+                    Ok(frames) => layout.frames.push(frames),
                     Err(obstacle) => obstacles.push(obstacle),
                 }
                 continue;
@@ -126,14 +137,13 @@ impl Layout {
                 }
             }
         }
-        for ring in &self.rings {
-            let why = ring.wrong().or_else(|| {
-                let first = self.vmas.partition_point(|vma| vma.range.end <= ring.range.start);
-                let taken = self.vmas.get(first).is_some_and(|vma| vma.range.start < ring.range.end);
-                taken.then_some("it overlaps another one")
-            });
-            if let Some(why) = why {
-                return Err(format!("mapping {}: {why}", ring.range));
+        let rings = self.rings.iter().map(|ring| (ring.range, ring.wrong()));
+        let frames = self.frames.iter().map(|frames| (frames.range, None));
+        for (range, why) in rings.chain(frames) {
+            let first = self.vmas.partition_point(|vma| vma.range.end <= range.start);
+            let taken = self.vmas.get(first).is_some_and(|vma| vma.range.start < range.end);
+            if let Some(why) = why.or(taken.then_some("it overlaps another one")) {
+                return Err(format!("mapping {range}: {why}"));
             }
         }
         if let Some(guard) = self.guards.iter().find(|guard| !self.covers(**guard)) {

@@ -82,6 +82,9 @@ pub struct Packet {
     /// The group that shares the frames: its number, and above that the way and the flags (PACKET_FANOUT).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fanout: Option<u32>,
+    /// Its inode number on the host that it was on, by which mappings of its rings name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
 }
 
 /// `struct packet_mreq_max`, and how often it was asked for.
@@ -158,6 +161,7 @@ impl Job<'_> {
             receive_ring: None,
             send_ring: None,
             fanout: group.then_some(fanout),
+            inode: None,
         };
         for (kind, value) in diag::attributes(&attributes) {
             match kind {
@@ -167,7 +171,18 @@ impl Job<'_> {
                 _ => {}
             }
         }
+        let rings = packet.receive_ring.is_some() || packet.send_ring.is_some();
+        packet.inode = rings.then_some(seen.stat.st_ino);
         Ok(packet)
+    }
+}
+
+impl Files {
+    /// The description of the packet socket with rings that had this inode number.
+    pub(crate) fn packet_socket(&self, inode: u64) -> Option<u32> {
+        let is =
+            |socket: &Socket| matches!(&socket.of, Family::Packet(packet) if packet.inode == Some(inode));
+        sockets(self).find(|(_, socket)| is(socket)).map(|(id, _)| id)
     }
 }
 
