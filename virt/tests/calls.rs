@@ -2,15 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod child;
+
+use child::Child;
 use ckrun_virt::seize::Frozen;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-
-/// A child that makes one call and exits with the negative of its result.
-struct Child(Pid);
 
 impl Child {
     fn new(nr: libc::c_long, args: [u64; 4]) -> Child {
@@ -25,31 +25,8 @@ impl Child {
         }
     }
 
-    fn asleep(&self) {
-        let read = |name| std::fs::read_to_string(format!("/proc/{}/{name}", self.0)).unwrap();
-        // Also a thread that has just been let go shows its call for a moment, but as a traced one.
-        while !(read("stat").contains(") S ") && read("syscall").starts_with(|c: char| c.is_ascii_digit())) {
-            let ended = waitpid(self.0, Some(WaitPidFlag::WNOHANG)).unwrap();
-            assert_eq!(ended, WaitStatus::StillAlive);
-            std::thread::yield_now();
-        }
-    }
-
     fn stop(&self) -> Frozen {
         Frozen::stop(self.0, ckrun_virt::listing::list(self.0), || Ok(())).unwrap()
-    }
-
-    fn result(self) -> i32 {
-        let WaitStatus::Exited(_, code) = waitpid(self.0, None).unwrap() else { panic!("it did not exit") };
-        std::mem::forget(self);
-        code
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        kill(self.0, Signal::SIGKILL).unwrap();
-        waitpid(self.0, Some(WaitPidFlag::__WALL)).unwrap();
     }
 }
 

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod child;
+
+use child::Child;
 use ckrun_virt::cpu::sleep::{Plan, Sleep, Sleeper};
 use ckrun_virt::tracee::Tracee;
 use ckrun_virt::visit::{Visit, stay_on_this_cpu};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
@@ -33,9 +36,7 @@ unsafe extern "C" {
     fn ckrun_test_one_call(nr: i64, a: u64, b: u64, c: u64, d: u64) -> !;
 }
 
-/// Children that make one call each. All that they look at was there when they were forked, at the same addresses.
-struct Child(Pid);
-
+/// All that a child looks at was there when it was forked, at the same addresses.
 impl Child {
     fn new(nr: i64, args: [u64; 4]) -> Child {
         // SAFETY: the child makes two system calls and touches no memory of its own.
@@ -46,34 +47,9 @@ impl Child {
         }
     }
 
-    /// Waits until it sleeps in its call.
-    fn asleep(&self) {
-        let read = |name| std::fs::read_to_string(format!("/proc/{}/{name}", self.0)).unwrap();
-        // Also a thread that has just been let go shows its call for a moment, but as a traced one.
-        while !(read("stat").contains(") S ") && read("syscall").starts_with(|c: char| c.is_ascii_digit())) {
-            let ended = waitpid(self.0, Some(WaitPidFlag::WNOHANG)).unwrap();
-            assert_eq!(ended, WaitStatus::StillAlive);
-            std::thread::yield_now();
-        }
-    }
-
     fn stop(&self) -> Tracee {
         Tracee::catch(self.0, 0).unwrap();
         Tracee::arrive(self.0).unwrap().unwrap()
-    }
-
-    /// What it has exited with.
-    fn result(self) -> i32 {
-        let WaitStatus::Exited(_, code) = waitpid(self.0, None).unwrap() else { panic!("it did not exit") };
-        std::mem::forget(self);
-        code
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        kill(self.0, Signal::SIGKILL).unwrap();
-        waitpid(self.0, Some(WaitPidFlag::__WALL)).unwrap();
     }
 }
 

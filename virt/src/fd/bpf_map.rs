@@ -4,7 +4,8 @@
 //! nobody but descriptors has a map.
 
 use super::Trouble;
-use super::capture::{Content, Job, Source};
+use super::capture::Job;
+use super::captured::{Content, Source};
 use super::making::Making;
 use crate::image::{Bytes, Image};
 use crate::sys::bpf::{self, About};

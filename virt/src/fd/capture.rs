@@ -1,5 +1,6 @@
 //! From a stopped job to [`Files`], and from a running one to what is in the way.
 
+use super::captured::{Captured, Content};
 use super::ghost::Ghosts;
 use super::given::Standard;
 use super::graph::{Graph, Member, is_gone};
@@ -10,7 +11,6 @@ use super::stream::Ends;
 use super::tables::Sharing;
 use super::terminal::Terminals;
 use super::*;
-use crate::image::Writer;
 use crate::listing::{self, Sight};
 use crate::mounts::Hidden;
 use crate::owned::Owned;
@@ -20,49 +20,6 @@ use crate::status::Status;
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-
-/// What a job has open, and the contents that have to go with it.
-#[derive(Debug)]
-pub struct Captured {
-    /// The graph.
-    pub files: Files,
-    pub(super) contents: Vec<Content>,
-    /// The TCP connections, which have to be told how they end.
-    pub connections: Connections,
-    /// The directories that it needs, and that mounts hide.
-    pub(crate) nooks: Vec<Hidden>,
-}
-
-/// Bytes for a file of the image.
-#[derive(Debug)]
-pub(super) struct Content {
-    pub name: String,
-    pub source: Source,
-}
-
-#[derive(Debug)]
-pub(super) enum Source {
-    File(OwnedFd),
-    Bytes(Vec<u8>),
-}
-
-impl Captured {
-    /// Writes [`FILE`] and the contents. Deleted files and memfds are read only now: nobody may have changed them since.
-    ///
-    /// # Errors
-    /// Those of the image.
-    pub fn write(&self, image: &mut Writer) -> Result<(), Error> {
-        image.json(FILE, &self.files)?;
-        for content in &self.contents {
-            match &content.source {
-                Source::File(fd) => image.copy(&content.name, fd).map(drop)?,
-                Source::Bytes(bytes) => image.bytes(&content.name, bytes)?,
-            }
-        }
-        Ok(())
-    }
-}
 
 /// What the rooms of the kinds share while they capture.
 pub(crate) struct Job<'a> {

@@ -3,7 +3,8 @@
 //! They are carried whole. At a restart each is made again in the directory where it was, under its last name if that is
 //! free, opened as often as it was open, and deleted again. All that is one program: the name is there for microseconds.
 
-use super::capture::{Content, Job, Source};
+use super::capture::Job;
+use super::captured::{Content, Source};
 use super::check::is_path;
 use super::container;
 use super::making::{Making, OPEN};

@@ -1,6 +1,7 @@
 //! Files of memfd_create(2).
 
-use super::capture::{Content, Job, Source};
+use super::capture::Job;
+use super::captured::{Content, Source};
 use super::making::Making;
 use super::{Files, Object, Trouble};
 use crate::image::{Bytes, Image};

@@ -13,6 +13,7 @@
 
 mod bpf_map;
 mod capture;
+mod captured;
 mod check;
 mod cloexec;
 mod container;
@@ -53,7 +54,8 @@ mod tests;
 mod timerfd;
 mod tun;
 
-pub use capture::{Captured, capture, survey};
+pub use capture::{capture, survey};
+pub use captured::Captured;
 pub use lock::{Lock, Locks};
 pub use make::Made;
 pub use refused::Refused;

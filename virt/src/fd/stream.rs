@@ -4,7 +4,8 @@
 //! in packet mode (O_DIRECT) is a packet of its own, and stays one: tee(2) keeps the borders, and so does writing the
 //! packets one by one again.
 
-use super::capture::{Content, Job, Source};
+use super::capture::Job;
+use super::captured::{Content, Source};
 use super::graph::Graph;
 use super::seen::Seen;
 use crate::image::Image;

@@ -1,6 +1,7 @@
 //! Real processes with real descriptors: captured, made again in another process, and captured from there.
 
-use super::capture::{Captured, Source, capture_still};
+use super::capture::capture_still;
+use super::captured::{Captured, Source};
 use super::*;
 use crate::image::{Manifest, Writer};
 use crate::listing::{descendants, list, see};
