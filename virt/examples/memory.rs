@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn one(child: Pid, memory: &File, threads: usize, dir: &Path, title: &str) -> Result<(), Box<dyn Error>> {
-    let mut census = Census::new(&[child], 0)?;
+    let mut census = Census::of(child, 0)?;
     let start = Clock::start();
     let (mut layout, obstacles) = Layout::read(child, &mut census, &[])?;
     assert!(obstacles.is_empty(), "{obstacles:?}");

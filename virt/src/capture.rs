@@ -9,6 +9,7 @@ use crate::job::Job;
 use crate::landlock::{self, Witnesses};
 use crate::login::LoginUid;
 use crate::memory::{self, Census, Layout, MmState, Span};
+use crate::mounts::Space;
 use crate::outside::Outside;
 use crate::overruns;
 use crate::program::{Answers, Call, Program};
@@ -30,6 +31,7 @@ use crate::worker::open_memory;
 use crate::{Doing, Error, Failure, namespace, unusual};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::sync::Arc;
 
 /// What has been read so far.
 #[derive(Debug)]
@@ -54,17 +56,15 @@ pub struct Capture {
 type Asked = (AskedThread, Option<Call>);
 
 impl Capture {
-    /// Begins to read a job that has these `residents` in its mount namespaces, its first process first; `limit` is the most
-    /// bytes that a deleted file may have.
+    /// Begins to read a job that has these mount namespaces, and whose first process is `init`; `limit` is the most bytes that
+    /// a deleted file may have.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn begin(residents: &[Pid], limit: u64, cpu: usize) -> Result<Self, Error> {
-        let missing = || Failure::new("find the first process", nix::errno::Errno::ESRCH);
-        let init = *residents.first().ok_or_else(missing)?;
+    pub(crate) fn begin(init: Pid, spaces: &[Arc<Space>], limit: u64, cpu: usize) -> Result<Self, Error> {
         Ok(Capture {
             job: Job::default(),
-            census: Census::new(residents, limit)?,
+            census: Census::new(init, spaces, limit)?,
             blockers: Vec::new(),
             witnesses: Witnesses::default(),
             init,

@@ -338,13 +338,14 @@ impl Steps<'_> {
         events: &mut dyn Events,
         give: &mut dyn FnMut(Load),
     ) -> Result<Capture, Error> {
-        let residents = mounts::Space::first_of_each(&frozen.running())?;
-        let mut capture = Capture::begin(&residents, DELETED, self.cpu)?;
+        let spaces = mounts::Space::all(&frozen.running())?;
+        let mut capture = Capture::begin(self.init, &spaces, DELETED, self.cpu)?;
         capture.job.filters.foreign.clone_from(&self.options.asks);
         capture.processes(frozen, self.goes_on().then_some(&mut self.copies), give)?;
         refuse(std::mem::take(&mut capture.blockers))?;
-        let files =
-            fd::capture(frozen, &self.options.owned(), &|device, inode| capture.census.find(device, inode))?;
+        let files = fd::capture(frozen, &spaces, &self.options.owned(), &|device, inode| {
+            capture.census.find(device, inode)
+        })?;
         files.write(image)?;
         let mut table = self.options.table.clone().map_or_else(first_table, Ok)?;
         let mut seen = Seen::stopped(frozen);
@@ -357,9 +358,9 @@ impl Steps<'_> {
         events.precheckpoint(image, frozen)?;
 
         fault::point("checkpoint:tmpfs")?;
-        let mounted = fd::mounts(self.init)?;
+        let mounted = spaces.first().map_or_else(Vec::new, |space| fd::mounted(space));
         let places = self.options.places.as_ref();
-        let mut changed = mounts::survey(&residents, &mounted, places, &files.nooks)?;
+        let mut changed = mounts::survey(self.init, &spaces, &mounted, places, &files.nooks)?;
         refuse(std::mem::take(&mut changed.blockers))?;
         tmpfs::capture(self.init, &mounted, &changed, image)?;
         image.json(mounts::FILE, &changed.changes)?;

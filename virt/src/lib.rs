@@ -38,6 +38,7 @@ pub mod exit;
 pub mod fault;
 pub mod fd;
 pub mod fs;
+mod halves;
 pub mod hex;
 pub mod image;
 pub mod interval_timers;

@@ -2,7 +2,7 @@
 
 use crate::resource::Stopped;
 use crate::status::Status;
-use crate::{Doing, Failure};
+use crate::{Doing, Failure, halves};
 use nix::unistd::Pid;
 
 /// A process and its threads, the leader first, as ckrun sees their ids.
@@ -19,8 +19,8 @@ pub struct Listed {
 pub struct Sight {
     /// What was seen of its leader, even if that has ended.
     pub leader: Stopped,
-    /// The threads that have not ended, the leader first.
-    pub threads: Vec<Stopped>,
+    /// All its threads, the leader first.
+    pub threads: Vec<Pid>,
 }
 
 /// `init` and all that descend from it, parents first.
@@ -57,23 +57,25 @@ pub fn threads(pid: Pid) -> Vec<Pid> {
 
 /// Looks at processes; those that are gone are left out.
 pub fn see(listed: &[Listed]) -> Vec<Sight> {
-    listed.iter().filter_map(Sight::of).collect()
+    halves::map(listed, Sight::of).into_iter().flatten().collect()
 }
 
 impl Sight {
     fn of(listed: &Listed) -> Option<Sight> {
         let leader = look(listed.host, listed.host, 0).ok()?;
-        let pid = leader.tid;
-        let leader = Stopped { pid, ..leader };
-        let others = listed.threads.iter().filter(|&&tid| tid != listed.host);
-        let others = others.filter_map(|&tid| look(listed.host, tid, pid).ok());
-        let threads = std::iter::once(leader.clone()).chain(others);
-        Some(Sight { threads: threads.filter(|thread| !thread.status.ended()).collect(), leader })
+        Some(Sight { leader: Stopped { pid: leader.tid, ..leader }, threads: listed.threads.clone() })
     }
 
     /// Its leader, unless that has ended.
     pub fn running(&self) -> Option<&Stopped> {
         (!self.leader.status.ended()).then_some(&self.leader)
+    }
+
+    /// A look at the threads besides the leader that have not ended.
+    pub fn others(&self) -> impl Iterator<Item = Stopped> {
+        let (host, pid) = (self.leader.host, self.leader.pid);
+        let others = self.threads.iter().filter(move |&&tid| tid != host);
+        others.filter_map(move |&tid| look(host, tid, pid).ok()).filter(|thread| !thread.status.ended())
     }
 }
 

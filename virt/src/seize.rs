@@ -10,7 +10,7 @@ use crate::proc::Stat;
 use crate::resource::Stopped;
 use crate::sys::{self, ptrace};
 use crate::tracee::Tracee;
-use crate::{Doing, Error, Failure};
+use crate::{Doing, Error, Failure, halves};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,8 +155,9 @@ impl Frozen {
             Errno::result(unsafe { libc::kill(host.as_raw(), libc::SIGKILL) })
                 .doing(|| format!("kill process {host}"))?;
         }
-        // Each gives its memory back itself, but it goes faster with two.
-        for process in running().filter_map(crate::Process::open_now) {
+        // Each gives its memory back itself, several at a time. A single one is faster with help.
+        let alone = running().nth(1).is_none();
+        for process in running().filter(|_| alone).filter_map(crate::Process::open_now) {
             sys::process_mrelease(process.as_fd());
         }
         // Everybody's end waits for us, and the end of the first process for that of all others: which of its threads does
@@ -335,18 +336,26 @@ impl Held {
     fn sort(mut self, listed: Vec<Listed>) -> Result<Vec<Process>, Error> {
         let mut processes: Vec<Process> = Vec::new();
         let mut ids: BTreeMap<Pid, i32> = BTreeMap::new();
+        let tasks =
+            |process: &Listed| process.threads.iter().map(|&tid| (process.host, tid)).collect::<Vec<_>>();
+        let tasks: Vec<(Pid, Pid)> = listed.iter().flat_map(tasks).collect();
+        let mut looks = halves::map(&tasks, |&(host, tid)| look(host, tid, 0)).into_iter();
         for Listed { host, threads } in listed {
+            let looks: Vec<_> = looks.by_ref().take(threads.len()).collect();
             let Some(stat) = Stat::of(host) else { continue };
-            let stopped = look(host, host, 0)?;
+            let mut looks = threads.iter().zip(looks);
+            let Some((_, leader)) = looks.next() else { continue };
+            let stopped = leader?;
             let pid = stopped.tid;
+            let stopped = Stopped { pid, ..stopped };
             let parent = ids.get(&stat.parent).copied().unwrap_or(0);
             ids.insert(host, pid);
-            let mut process =
-                Process { stopped: Stopped { pid, ..stopped }, pid, parent, stat, threads: Vec::new() };
-            for tid in threads {
-                if let Some(tracee) = self.stopped.remove(&tid) {
-                    let stopped = if tid == host { process.stopped.clone() } else { look(host, tid, pid)? };
-                    process.threads.push(Thread { tracee, stopped });
+            let leader = self.stopped.remove(&host);
+            let leader = leader.map(|tracee| Thread { tracee, stopped: stopped.clone() });
+            let mut process = Process { stopped, pid, parent, stat, threads: leader.into_iter().collect() };
+            for (tid, look) in looks {
+                if let Some(tracee) = self.stopped.remove(tid) {
+                    process.threads.push(Thread { tracee, stopped: Stopped { pid, ..look? } });
                 }
             }
             processes.push(process);

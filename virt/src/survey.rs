@@ -6,6 +6,7 @@
 use crate::checkpoint::{DELETED, Options};
 use crate::cpu::registers;
 use crate::fd::Refused;
+use crate::halves::both;
 use crate::listing::{Listed, Sight, look, see};
 use crate::memory::{self, Census};
 use crate::namespace::Common;
@@ -17,6 +18,7 @@ use crate::{Error, Failure, cgroups, fd, mounts, network, sched, seccomp, signal
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often, and after what time, to look again at what may be in the way for a moment.
@@ -29,38 +31,63 @@ const MOMENT: Duration = Duration::from_millis(2);
 /// # Errors
 /// The kernel's.
 pub fn survey(init: Pid, listed: &[Listed], options: &Options) -> Result<Refused, Error> {
-    let mounted = fd::mounts(init)?;
     let processes: Vec<Pid> = listed.iter().map(|process| process.host).collect();
-    let residents = mounts::Space::first_of_each(&processes)?;
-    let changed = mounts::survey(&residents, &mounted, options.places.as_ref(), &[])?;
-    let mut blockers = tmpfs::survey(init, &mounted, &changed.devices)?;
-    blockers.extend(changed.blockers);
-    blockers.extend(cgroups::survey(&processes, &options.cgroups)?);
-    if let Some(given) = &options.network {
-        blockers.extend(network::survey(init, &processes, &mounted, given)?);
-    }
-    blockers.extend(strangers(init, &options.members));
-    blockers.extend(posix::survey(init)?);
+    let spaces = mounts::Space::all(&processes)?;
     let seen = see(listed);
-    let Refused { lasting: descriptors, passing } = fd::survey(&seen, &options.owned())?;
-    blockers.extend(descriptors);
-    blockers.extend(lasting(momentary(&seen)?, || momentary(&see(listed)))?);
-    let mut census = Census::new(&residents, DELETED)?;
+    let (listener, owned) = (options.listener, options.owned());
+    let many = listed.iter().map(|process| process.threads.len()).sum();
+    // A process that is about to execute another program is without its vDSO for a moment, or has its parent's memory.
+    let each = || {
+        let look = |seen: &[Sight]| -> Result<Vec<Blocker>, Error> {
+            let mut found = threads(seen)?;
+            found.extend(each(init, seen, &spaces, listener)?);
+            Ok(found)
+        };
+        lasting(look(&seen)?, || look(&see(listed)))
+    };
+    let all = || -> Result<Refused, Error> {
+        let mounted = spaces.first().map_or_else(Vec::new, |space| fd::mounted(space));
+        let changed = mounts::survey(init, &spaces, &mounted, options.places.as_ref(), &[])?;
+        let mut blockers = tmpfs::survey(init, &mounted, &changed.devices)?;
+        blockers.extend(changed.blockers);
+        blockers.extend(cgroups::survey(&processes, &options.cgroups)?);
+        if let Some(given) = &options.network {
+            blockers.extend(network::survey(init, &processes, &mounted, given)?);
+        }
+        blockers.extend(strangers(init, &options.members));
+        blockers.extend(posix::survey(init)?);
+        let mut refused = fd::survey(&seen, &spaces, &owned)?;
+        refused.lasting.splice(..0, blockers);
+        Ok(refused)
+    };
+    let (each, all) = both(many, each, all);
+    let mut refused = all?;
+    refused.lasting.extend(each?);
+    Ok(refused)
+}
+
+/// What is in the way in each process by itself.
+fn each(
+    init: Pid,
+    seen: &[Sight],
+    spaces: &[Arc<mounts::Space>],
+    listener: bool,
+) -> Result<Vec<Blocker>, Error> {
+    let mut blockers = Vec::new();
+    let mut census = Census::new(init, spaces, DELETED)?;
     let namespaces = Common::of(init)?;
     for task in seen.iter().filter_map(Sight::running) {
-        if options.listener && task.host == init && task.status.seccomp != 0 {
+        if listener && task.host == init && task.status.seccomp != 0 {
             blockers.push(seccomp::listened(task));
         }
-        let mut look = || process(task, &mut census, &namespaces);
-        // One that executes a program has for a moment neither the old mappings nor all of the new ones.
-        match look().and_then(|found| lasting(found, look)) {
+        match process(task, &mut census, &namespaces) {
             Ok(found) => blockers.extend(found),
             // One that has ended meanwhile, or is about to, is in nobody's way.
             Err(e) if is_gone(&e) || Stat::of(task.host).is_none_or(|stat| stat.ended()) => {}
             Err(e) => return Err(e.into()),
         }
     }
-    Ok(Refused { lasting: blockers, passing })
+    Ok(blockers)
 }
 
 fn is_gone(failure: &Failure) -> bool {
@@ -76,14 +103,13 @@ fn process(task: &Stopped, census: &mut Census, namespaces: &Common) -> Result<V
     Ok(found)
 }
 
-/// What may be in the way for a moment: a process that has just been made by vfork(2) has its parent's memory until it
-/// executes another program.
-fn momentary(seen: &[Sight]) -> Result<Vec<Blocker>, Error> {
+/// What is in the way by the shape of a process, or of one of its threads.
+fn threads(seen: &[Sight]) -> Result<Vec<Blocker>, Error> {
     let mut found = unusual::blockers(seen.iter().map(|sight| &sight.leader))?;
-    for task in seen.iter().flat_map(|sight| &sight.threads) {
-        found.extend(tracer(task));
-        found.extend(signals::blocker(task));
-        match sched::blocker(task) {
+    for task in seen.iter().flat_map(|sight| sight.running().cloned().into_iter().chain(sight.others())) {
+        found.extend(tracer(&task));
+        found.extend(signals::blocker(&task));
+        match sched::blocker(&task) {
             Err(e) if is_gone(&e) => {}
             answer => found.extend(answer?),
         }
@@ -126,10 +152,10 @@ fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
 }
 
 /// What of `found` several more looks find, too.
-fn lasting<E>(
+fn lasting(
     mut found: Vec<Blocker>,
-    mut look: impl FnMut() -> Result<Vec<Blocker>, E>,
-) -> Result<Vec<Blocker>, E> {
+    look: impl Fn() -> Result<Vec<Blocker>, Error>,
+) -> Result<Vec<Blocker>, Error> {
     for _ in 0..LOOKS {
         if found.is_empty() {
             break;

@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 /// No component of a CPU's state is near this size; a count in a damaged or hostile image must not allocate more.
 const MOST: usize = 64 << 10;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// Fewer zeroes than this are written out.
 const RUN: usize = 4;
 
@@ -30,7 +31,7 @@ impl Packed {
                     text.push(' ');
                 }
             } else {
-                let _ = write!(text, "{first:02x}");
+                text.extend([first >> 4, first & 15].map(|digit| char::from(DIGITS[usize::from(digit)])));
                 rest = &rest[1..];
             }
         }

@@ -12,7 +12,7 @@ use super::tables::Sharing;
 use super::terminal::Terminals;
 use super::*;
 use crate::listing::{self, Sight};
-use crate::mounts::Hidden;
+use crate::mounts::{Hidden, Space};
 use crate::owned::Owned;
 use crate::resource::Stopped;
 use crate::seize::Frozen;
@@ -20,6 +20,7 @@ use crate::status::Status;
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What the rooms of the kinds share while they capture.
 pub(crate) struct Job<'a> {
@@ -90,14 +91,15 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Reads what the processes of a stopped job have open, and what they have in common. `carried` finds, by device and
+/// Reads what the processes of a stopped job have open, in its `spaces`, and what they have in common. `carried` finds, by device and
 /// inode, deleted files and memfds whose content is stored with the memory that shows them; somebody answers for what is
 /// `owned`.
 ///
 /// # Errors
 /// [`Error::Blocked`], [`Error::Passing`], system errors.
-pub fn capture(
+pub(crate) fn capture(
     frozen: &Frozen,
+    spaces: &[Arc<Space>],
     owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
 ) -> Result<Captured, Error> {
@@ -112,7 +114,7 @@ pub fn capture(
             collect_ids(&thread.stopped.status, &mut ids);
         }
     }
-    read(members, ids, owned, carried, |graph| cloexec::ask(graph, frozen))
+    read(members, ids, spaces, owned, carried, |graph| cloexec::ask(graph, frozen))
 }
 
 /// The same of processes that are known to stand still.
@@ -121,17 +123,18 @@ pub(super) fn capture_still(pids: &[Pid]) -> Result<Captured, Error> {
     let listed: Vec<_> =
         pids.iter().map(|&host| listing::Listed { host, threads: listing::threads(host) }).collect();
     let (members, ids) = members(&listing::see(&listed));
-    read(members, ids, &Owned::default(), &|_, _| None, |_| Ok(()))
+    read(members, ids, &Space::all(pids)?, &Owned::default(), &|_, _| None, |_| Ok(()))
 }
 
 fn read(
     members: Vec<Member>,
     ids: HashMap<i32, i32>,
+    spaces: &[Arc<Space>],
     owned: &Owned,
     carried: &dyn Fn(u64, u64) -> Option<u32>,
     ask: impl FnOnce(&mut Graph) -> Result<(), Failure>,
 ) -> Result<Captured, Error> {
-    let mut graph = Graph::of(members, false)?;
+    let mut graph = Graph::of(members, spaces, false)?;
     ask(&mut graph)?;
     let (captured, refused) = look(graph, ids, owned, carried, false)?;
     refused.none().map(|()| captured)
@@ -142,13 +145,13 @@ fn read(
 ///
 /// # Errors
 /// System errors; not that a process or a descriptor has gone meanwhile.
-pub fn survey(seen: &[Sight], owned: &Owned) -> Result<Refused, Failure> {
-    let look = |seen: &[Sight]| {
+pub(crate) fn survey(seen: &[Sight], spaces: &[Arc<Space>], owned: &Owned) -> Result<Refused, Failure> {
+    let look = |seen: &[Sight], spaces: &[Arc<Space>]| {
         let (members, ids) = members(seen);
-        let graph = Graph::of(members, true)?;
+        let graph = Graph::of(members, spaces, true)?;
         look(graph, ids, owned, &|_, _| None, true).map(|(_, refused)| refused)
     };
-    let mut refused = look(seen)?;
+    let mut refused = look(seen, spaces)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
     // the way for good is there at another look.
     for _ in 0..2 {
@@ -156,7 +159,9 @@ pub fn survey(seen: &[Sight], owned: &Owned) -> Result<Refused, Failure> {
             break;
         }
         let Some(init) = seen.first() else { break };
-        refused.retain(&look(&listing::see(&listing::list(init.leader.host)))?);
+        let now = listing::list(init.leader.host);
+        let hosts: Vec<Pid> = now.iter().map(|process| process.host).collect();
+        refused.retain(&look(&listing::see(&now), &Space::all(&hosts)?)?);
     }
     Ok(refused)
 }
@@ -167,7 +172,7 @@ fn members(seen: &[Sight]) -> (Vec<Member>, HashMap<i32, i32>) {
     for sight in seen {
         collect_ids(&sight.leader.status, &mut ids);
         if let Some(leader) = sight.running() {
-            members.push(member(leader, sight.threads.iter().map(|thread| thread.host).collect()));
+            members.push(member(leader, sight.threads.clone()));
         }
     }
     (members, ids)

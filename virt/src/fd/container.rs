@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
 
 /// What a deleted file's link in `/proc` ends with.
 pub(crate) const DELETED: &[u8] = b" (deleted)";
@@ -19,7 +20,7 @@ pub(crate) const DELETED: &[u8] = b" (deleted)";
 /// The root directory and the mounts of a job's first process, or of another mount namespace of the job.
 #[derive(Debug)]
 pub(crate) struct Container {
-    space: Space,
+    space: Arc<Space>,
     /// By their ids, which are unique on the host as long as a mount is there.
     mounts: HashMap<u64, Mount>,
     /// The root directory itself.
@@ -58,18 +59,18 @@ impl Container {
     }
 
     /// In the mount namespace of the job's first process, `init`.
-    pub fn first(space: Space, init: Pid) -> Result<Self, Failure> {
+    pub fn first(space: Arc<Space>, init: Pid) -> Result<Self, Failure> {
         let link = format!("/proc/{init}/root");
         let prefix = std::fs::read_link(&link).doing(|| format!("read {link}"))?.into_os_string().into_vec();
         Self::seen(space, if prefix == b"/" { Vec::new() } else { prefix }, init)
     }
 
     /// In another one.
-    pub fn other(space: Space, init: Pid) -> Result<Self, Failure> {
+    pub fn other(space: Arc<Space>, init: Pid) -> Result<Self, Failure> {
         Self::seen(space, Vec::new(), init)
     }
 
-    fn seen(space: Space, prefix: Vec<u8>, init: Pid) -> Result<Self, Failure> {
+    fn seen(space: Arc<Space>, prefix: Vec<u8>, init: Pid) -> Result<Self, Failure> {
         let what = || "look at the root directory of the container";
         let stat = rustix::fs::fstat(&space.root).doing(what)?;
         let (mount, _) = mount_of(&space.root).doing(what)?;
@@ -176,6 +177,11 @@ pub(crate) fn mounts(pid: Pid) -> Result<Vec<(u64, Mount)>, Failure> {
     let path = format!("/proc/{pid}/mountinfo");
     let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
     Ok(parse_mounts(&text))
+}
+
+/// The same of the mount namespace `space`.
+pub(crate) fn mounted(space: &Space) -> Vec<(u64, Mount)> {
+    parse_mounts(&space.text)
 }
 
 fn parse_mounts(text: &[u8]) -> Vec<(u64, Mount)> {

@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 /// A process that is looked at.
 #[derive(Debug, Clone)]
@@ -79,20 +80,19 @@ pub(crate) struct Graph {
 pub(crate) type Key = (u64, u64, i64, u32);
 
 impl Graph {
-    /// Looks at all descriptors of `members`, the first of which is the job's first process. In a job that runs,
+    /// Looks at all descriptors of `members`, the first of which is the job's first process, in its `spaces`. In a job that runs,
     /// descriptors and processes come and go: what has gone is passed over.
-    pub fn of(members: Vec<Member>, running: bool) -> Result<Graph, Failure> {
+    pub fn of(members: Vec<Member>, spaces: &[Arc<Space>], running: bool) -> Result<Graph, Failure> {
         let init = members.first().ok_or_else(|| Failure::new("look at the job's files", Errno::ESRCH))?;
         let init = init.host;
         let hosts: Vec<Pid> = members.iter().map(|member| member.host).collect();
-        let spaces = Space::all(&hosts)?;
-        let namespace = |host: &Pid| Ok(Space::of(&spaces, *host)?.unwrap_or(0) as u32);
+        let namespace = |host: &Pid| Ok(Space::of(spaces, *host)?.unwrap_or(0) as u32);
         let namespaces = hosts.iter().map(|host| match namespace(host) {
             Err(failure) if running && is_gone(&failure) => Ok(0),
             known => known,
         });
         let namespaces = namespaces.collect::<Result<_, Failure>>()?;
-        let mut spaces = spaces.into_iter();
+        let mut spaces = spaces.iter().cloned();
         let first = spaces.next().ok_or_else(|| Failure::new("look at the container", Errno::ESRCH))?;
         let mut graph = Graph {
             container: Container::first(first, init)?,

@@ -54,7 +54,7 @@ mod tests;
 mod timerfd;
 mod tun;
 
-pub use capture::{capture, survey};
+pub(crate) use capture::{capture, survey};
 pub use captured::Captured;
 pub use lock::{Lock, Locks};
 pub use make::Made;
@@ -64,7 +64,7 @@ pub use socket::inet::{Connections, Renewed};
 
 pub(crate) use capture::Job;
 pub(crate) use container::{
-    Container, Mount, find_followed, join, mount_id, mounts, open_followed, unescape,
+    Container, Mount, find_followed, join, mount_id, mounted, mounts, open_followed, unescape,
 };
 pub(crate) use graph::{Graph, Member};
 pub(crate) use located::{Located, locate};

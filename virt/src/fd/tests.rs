@@ -5,6 +5,7 @@ use super::captured::{Captured, Source};
 use super::*;
 use crate::image::{Manifest, Writer};
 use crate::listing::{descendants, list, see};
+use crate::mounts::Space;
 use crate::nursery::{AREA, Birth, beget, take_over};
 use crate::owned::Owned;
 use crate::program::Program;
@@ -24,6 +25,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 const FREE: std::ops::Range<u64> = 0x10000..0x10000 + AREA;
 const GUEST: &str = "CKRUN_TEST_GUEST";
@@ -75,9 +77,13 @@ impl Guest {
     /// Stops the guest, captures it and lets it go on.
     fn capture(&self) -> Result<(Captured, Vec<i32>), Error> {
         let frozen = Frozen::stop(self.pid(), list(self.pid()), || Ok(()))?;
-        let captured = capture(&frozen, &Owned::default(), &|_, _| None)?;
+        let captured = capture(&frozen, &spaces(self.pid()), &Owned::default(), &|_, _| None)?;
         Ok((captured, frozen.processes.iter().map(|process| process.pid).collect()))
     }
+}
+
+fn spaces(init: Pid) -> Vec<Arc<Space>> {
+    Space::all(&descendants(init)).unwrap()
 }
 
 impl Drop for Guest {
@@ -437,7 +443,8 @@ fn a_family_shares_what_it_shared() {
 #[test]
 fn what_can_not_be_carried_is_named() {
     let guest = Guest::start("refused");
-    let blockers = survey(&see(&list(guest.pid())), &Owned::default()).unwrap().lasting;
+    let pid = guest.pid();
+    let blockers = survey(&see(&list(pid)), &spaces(pid), &Owned::default()).unwrap().lasting;
     let text: Vec<String> = blockers.iter().map(|b| format!("{}: {}", b.what, b.why)).collect();
     let named = ["fanotify", "userfaultfd", "pidfd of"];
     for name in named {
@@ -446,7 +453,8 @@ fn what_can_not_be_carried_is_named() {
     assert_eq!(blockers.len(), 3, "{text:?}");
     assert!(matches!(guest.capture(), Err(Error::Blocked(same)) if same == blockers));
     let harmless = Guest::start("all");
-    let refused = survey(&see(&list(harmless.pid())), &Owned::default()).unwrap();
+    let pid = harmless.pid();
+    let refused = survey(&see(&list(pid)), &spaces(pid), &Owned::default()).unwrap();
     assert_eq!((refused.lasting, refused.passing), (vec![], vec![]));
 }
 

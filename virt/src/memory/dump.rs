@@ -291,10 +291,17 @@ impl<'scope, 'a: 'scope> Team<'scope, '_, 'a> {
     }
 }
 
-/// ckrun is pinned to one CPU while it drives a task, and a thread inherits that.
+/// ckrun is pinned to one CPU while it drives a task, and a thread inherits that. The others are for the thread: on that one
+/// it would be in the way.
 pub(crate) fn leave_the_callers_cpu() {
+    let own = crate::sys::affinity(Pid::from_raw(0)).unwrap_or_default();
+    if own.iter().map(|cpus| cpus.count_ones()).sum::<u32>() != 1 {
+        return;
+    }
+    let mut others = [0xff; 128];
+    others.iter_mut().zip(own).for_each(|(others, own)| *others = !own);
     // The kernel takes those of them that the thread may have. If it takes none, the work is only slower.
-    if let Err(errno) = crate::sys::set_affinity(Pid::from_raw(0), &[0xff; 128]) {
-        log::debug!("a thread for copying keeps its CPU: {errno}");
+    if let Err(errno) = crate::sys::set_affinity(Pid::from_raw(0), &others) {
+        log::debug!("a thread keeps its CPU: {errno}");
     }
 }

@@ -13,8 +13,9 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 /// A file or a piece of shared memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,8 +133,8 @@ pub struct Census {
     /// `/proc/PID/…` by which an object can be opened as long as that process is stopped.
     links: Vec<String>,
     known: HashMap<Name, Result<u32, Obstacle>>,
-    /// The mount namespaces of the job, that of the first process first: the ids of their mounts, and their roots.
-    spaces: Vec<(HashSet<u64>, OwnedFd)>,
+    /// The mount namespaces of the job, that of the first process first, and the ids of their mounts.
+    spaces: Vec<(HashSet<u64>, Arc<Space>)>,
     /// The job's IPC namespace, if it has one of its own.
     ipc: Option<Namespace>,
     /// The device of the kernel's own tmpfs, which memfds and shared memory are on.
@@ -143,16 +144,22 @@ pub struct Census {
 }
 
 impl Census {
-    /// An empty list. Of the `processes`, the first one is the job's first process, whose root directory all paths begin at
-    /// unless they are of another mount namespace; `limit` is the most bytes that a deleted file may have.
+    /// An empty list for the process `pid`, where a deleted file may have at most `limit` bytes.
     ///
     /// # Errors
     /// `ESRCH`.
-    pub fn new(processes: &[Pid], limit: u64) -> Result<Self, Failure> {
-        let missing = || Failure::new("look at the job's memory", Errno::ESRCH);
-        let init = *processes.first().ok_or_else(missing)?;
+    pub fn of(pid: Pid, limit: u64) -> Result<Self, Failure> {
+        Self::new(pid, &Space::all(&[pid])?, limit)
+    }
+
+    /// An empty list. `spaces` are the mount namespaces of the job, whose first process is `init`; `limit` is the most bytes
+    /// that a deleted file may have.
+    ///
+    /// # Errors
+    /// `ESRCH`.
+    pub(crate) fn new(init: Pid, spaces: &[Arc<Space>], limit: u64) -> Result<Self, Failure> {
         let ids = |space: &Space| space.lines().iter().map(|line| line.id).collect();
-        let spaces = Space::all(processes)?.into_iter().map(|space| (ids(&space), space.root)).collect();
+        let spaces = spaces.iter().map(|space| (ids(space), Arc::clone(space))).collect();
         let probe = rustix::fs::memfd_create(c"ckrun", rustix::fs::MemfdFlags::CLOEXEC);
         let stat = probe.and_then(rustix::fs::fstat).doing(|| "look at a memfd")?;
         Ok(Census {
@@ -335,8 +342,8 @@ impl Census {
     fn home(&self, link: &str) -> Result<(u32, BorrowedFd<'_>), Failure> {
         let mount = if self.spaces.len() < 2 { 0 } else { mount_id(link)? };
         let home = (0..).zip(&self.spaces).find(|(_, (mounts, _))| mounts.contains(&mount));
-        let first = self.spaces.first().map(|(_, root)| (0, root.as_fd()));
-        let home = home.map(|(number, (_, root))| (number, root.as_fd())).or(first);
+        let first = self.spaces.first().map(|(_, space)| (0, space.root.as_fd()));
+        let home = home.map(|(number, (_, space))| (number, space.root.as_fd())).or(first);
         home.ok_or_else(|| Failure::new("find the container's root", Errno::ESRCH))
     }
 }

@@ -66,7 +66,7 @@ impl Task {
     }
 
     pub fn census(&self) -> Census {
-        Census::new(&[self.pid], 1 << 20).unwrap()
+        Census::of(self.pid, 1 << 20).unwrap()
     }
 
     pub fn layout(&self, census: &mut Census) -> Layout {

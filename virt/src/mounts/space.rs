@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
+use std::sync::Arc;
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -26,28 +27,11 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// Of `processes` the first one of each namespace: who has to know of the namespaces only need not look at all processes
-    /// again.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn first_of_each(processes: &[Pid]) -> Result<Vec<Pid>, Failure> {
-        let mut known = HashSet::new();
-        let mut firsts = Vec::new();
-        for &process in processes {
-            match inode(process) {
-                Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => {}
-                inode => firsts.extend(known.insert(inode?).then_some(process)),
-            }
-        }
-        Ok(firsts)
-    }
-
     /// Those of `processes`; the first one is the job's first process. One that ends meanwhile has none.
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn all(processes: &[Pid]) -> Result<Vec<Space>, Failure> {
+    pub(crate) fn all(processes: &[Pid]) -> Result<Vec<Arc<Space>>, Failure> {
         let Some(&init) = processes.first() else { return Ok(Vec::new()) };
         let (handle, own) = open(init)?;
         let path = format!("/proc/{init}/root");
@@ -55,7 +39,7 @@ impl Space {
         let path = format!("/proc/{init}/mountinfo");
         let text = crate::proc::read(&path).doing(|| format!("read {path}"))?;
         let mut known = HashSet::from([own]);
-        let mut all = vec![Space { root, text, handle, inode: own }];
+        let mut all = vec![Arc::new(Space { root, text, handle, inode: own })];
         for &process in &processes[1..] {
             let new = inode(process).map(|inode| known.insert(inode));
             let (handle, inode) =
@@ -65,13 +49,13 @@ impl Space {
                     Err(failure) => return Err(failure),
                 };
             let (root, text) = visit(&handle, look)?;
-            all.push(Space { root, text, handle, inode });
+            all.push(Arc::new(Space { root, text, handle, inode }));
         }
         Ok(all)
     }
 
     /// Its place in a list is that of the namespace that `process` is in.
-    pub(crate) fn of(all: &[Space], process: Pid) -> Result<Option<usize>, Failure> {
+    pub(crate) fn of(all: &[Arc<Space>], process: Pid) -> Result<Option<usize>, Failure> {
         // Most jobs have but one, and other namespaces are looked for in each process.
         if all.len() < 2 {
             return Ok(Some(0));

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// What a job has changed, and what of that can't be made again.
 #[derive(Debug, Default)]
@@ -24,7 +25,7 @@ pub(crate) struct Found {
     /// The rest.
     pub blockers: Vec<Blocker>,
     /// The namespaces, if they were looked at.
-    pub spaces: Vec<Space>,
+    pub spaces: Vec<Arc<Space>>,
 }
 
 /// A directory that a mount hides.
@@ -65,42 +66,44 @@ pub enum Part {
     Deleted(u32),
 }
 
-/// Compares the mounts of the job's `processes`, the first one first, with those of its sandbox. `mounts` are those of the first
-/// process, and these `hidden` directories are needed.
+/// Compares the mounts of the job's namespaces with those of its sandbox. `mounts` are those of its first process, `init`, and these
+/// `hidden` directories are needed.
 ///
 /// # Errors
 /// The kernel's.
 pub(crate) fn survey(
-    processes: &[Pid],
+    init: Pid,
+    spaces: &[Arc<Space>],
     mounts: &[(u64, Mount)],
     places: Option<&Places>,
     hidden: &[Hidden],
 ) -> Result<Found, Failure> {
-    let spaces = Space::all(processes)?;
-    if let (Some(&init), Some(places)) = (processes.first(), places)
+    if let Some(places) = places
         && moved(init, places)?
     {
         let blocker =
             blocker(init, "mount /".into(), "the job's first process has made it its root (pivot_root)");
         let blockers = vec![Blocker { remedy: None, ..blocker }];
-        return Ok(Found { blockers, spaces, ..Found::default() });
+        return Ok(Found { blockers, spaces: spaces.to_vec(), ..Found::default() });
     }
     let alone = spaces.len() < 2 && hidden.is_empty();
     if alone && places.is_none_or(|places| as_they_were(mounts, places)) {
-        return Ok(Found { spaces, ..Found::default() });
+        return Ok(Found { spaces: spaces.to_vec(), ..Found::default() });
     }
-    let (Some(first), Some(&init)) = (spaces.first(), processes.first()) else { return Ok(Found::default()) };
+    let Some(first) = spaces.first() else { return Ok(Found::default()) };
     if spaces.len() + hidden.len() > MOST_NAMESPACES as usize {
         let why = "they are more than a restart can have in hand, with the directories that mounts hide";
         let blocker = blocker(init, format!("{} mount namespaces of its own", spaces.len() - 1), why);
-        return Ok(Found { blockers: vec![Blocker { remedy: None, ..blocker }], spaces, ..Found::default() });
+        let blockers = vec![Blocker { remedy: None, ..blocker }];
+        return Ok(Found { blockers, spaces: spaces.to_vec(), ..Found::default() });
     }
     let Some(places) = places else {
         let why = "hooks in config.json may have mounted something in the sandbox, and only they know what";
         let blocker = blocker(init, "mount namespaces of its own".into(), why);
-        return Ok(Found { blockers: vec![Blocker { remedy: None, ..blocker }], spaces, ..Found::default() });
+        let blockers = vec![Blocker { remedy: None, ..blocker }];
+        return Ok(Found { blockers, spaces: spaces.to_vec(), ..Found::default() });
     };
-    let lines: Vec<Vec<Line>> = spaces.iter().map(Space::lines).collect();
+    let lines: Vec<Vec<Line>> = spaces.iter().map(|space| space.lines()).collect();
     let trees: Vec<Tree<'_>> = lines.iter().map(|lines| Tree::of(lines)).collect();
     let host = fd::mounts(Pid::this())?.into_iter();
     let mut look = Look {
@@ -117,7 +120,7 @@ pub(crate) fn survey(
         look.refuse_foreign();
     }
     let found = look.found;
-    Ok(Found { spaces, ..found })
+    Ok(Found { spaces: spaces.to_vec(), ..found })
 }
 
 /// The root of the first process is another directory than the sandbox's, as far as can be told: the host's mounts that

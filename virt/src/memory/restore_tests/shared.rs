@@ -214,7 +214,7 @@ fn system_v_segments_come_back_with_their_ids() {
     assert_eq!(&there, b"shared");
     // The kernel shows the same segments in both namespaces.
     let seen = |pid| {
-        let census = Census::new(&[pid], 0).unwrap();
+        let census = Census::of(pid, 0).unwrap();
         let mut census = census;
         census.enter_segments().unwrap();
         census.objects().to_vec()
