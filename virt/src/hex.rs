@@ -1,11 +1,12 @@
 //! Addresses and sets of bits in JSON: as people write them, and exact (a JSON number is exact only up to 2^53).
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use std::str::FromStr;
 
 /// A 64-bit number that reads `0x7f2a9c000010`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Hex(pub u64);
 
 impl Hex {
@@ -32,21 +33,49 @@ impl fmt::Debug for Hex {
     }
 }
 
-impl From<Hex> for String {
-    fn from(number: Hex) -> String {
-        number.to_string()
-    }
-}
+impl FromStr for Hex {
+    type Err = String;
 
-impl TryFrom<String> for Hex {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, String> {
         // from_str_radix would take a sign.
         let digits = text.strip_prefix("0x").filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
         let number = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
         number.map(Hex).ok_or_else(|| format!("{text:?} is not a 64-bit number of the form 0x1f"))
     }
+}
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hex {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from_text(from, str::parse)
+    }
+}
+
+/// Reads a string by `parse`, without making a copy of it: an image has many.
+pub(crate) fn from_text<'de, D: Deserializer<'de>, T>(
+    from: D,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    struct Text<T>(fn(&str) -> Result<T, String>);
+
+    impl<T> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            self.0(text).map_err(E::custom)
+        }
+    }
+
+    from.deserialize_str(Text(parse))
 }
 
 #[cfg(test)]
@@ -64,7 +93,7 @@ mod tests {
     #[test]
     fn what_is_no_number_is_refused() {
         for text in ["", "0x", "12", "0x+1", "0x-1", "0x1g", "0x10000000000000000", " 0x1", "0X1"] {
-            assert!(Hex::try_from(text.to_owned()).is_err(), "{text:?}");
+            assert!(text.parse::<Hex>().is_err(), "{text:?}");
         }
     }
 

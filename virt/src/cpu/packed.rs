@@ -3,7 +3,8 @@
 //! `7f03 0*22 801f` is 7f 03, 22 bytes of zero, 80 1f. Register files are mostly zeroes, and text can be compared by
 //! eye and by `diff`.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use crate::hex::from_text;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt::Write;
 
 /// No component of a CPU's state is near this size; a count in a damaged or hostile image must not allocate more.
@@ -69,8 +70,9 @@ impl Serialize for Packed {
 
 impl<'de> Deserialize<'de> for Packed {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
-        Packed::parse(&text).ok_or_else(|| D::Error::custom("not hexadecimal digits with runs like 0*22"))
+        from_text(from, |text| {
+            Packed::parse(text).ok_or_else(|| "not hexadecimal digits with runs like 0*22".to_owned())
+        })
     }
 }
 

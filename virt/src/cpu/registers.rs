@@ -111,7 +111,7 @@ fn shadow_stack(task: &Stopped) -> Option<(String, &'static str)> {
 
 /// Numbers as text: `"0x7ffd6000"`. JSON's own numbers lose bits in many readers, and hexadecimal is what people compare.
 pub(crate) mod hex {
-    use serde::de::Error;
+    use crate::hex::Hex;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(value: &u64, out: S) -> Result<S::Ok, S::Error> {
@@ -119,11 +119,7 @@ pub(crate) mod hex {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
-        let digits = text.strip_prefix("0x").filter(|digits| !digits.starts_with('+'));
-        digits
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is not a number like \"0x1f\"")))
+        Hex::deserialize(from).map(|number| number.0)
     }
 }
 
