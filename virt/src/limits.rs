@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// All limits of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,17 +103,27 @@ impl Limits {
     pub fn too_high(&self) -> Result<Vec<String>, Failure> {
         let mut names = Vec::new();
         for (&kind, limit) in &self.0 {
-            let mut own = [0_u64; 2];
-            let (new, old) = (std::ptr::null::<u64>(), own.as_mut_ptr());
-            // SAFETY: the kernel stores a `struct rlimit64`, two 64-bit numbers, in `own`, and reads nothing.
-            let got = unsafe { libc::syscall(libc::SYS_prlimit64, 0, kind as u32, new, old) };
-            Errno::result(got).doing(|| format!("get the limit {}", name(kind)))?;
-            if limit.hard.0 > own[1] {
-                names.push(format!("{} ({} > {})", name(kind), limit.hard, Amount(own[1])));
+            let own = own_hard_limit(kind)?;
+            if limit.hard.0 > own {
+                names.push(format!("{} ({} > {})", name(kind), limit.hard, Amount(own)));
             }
         }
         Ok(names)
     }
+}
+
+/// What ckrun itself has; it does not change that.
+fn own_hard_limit(kind: Kind) -> Result<u64, Failure> {
+    static KNOWN: [OnceLock<u64>; KINDS.len()] = [const { OnceLock::new() }; KINDS.len()];
+    if let Some(known) = KNOWN[kind as usize].get() {
+        return Ok(*known);
+    }
+    let mut own = [0_u64; 2];
+    let (new, old) = (std::ptr::null::<u64>(), own.as_mut_ptr());
+    // SAFETY: the kernel stores a `struct rlimit64`, two 64-bit numbers, in `own`, and reads nothing.
+    let got = unsafe { libc::syscall(libc::SYS_prlimit64, 0, kind as u32, new, old) };
+    Errno::result(got).doing(|| format!("get the limit {}", name(kind)))?;
+    Ok(*KNOWN[kind as usize].get_or_init(|| own[1]))
 }
 
 impl Resource for Limits {
