@@ -11,7 +11,6 @@
 use crate::capabilities::{Capabilities, drop_from_bounding, name};
 use crate::hex::Hex;
 use crate::image::Bytes;
-use crate::listing::look;
 use crate::program::{Answers, Arg, Call, Place, Program};
 use crate::resource::{Resource, Stopped};
 use crate::worker::Worker;
@@ -153,7 +152,7 @@ impl Creds {
         Hex(self.capabilities.all().0 & !held).bits().map(name).collect()
     }
 
-    /// Takes out of the bounding set of `first`, from which all other tasks of a job are to be made, what none of them
+    /// Takes out of the bounding set of `first`, which is `task` and from which all other tasks of a job are to be made, what none of them
     /// will have: each call that changes credentials copies them, and so the job does not make these once a thread. The
     /// answer is the credentials that every task is born with.
     ///
@@ -161,10 +160,9 @@ impl Creds {
     /// The kernel's.
     pub fn prepare<'a>(
         first: &mut Worker,
-        pid: i32,
+        mut task: Stopped,
         wanted: impl Iterator<Item = &'a Creds>,
     ) -> Result<Creds, Failure> {
-        let mut task = look(first.host(), first.host(), pid)?;
         let wanted = wanted.fold(0, |all, creds| all | creds.capabilities.all().0);
         let mut program = Program::new();
         drop_from_bounding(Hex(task.status.cap_bnd & !wanted), &mut program);

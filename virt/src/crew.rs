@@ -62,3 +62,60 @@ fn run_together(tasks: &[Task<'_>]) -> Result<(), (i32, Failure)> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::{free_pid, newborn};
+    use crate::nursery::beget_threads;
+
+    #[test]
+    fn every_thread_does_its_own_part() {
+        let mut leader = newborn();
+        let first = free_pid();
+        let free = |tid: &i32| !std::path::Path::new(&format!("/proc/{tid}")).exists();
+        let tids: Vec<i32> = (0..first).rev().filter(free).take(40).collect();
+        let threads = beget_threads(&mut leader, &tids).unwrap();
+        let task = |(tid, worker), program: &dyn Fn(i32, &mut Program)| {
+            let mut own = Program::new();
+            program(tid, &mut own);
+            (tid, worker, own)
+        };
+        let all = |program: &dyn Fn(i32, &mut Program)| {
+            let tasks: Vec<_> = tids.iter().copied().zip(&threads).map(|one| task(one, program)).collect();
+            run(&tasks)
+        };
+        all(&|tid, program| {
+            let name = program.put_cstr(format!("thread {tid}").as_bytes());
+            program.call("name it", libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into()]);
+        })
+        .unwrap();
+        for (tid, worker) in tids.iter().zip(&threads) {
+            let name = std::fs::read_to_string(format!("/proc/{}/comm", worker.host())).unwrap();
+            assert_eq!(name, format!("thread {tid}\n"));
+        }
+        // One has nothing to do, and one fails.
+        let failed = all(&|tid, program| {
+            let fd = if tid == tids[17] { -1 } else { 0 };
+            if tid != tids[20] {
+                program.call("duplicate a descriptor", libc::SYS_dup, &[fd.into()]);
+            }
+        });
+        let (tid, failure) = failed.unwrap_err();
+        assert_eq!(
+            (tid, failure.to_string().as_str()),
+            (tids[17], "duplicate a descriptor: bad file number")
+        );
+        // More than fits into the area is done in parts.
+        all(&|_, program| {
+            program.put(&vec![1; 64 << 10]);
+            program.call("get its id", libc::SYS_gettid, &[]);
+        })
+        .unwrap();
+        let too_much = all(&|_, program| {
+            program.put(&vec![1; 2 << 20]);
+            program.call("get its id", libc::SYS_gettid, &[]);
+        });
+        assert_eq!(too_much.unwrap_err().1.errno, nix::errno::Errno::E2BIG);
+    }
+}

@@ -6,7 +6,7 @@
 
 use crate::cpu::rseq::Rseq;
 use crate::program::{Arg, Call, Program};
-use crate::signals::{Action, SET};
+use crate::signals::Actions;
 use crate::stub;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The size of ckrun's area in each task, a page of code included.
 pub const AREA: u64 = 1 << 20;
@@ -59,7 +60,7 @@ pub fn take_over(init: Pid, hatch: OwnedFd, there: RawFd, area: Range<u64>) -> R
     let tracee = Tracee::arrive(init)?.ok_or_else(|| Failure::new(what(), Errno::ESRCH))?;
     let cpu = nix::sched::sched_getcpu().doing(what)?;
     Worker::pin(init, cpu)?;
-    let memory = Rc::new(open_memory(init)?);
+    let memory = Arc::new(open_memory(init)?);
     let syscall = vdso::find(init, &memory)?.syscall;
     let hatch = Some(Rc::new(Hatch { here: hatch, there }));
     let code = area.start;
@@ -71,13 +72,13 @@ pub fn take_over(init: Pid, hatch: OwnedFd, there: RawFd, area: Range<u64>) -> R
     worker.write(code, stub::code())?;
     worker.single(syscall, libc::SYS_mprotect, &[code, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as u64])?;
     worker.tracee.settle()?;
-    forget_c_library(&mut worker)?;
+    forget_ckrun(&mut worker)?;
     Ok(worker)
 }
 
-/// What the C library of ckrun has registered with the kernel for this thread lies in memory that is about to go. And
-/// whatever ckrun does about the stub's own signal is not the job's.
-fn forget_c_library(worker: &mut Worker) -> Result<(), Failure> {
+/// What the C library of ckrun has registered with the kernel for this thread lies in memory that is about to go. And what
+/// ckrun does about signals is no business of those who are made from it.
+fn forget_ckrun(worker: &mut Worker) -> Result<(), Failure> {
     let mut program = Program::new();
     if let Some(rseq) = Rseq::read(worker.host())? {
         rseq.unregister(&mut program);
@@ -85,10 +86,7 @@ fn forget_c_library(worker: &mut Worker) -> Result<(), Failure> {
     let list_head = 24_u64; // sizeof(struct robust_list_head), linux/futex.h
     program.call("forget the robust list", libc::SYS_set_robust_list, &[0.into(), list_head.into()]);
     program.call("forget the thread's id", libc::SYS_set_tid_address, &[0.into()]);
-    // For all who come from it.
-    let default = program.put(&Action::default().to_bytes());
-    let args = [libc::SIGTRAP.into(), default.into(), 0.into(), SET.into()];
-    program.call("reset the action of SIGTRAP", libc::SYS_rt_sigaction, &args);
+    Actions::reset(&mut program);
     worker.run(&program).map(drop)
 }
 
@@ -108,7 +106,7 @@ pub fn beget(maker: &mut Worker, births: &[Birth]) -> Result<Vec<Worker>, Failur
     make(maker, &wanted)?
         .into_iter()
         .map(|tracee| {
-            let memory = Rc::new(open_memory(tracee.pid())?);
+            let memory = Arc::new(open_memory(tracee.pid())?);
             Ok(Worker {
                 code: maker.code,
                 area: maker.area.clone(),
@@ -129,7 +127,7 @@ pub fn beget_agent(maker: &mut Worker, pid: i32) -> Result<Worker, Failure> {
     let shared = (libc::CLONE_FILES | libc::CLONE_FS) as u64;
     let mut made = make(maker, &[(pid, shared, 0)])?;
     let tracee = made.pop().ok_or_else(|| Failure::new("make an agent", Errno::ECHILD))?;
-    let memory = Rc::new(open_memory(tracee.pid())?);
+    let memory = Arc::new(open_memory(tracee.pid())?);
     Ok(Worker { code: maker.code, area: maker.area.clone(), hatch: maker.hatch.clone(), memory, tracee })
 }
 

@@ -25,7 +25,7 @@ impl Outside for OomScoreAdj {
 
     fn restore(&self, host: Pid) -> Result<(), Failure> {
         let path = format!("/proc/{host}/oom_score_adj");
-        let now = std::fs::read(&path).doing(|| format!("read {path}"))?;
+        let now = crate::proc::read(&path).doing(|| format!("read {path}"))?;
         let wanted = self.0.to_string();
         if now.trim_ascii_end() == wanted.as_bytes() {
             return Ok(());

@@ -30,6 +30,10 @@ pub struct Stat {
     pub state: char,
     /// The parent's id.
     pub parent: Pid,
+    /// Its process group's id (field 5).
+    pub group: i32,
+    /// Its session's id (field 6).
+    pub session: i32,
     /// The device number of its controlling terminal as the kernel packs it, 0 for none (field 7).
     pub terminal: u32,
     /// The foreground process group of that terminal, -1 for none (field 8).
@@ -54,8 +58,10 @@ impl Stat {
         let mut fields = std::str::from_utf8(line.get(end + 2..)?).ok()?.split(' ');
         let state = fields.next()?.chars().next()?;
         let parent = Pid::from_raw(fields.next()?.parse().ok()?);
-        // The state is field 3 and the parent 4, so field 7 is the third after it, and field 22 the 14th after field 8.
-        let terminal: i32 = fields.nth(2)?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        let session = fields.next()?.parse().ok()?;
+        // The state is field 3, so this is field 7, and field 22 the 14th after field 8.
+        let terminal: i32 = fields.next()?.parse().ok()?;
         let foreground = fields.next()?.parse().ok()?;
         let started = fields.nth(13)?.trim_end().parse().ok()?;
         // Older kernels have fewer fields.
@@ -64,6 +70,8 @@ impl Stat {
         Some(Stat {
             state,
             parent,
+            group,
+            session,
             terminal: terminal.cast_unsigned(),
             foreground,
             started,

@@ -92,13 +92,15 @@ macro_rules! outside_rooms {
                 Ok(())
             }
 
-            /// Gives every kind to the task whose id in ckrun's pid namespace is `host`.
+            /// Gives every kind to the task whose id in ckrun's pid namespace is `host`, but for those that it was born with,
+            /// which are the only ones in `born`.
             ///
             /// # Errors
             /// Those of [`Outside::restore`], but for kinds that a job can do without.
-            pub fn restore(&self, tid: i32, host: Pid) -> Result<(), Failure> {
+            pub fn restore(&self, tid: i32, host: Pid, born: &Self) -> Result<(), Failure> {
                 $(
-                    if let Some(Err(e)) = self.$field.get(&tid).map(|kind| kind.restore(host)) {
+                    let wanted = self.$field.get(&tid).filter(|kind| born.$field.values().next() != Some(kind));
+                    if let Some(Err(e)) = wanted.map(|kind| kind.restore(host)) {
                         if <$kind>::NEEDED {
                             return Err(e);
                         }

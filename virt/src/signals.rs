@@ -58,6 +58,13 @@ impl Action {
         Action { handler: next(), flags: next(), restorer: next(), mask: next() }
     }
 
+    /// Adds the call that makes it the action of `signal`.
+    fn set(self, signal: i32, program: &mut Program) {
+        let place = program.put(&self.to_bytes());
+        let args = [signal.into(), place.into(), 0.into(), SET.into()];
+        program.call("set the action of a signal", libc::SYS_rt_sigaction, &args);
+    }
+
     fn read(answers: &Answers, place: Place) -> Action {
         let word = |k: usize| Hex(answers.u64(place, k * 8));
         Action { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) }
@@ -95,6 +102,12 @@ impl Actions {
         }
     }
 
+    /// Adds the calls that give every signal its default action. ckrun's own process ignores some, and whoever is made from it
+    /// inherits that; a restored process only needs the others set.
+    pub(crate) fn reset(program: &mut Program) {
+        Actions::settable().chain([libc::SIGTRAP]).for_each(|signal| Action::default().set(signal, program));
+    }
+
     /// All signals whose action can be set by the stub.
     fn settable() -> impl Iterator<Item = i32> {
         (1..=SIGNALS).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(s))
@@ -123,12 +136,8 @@ impl Resource for Actions {
     }
 
     fn restore(&self, program: &mut Program) {
-        // ckrun's own process ignores some signals, and a child inherits that: so the defaults are set as well.
-        for signal in Actions::settable() {
-            let place = program.put(&self.of(signal).to_bytes());
-            let args = [signal.into(), place.into(), 0.into(), SET.into()];
-            program.call("set the action of a signal", libc::SYS_rt_sigaction, &args);
-        }
+        let others = Actions::settable().filter_map(|signal| Some((signal, self.0.get(&signal)?)));
+        others.for_each(|(signal, action)| action.set(signal, program));
     }
 }
 

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Room for a program of about 1,500 calls. It is never touched beyond what a program needs.
 const AREA: u64 = 160 << 10;
@@ -47,7 +47,7 @@ impl Visit {
     /// The process has no vDSO of this kernel, is not allowed to map memory, or has been killed.
     pub fn enter(leader: &Tracee, cpu: usize) -> Result<Visit, Failure> {
         let pid = leader.pid();
-        let memory = Rc::new(open_memory(pid)?);
+        let memory = Arc::new(open_memory(pid)?);
         let (_, room) = vdso::foothold(pid, &memory)?;
         let fixed = stub::code().len() as u64;
         let worker = Worker { tracee: leader.clone(), code: room.start, area: 0..0, memory, hatch: None };

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The first page of the area is for whoever set it up.
 pub(crate) const HEADER: u64 = 4096;
@@ -28,7 +29,7 @@ pub struct Worker {
     pub(crate) code: u64,
     /// Header, program, stack.
     pub(crate) area: Range<u64>,
-    pub(crate) memory: Rc<File>,
+    pub(crate) memory: Arc<File>,
     pub(crate) hatch: Option<Rc<Hatch>>,
 }
 

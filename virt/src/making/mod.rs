@@ -1,28 +1,29 @@
 //! The making of a restored job, step by step; [`crate::restore`] tells in which order.
 
+mod pages;
+mod registers;
 mod state;
 
 use crate::cgroups::Places;
-use crate::cpu::sleep;
 use crate::creds::Creds;
 use crate::endings;
 use crate::events::Events;
 use crate::fd::{Made, Renewed};
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
+use crate::listing::look;
 use crate::login::LoginUid;
-use crate::memory::{self, Blueprint, Bridge, Handles, PageFiles, Plan};
+use crate::memory::{self, Bridge, Filler, Handles, PageFiles, Plan};
 use crate::mounts::{self, Namespace};
 use crate::network::wall::Rubble;
 use crate::nursery::{self, AREA, Birth};
 use crate::proc::Stat;
 use crate::program::Program;
 use crate::restore::{HATCH, NetworkIs, Options};
-use crate::signals::{Action, Actions};
-use crate::sys::ptrace::Registers;
+use crate::rooms::OutsideProcess;
 use crate::tree::{self, Member, Step};
 use crate::worker::Worker;
-use crate::{Error, Failure, fault, fd, stub};
+use crate::{Error, Failure, fault, fd};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use state::restore;
@@ -38,6 +39,9 @@ pub struct Making<'a> {
     bridge: Option<Bridge>,
     index: Index,
     pages: PageFiles,
+    filler: Filler,
+    /// Processes whose pages are on their way.
+    unfilled: BTreeMap<i32, Plan<'static>>,
     /// The job's mount namespaces, by numbers of the first process.
     namespaces: Vec<Namespace<RawFd>>,
     /// Shared memory and deleted files, open in the first process and inherited by all.
@@ -46,12 +50,12 @@ pub struct Making<'a> {
     made: Made,
     /// The leaders of processes, and helpers, by their ids in the job.
     leaders: BTreeMap<i32, Worker>,
-    /// Zombies, by their ids in ckrun's pid namespace.
-    ended: Vec<Pid>,
+    /// Zombies, by their ids in the job: their ids in ckrun's pid namespace.
+    ended: BTreeMap<i32, Pid>,
     /// All other threads.
     threads: BTreeMap<i32, Worker>,
     /// What every task is born with.
-    born: Creds,
+    born: (Creds, OutsideProcess),
     /// As who ckrun's user logged in.
     login: Option<LoginUid>,
     /// Which cgroups they are in.
@@ -78,20 +82,26 @@ impl<'a> Making<'a> {
             return Err(Error::Damaged("tasks.json: there is no process".into()));
         };
         let index = image.index()?;
+        let pages = PageFiles::open(image, index.runs())?;
         let mut worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
         cgroups.enter(first.pid, None, false, worker.host())?;
-        let born = Creds::prepare(&mut worker, first.pid, job.threads.creds.values())?;
+        let mut born = OutsideProcess::default();
+        let task = look(init, init, first.pid)?;
+        born.capture(&task)?;
+        let born = (Creds::prepare(&mut worker, task, job.threads.creds.values())?, born);
         Ok(Making {
             job,
             image,
             bridge,
             made: Made::default(),
-            pages: PageFiles::open(image, index.runs())?,
+            filler: Filler::new(&pages),
+            unfilled: BTreeMap::new(),
+            pages,
             index,
             namespaces,
             handles: Handles::new(),
             leaders: BTreeMap::from([(first.pid, worker)]),
-            ended: Vec::new(),
+            ended: BTreeMap::new(),
             threads: BTreeMap::new(),
             born,
             login: LoginUid::own(),
@@ -145,7 +155,8 @@ impl<'a> Making<'a> {
         Ok(())
     }
 
-    /// Makes all processes with their memory, related as they were.
+    /// Makes all processes with their memory, related as they were. Pages that nobody inherits may still be on their way
+    /// afterwards.
     ///
     /// # Errors
     /// The kernel's, the image's.
@@ -164,6 +175,10 @@ impl<'a> Making<'a> {
     fn step(&mut self, step: Step) -> Result<(), Error> {
         match step {
             Step::Make { pid, maker, sibling, signal, helper } => {
+                // It hands on what it has.
+                if self.unfilled.contains_key(&maker) {
+                    self.filled()?;
+                }
                 let shared = match helper {
                     true => 0,
                     false => self
@@ -196,37 +211,6 @@ impl<'a> Making<'a> {
                 self.leader(parent, |worker| endings::reap(worker, pid))
             }
         }
-    }
-
-    /// Gives a new process its memory; what it has in common with `maker`, which has just been forked, stays.
-    fn memory(&mut self, pid: i32, maker: Option<i32>) -> Result<(), Error> {
-        let job = self.job;
-        let (Some(layout), Some(state)) = (job.layouts.get(&pid), job.memory.get(&pid)) else {
-            return Ok(());
-        };
-        let runs = self.index.of(Owner::Process(pid));
-        let elder = maker.and_then(|maker| Some((maker, job.layouts.get(&maker)?)));
-        let plan = match elder {
-            Some((maker, theirs)) => {
-                Plan::inherit(theirs, self.index.of(Owner::Process(maker)), layout, runs)
-            }
-            None => Plan::fresh(runs),
-        };
-        let inherited = maker.and_then(|maker| job.memory.get(&maker));
-        let handles = &self.handles;
-        let Some(worker) = self.leaders.get_mut(&pid) else { return Ok(()) };
-        let blamed = |failure| blame(job, pid, failure);
-        let objects = &job.objects;
-        let blueprint = Blueprint { layout, state, objects, handles, plan: &plan, inherited };
-        memory::build(worker, &blueprint).map_err(blamed)?;
-        let made = &self.made;
-        let socket = |inode| job.files.packet_socket(inode).map(|id| made.at(id));
-        memory::frames::map(worker, &layout.frames, &socket).map_err(blamed)?;
-        memory::fill(worker, layout, &plan, &self.pages)?;
-        self.bridge.as_ref().map_or(Ok(()), |bridge| bridge.lay(worker, pid)).map_err(blamed)?;
-        memory::finish(worker, layout, &plan).map_err(blamed)?;
-        self.bytes += runs.iter().map(|run| u64::from(run.pages) * memory::PAGE).sum::<u64>();
-        Ok(())
     }
 
     /// Gives every process its files, and makes its threads.
@@ -266,10 +250,6 @@ impl<'a> Making<'a> {
             }
             self.login(member)?;
         }
-        // From here on nobody is made from anybody, and nobody maps anything.
-        for (pid, layout) in &job.layouts {
-            self.leader(*pid, |worker| memory::seal(worker, layout))?;
-        }
         // What of the files needs all tasks to be there.
         for member in running(job) {
             let mut program = Program::new();
@@ -282,47 +262,13 @@ impl<'a> Making<'a> {
             job.files.finish_directories(&self.made, member.pid, &mut program);
             self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
         }
-        job.files.hand_over(&self.made, &mut self.leaders)
-    }
-
-    /// Takes ckrun's traces out of every process, and gives every thread its registers.
-    ///
-    /// # Errors
-    /// The kernel's; registers that no thread can have.
-    pub fn registers(&mut self) -> Result<(), Error> {
-        let job = self.job;
-        for member in running(job) {
-            let regs =
-                member.threads.iter().map(|&tid| self.call_in_flight(tid)).collect::<Result<Vec<_>, _>>()?;
-            let trap = job.processes.actions.get(&member.pid).map(Actions::trap).unwrap_or_default();
-            self.leader(member.pid, |worker| vanish(worker, trap))?;
-            for (&tid, regs) in member.threads.iter().zip(regs) {
-                let (Some(cpu), Some(regs)) = (job.cpu.get(&tid), regs) else { continue };
-                self.task(tid, |worker| {
-                    cpu.extended.write(worker.host())?;
-                    worker.tracee.regs = regs;
-                    worker.tracee.mask = cpu.mask.0;
-                    job.outside_threads.restore(tid, worker.host())
-                })?;
-            }
+        job.files.hand_over(&self.made, &mut self.leaders)?;
+        // Nobody is made from anybody any more. Here ends what can be done while pages are still on their way.
+        self.filled()?;
+        for (pid, layout) in &job.layouts {
+            self.leader(*pid, |worker| memory::seal(worker, layout))?;
         }
         Ok(())
-    }
-
-    /// Puts a thread into the call that the old one was in, if it was in one that goes on with the rest of its time. The
-    /// answer is the registers that it is to get.
-    fn call_in_flight(&mut self, tid: i32) -> Result<Option<Registers>, Error> {
-        let Some(cpu) = self.job.cpu.get(&tid) else { return Ok(None) };
-        let bad = |why| Error::Damaged(format!("cpu.json: thread {tid}: {why}"));
-        let regs = cpu.checked().map_err(bad)?;
-        match cpu.sleep.as_ref().map(|sleep| sleep.plan(&regs)) {
-            None => Ok(Some(regs)),
-            Some(sleep::Plan::Registers(regs)) => Ok(Some(regs)),
-            Some(sleep::Plan::Start(start)) => {
-                let result = self.task(tid, |worker| worker.begin(&start.program))?;
-                Ok(Some(start.registers(result)))
-            }
-        }
     }
 
     /// Sets what is set in the job's cgroups.
@@ -367,14 +313,13 @@ impl<'a> Making<'a> {
     }
 
     /// All processes: their ids in ckrun's pid namespace, with the ids of their other threads in the job's and in ckrun's.
-    pub fn processes(&self) -> impl Iterator<Item = (Pid, Vec<(i32, Pid)>)> {
-        let threads = |member: &Member| {
+    pub fn processes(&self) -> impl Iterator<Item = (&Member, Pid, Vec<(i32, Pid)>)> {
+        self.job.members.iter().filter_map(|member| {
+            let live = || self.leaders.get(&member.pid).map(Worker::host);
+            let leader = live().or_else(|| self.ended.get(&member.pid).copied())?;
             let host = |tid: &i32| Some((*tid, self.threads.get(tid)?.host()));
-            member.threads.iter().filter_map(host).collect()
-        };
-        let live = move |member: &Member| Some((self.leaders.get(&member.pid)?.host(), threads(member)));
-        let ended = self.ended.iter().map(|&host| (host, Vec::new()));
-        self.job.members.iter().filter_map(live).chain(ended)
+            Some((member, leader, member.threads.iter().filter_map(host).collect()))
+        })
     }
 
     /// The processes of the job.
@@ -437,17 +382,6 @@ fn blame(job: &Job, tid: i32, failure: Failure) -> Error {
     let member = job.members.iter().find(|m| m.pid == tid || m.threads.contains(&tid));
     let (pid, comm) = member.map_or((tid, String::new()), |m| (m.pid, m.comm.clone()));
     Error::Process { pid, comm, failure }
-}
-
-/// Gives SIGTRAP its action, for the stub runs no more, and unmaps ckrun's area.
-fn vanish(worker: &mut Worker, trap: Action) -> Result<(), Failure> {
-    if trap != Action::default() {
-        let at = worker.area.start;
-        worker.write(at, &trap.to_bytes())?;
-        let syscall = worker.code + stub::syscall();
-        worker.single(syscall, libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, at, 0, 8])?;
-    }
-    worker.unmap()
 }
 
 /// A place for ckrun's area that is free in every process.

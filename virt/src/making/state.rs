@@ -46,7 +46,7 @@ impl Making<'_> {
         for member in job.members.iter().rev() {
             if let Life::Zombie { status } = member.state {
                 if let Some(worker) = self.leaders.remove(&member.pid) {
-                    self.ended.push(worker.host());
+                    self.ended.insert(member.pid, worker.host());
                     endings::end(worker, status)?;
                 }
                 continue;
@@ -88,7 +88,7 @@ impl Making<'_> {
         restore(job.processes.dumpable.get(&pid), &mut program);
         self.leader(pid, |worker| worker.run(&program).map(drop))?;
         let host = self.host(pid)?;
-        job.outside_processes.restore(pid, host)?;
+        job.outside_processes.restore(pid, host, &self.born.1)?;
         Ok(())
     }
 
@@ -96,15 +96,19 @@ impl Making<'_> {
     fn others(&mut self, member: &Member) -> Result<(), Error> {
         let job = self.job;
         let for_all = job.filters.same(&member.threads);
-        let mut tasks = Vec::with_capacity(member.threads.len());
-        for &tid in member.threads.iter().skip(1) {
-            let mut program = Program::new();
-            self.own(tid, &mut program)?;
-            restore(job.threads.pending.get(&tid), &mut program);
-            self.confine(tid, for_all, &mut program);
-            tasks.extend(self.threads.get(&tid).map(|worker| (tid, worker, program)));
+        // Not all at once: ckrun would need that much more memory for their programs, and gain nothing.
+        for tids in member.threads.get(1..).unwrap_or_default().chunks(32) {
+            let mut tasks = Vec::with_capacity(tids.len());
+            for &tid in tids {
+                let mut program = Program::new();
+                self.own(tid, &mut program)?;
+                restore(job.threads.pending.get(&tid), &mut program);
+                self.confine(tid, for_all, &mut program);
+                tasks.extend(self.threads.get(&tid).map(|worker| (tid, worker, program)));
+            }
+            crew::run(&tasks).map_err(|(tid, failure)| blame(job, tid, failure))?;
         }
-        crew::run(&tasks).map_err(|(tid, failure)| blame(job, tid, failure))
+        Ok(())
     }
 
     /// What a thread has for itself, and can have before its process is complete.
@@ -129,7 +133,7 @@ impl Making<'_> {
             job.filters.restore(tid, for_all, program);
         }
         if let Some(creds) = job.threads.creds.get(&tid) {
-            creds.restore_over(Some(&self.born), program);
+            creds.restore_over(Some(&self.born.0), program);
         }
     }
 }

@@ -17,6 +17,7 @@ mod disks;
 mod dump;
 mod files;
 mod fill;
+mod filler;
 pub(crate) mod frames;
 mod layout;
 mod mm;
@@ -34,7 +35,8 @@ pub use build::{Blueprint, Handle, Handles, build, finish, seal};
 pub(crate) use dump::leave_the_callers_cpu;
 pub use dump::{Dumped, dump, dump_object};
 pub use files::{check_files, namespaces};
-pub use fill::{PageFiles, fill};
+pub use fill::{fill, prepare};
+pub use filler::{Filler, PageFiles};
 pub use layout::{Layout, blockers, survey};
 pub use mm::MmState;
 pub use object::{Census, Kind, Object, Obstacle};
@@ -47,6 +49,6 @@ pub use vma::{Backing, Flags, PAGE, Prot, Span, Vma};
 #[cfg(test)]
 mod restore_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

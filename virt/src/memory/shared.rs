@@ -1,7 +1,8 @@
 //! Carried objects, made once in the first process of a restored job. The others inherit its descriptors.
 
 use super::build::{Handle, Handles};
-use super::fill::{PageFiles, fill_object};
+use super::fill::fill_object;
+use super::filler::PageFiles;
 use super::layout::Layout;
 use super::object::{Kind, Object};
 use super::segment;
@@ -254,11 +255,10 @@ impl Maker<'_> {
         file.set_len(self.object.size).doing(what)?;
         let mut buffer = Vec::new();
         for run in self.runs {
-            buffer.resize(run.len() as usize, 0);
-            self.pages.read(std::slice::from_ref(run), &mut buffer)?;
             // The last page may reach beyond the end.
             let len = run.len().min(self.object.size.saturating_sub(run.vaddr));
-            file.write_all_at(&buffer[..len as usize], run.vaddr).doing(what)?;
+            let bytes = self.pages.read(std::slice::from_ref(run), &mut buffer)?;
+            file.write_all_at(&bytes[..len as usize], run.vaddr).doing(what)?;
         }
         self.own(&file)?;
         Ok(file)

@@ -342,8 +342,10 @@ fn what_cannot_be_carried_is_named() {
             let uffd =
                 libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | crate::sys::uffd::USER_MODE_ONLY);
             let at = anonymous(PAGE);
-            let uffd = std::os::fd::BorrowedFd::borrow_raw(uffd as i32);
-            crate::sys::uffd::Uffd::open(uffd).unwrap().register(at, at + PAGE).unwrap();
+            let uffd = std::os::fd::FromRawFd::from_raw_fd(uffd as i32);
+            let uffd = crate::sys::uffd::Uffd::open(uffd).unwrap();
+            uffd.register(at, at + PAGE).unwrap();
+            std::mem::forget(uffd);
         }
         vec![1]
     });

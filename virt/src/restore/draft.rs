@@ -180,7 +180,7 @@ fn take(init: Pid, fd: RawFd) -> Result<OwnedFd, Failure> {
 /// The capabilities of all tasks come from the first one.
 fn unable(job: &Job, init: Pid) -> Result<Vec<Problem>, Error> {
     let path = format!("/proc/{init}/status");
-    let status = Status::parse(&std::fs::read(&path).doing(|| format!("read {path}"))?);
+    let status = Status::parse(&crate::proc::read(&path).doing(|| format!("read {path}"))?);
     let lacking = job.threads.creds.iter().filter_map(|(tid, creds)| {
         let missing = creds.missing(status.cap_bnd);
         (!missing.is_empty()).then(|| Problem {
@@ -194,7 +194,7 @@ fn unable(job: &Job, init: Pid) -> Result<Vec<Problem>, Error> {
 /// Hard limits that ckrun would have to raise, and can't.
 fn limits(job: &Job) -> Result<Vec<(String, String)>, Error> {
     let path = "/proc/thread-self/status";
-    let own = Status::parse(&std::fs::read(path).doing(|| format!("read {path}"))?);
+    let own = Status::parse(&crate::proc::read(path).doing(|| format!("read {path}"))?);
     let mut problems = Vec::new();
     if own.cap_eff >> CAP_SYS_RESOURCE & 1 == 1 {
         return Ok(problems);

@@ -2,7 +2,7 @@
 
 use super::check;
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Only faults of user mode are handled (Linux 5.11): all that filling needs, and it asks for no privilege.
 pub const USER_MODE_ONLY: libc::c_int = 1;
@@ -19,14 +19,14 @@ const COPY_DONTWAKE: u64 = 1;
 
 /// A userfaultfd of a stopped process, held by ckrun. Dropping it ends all of its registrations.
 #[derive(Debug)]
-pub struct Uffd<'a>(BorrowedFd<'a>);
+pub struct Uffd(OwnedFd);
 
-impl<'a> Uffd<'a> {
+impl Uffd {
     /// Agrees on the interface, which a descriptor fresh from userfaultfd(2) needs.
     ///
     /// # Errors
     /// `EINVAL` (it has been done).
-    pub fn open(fd: BorrowedFd<'a>) -> Result<Self, Errno> {
+    pub fn open(fd: OwnedFd) -> Result<Self, Errno> {
         let mut api = [UFFD_API, 0, 0];
         // SAFETY: three words are struct uffdio_api, which lives through the call.
         check(libc::c_long::from(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) }))?;

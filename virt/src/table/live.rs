@@ -6,6 +6,7 @@ use crate::image::Bytes;
 use crate::proc::Stat;
 use crate::seize::Frozen;
 use crate::status::Status;
+use crate::tree::Member;
 use crate::{Doing, Failure, sys};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -106,26 +107,31 @@ impl Seen {
         self.descriptions.entry(description).or_insert_with(what);
     }
 
-    /// The tasks of a job that has just been made, whose pid namespace is the innermost one. Of each process that is its id in
-    /// ckrun's pid namespace, and of each other thread its ids in both.
+    /// The tasks of a job that has just been made as its members say. Each comes with its id in ckrun's pid namespace and the
+    /// ids of its other threads in the job's and in ckrun's.
     ///
     /// # Errors
-    /// /proc can't be read; one of them has ended.
-    pub fn made(processes: impl Iterator<Item = (Pid, Vec<(i32, Pid)>)>) -> Result<Seen, Failure> {
+    /// One of them has ended.
+    pub fn made<'m>(
+        processes: impl Iterator<Item = (&'m Member, Pid, Vec<(i32, Pid)>)>,
+    ) -> Result<Seen, Failure> {
         let mut seen = Seen::begin();
-        for (host, others) in processes {
+        for (member, host, others) in processes {
             let gone = || Failure::new(format!("look at process {host}"), Errno::ESRCH);
-            let started = Stat::of(host).ok_or_else(gone)?.started;
-            let status = status(&format!("/proc/{host}"))?;
-            let leader =
-                status.ns_pid.len().checked_sub(1).and_then(|depth| SeenTask::of(&status, depth, started));
-            let leader = leader.ok_or_else(gone)?;
-            seen.tasks.push(leader);
+            let Stat { started, session, group, .. } = Stat::of(host).ok_or_else(gone)?;
+            let leader = SeenTask {
+                process: member.pid,
+                thread: member.pid,
+                host: HostTask { id: host.as_raw(), started },
+                session: Pair { id: member.session, host: session },
+                group: Pair { id: member.group, host: group },
+            };
             let thread = |(tid, host): (i32, Pid)| SeenTask {
                 thread: tid,
                 host: HostTask { id: host.as_raw(), started },
                 ..leader
             };
+            seen.tasks.push(leader);
             seen.tasks.extend(others.into_iter().map(thread));
         }
         Ok(seen)
