@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::emulator::Emulator;
+use ckrun_integration::hosts::board::USUAL;
 use ckrun_integration::hosts::{Host, Site};
 use serde_json::{Value, json};
 use std::fs;
@@ -80,7 +81,7 @@ fn an_annotation_is_another_directory_of_devices_on_each_host() {
     guest.start(&a, &[]);
     let mut here = &a;
     for (generation, there) in [(1, &b), (2, &a), (3, &b)] {
-        board.was_asked(&[]);
+        board.was_asked(&USUAL);
         let image = format!("image-{generation}");
         guest.checkpoint(here, &image);
         let directory = format!("/srv/boards-{generation}");
@@ -90,7 +91,7 @@ fn an_annotation_is_another_directory_of_devices_on_each_host() {
         assert_eq!(real(there, "dev:/dev/boards"), format!("dev:{directory}"));
         here = there;
     }
-    board.was_asked(&[]);
+    board.was_asked(&USUAL);
     here.ckrun(&["delete", "--force", "ID"]).ok();
     drop((board, a, b));
     site.no_trace();

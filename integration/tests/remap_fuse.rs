@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::hosts::Site;
+use ckrun_integration::hosts::board::USUAL;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,14 +13,15 @@ use std::path::Path;
 fn moves(mode: &str, asked: &[&str], words: impl Fn(&str) -> String, real: impl Fn(&str) -> String) {
     let site = Site::new();
     let guest = site.guest("board", mode);
-    if mode == "session" {
+    let plugin = ["session", "unsynced"].contains(&mode);
+    if plugin {
         let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/python/ckrun_plugin.py");
         fs::copy(kit, site.shared("ckrun_plugin.py")).unwrap();
         fs::write(site.shared("plugin"), PLUGIN).unwrap();
         fs::set_permissions(site.shared("plugin"), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let (a, b) = (site.host("a"), site.host("b"));
-    let option = if mode == "session" { "--plugin" } else { "--map" };
+    let option = if plugin { "--plugin" } else { "--map" };
     let mut board = site.board(&a, "/run/boards");
     guest.start(&a, &[option, &words(&board.directory)]);
     let mut here = &a;
@@ -47,18 +49,18 @@ fn device(directory: &str) -> String {
 
 #[test]
 fn a_file_is_another_boards_after_each_move() {
-    moves("board", &[], |directory| format!("/dev/board0={directory}/board0"), device);
+    moves("board", &USUAL, |directory| format!("/dev/board0={directory}/board0"), device);
 }
 
 #[test]
 fn a_directory_of_devices_is_another_boards_after_each_move() {
-    moves("directory", &[], |directory| format!("/dev/boards={directory}"), str::to_owned);
+    moves("directory", &USUAL, |directory| format!("/dev/boards={directory}"), str::to_owned);
 }
 
 /// Binds /dev/board0, and claims the commands of sessions, but no others. After a restart each of the job's sessions is a new
-/// one of the new board.
+/// one of the new board, which has what the job had left in the memory of the old one.
 const PLUGIN: &str = r#"#!/usr/bin/env python3
-import fcntl, struct, sys
+import fcntl, json, os, struct, sys
 sys.path.insert(0, "/mnt")
 from ckrun_plugin import Plugin, Result, device, handle
 
@@ -82,7 +84,16 @@ class Board(Plugin):
     def init(self, event):
         return self.tie()
 
+    def precheckpoint(self, event):
+        with open(self.ckrun.options["board"], "rb", buffering=0) as board:
+            os.fsync(board.fileno())
+        # What the board has, and not what the kernel has of it.
+        with open(os.path.dirname(self.ckrun.options["board"]) + "/counts") as counts, event.open("kept", "x") as saved:
+            saved.write(str(json.load(counts)["kept"]))
+
     def restart(self, event):
+        with open(self.ckrun.options["board"], "rb+", buffering=0) as board, event.open("kept") as saved:
+            os.pwrite(board.fileno(), struct.pack("Q", int(saved.read())), 16)
         return self.tie(b["virtual"] for b in event.bindings if b["kind"] == "handle")
 
 sys.exit(Board().serve())
@@ -90,5 +101,20 @@ sys.exit(Board().serve())
 
 #[test]
 fn a_session_of_a_board_is_one_of_another_boards_after_each_move() {
-    moves("session", &["answered"], |directory| format!("/mnt/plugin:board={directory}/board0"), device);
+    moves(
+        "session",
+        &["scaled", "written", "polled", "answered"],
+        |directory| format!("/mnt/plugin:board={directory}/board0"),
+        device,
+    );
+}
+
+#[test]
+fn what_was_written_to_a_mapping_and_not_synced_goes_along() {
+    moves(
+        "unsynced",
+        &["scaled", "polled"],
+        |directory| format!("/mnt/plugin:board={directory}/board0"),
+        device,
+    );
 }

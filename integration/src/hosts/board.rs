@@ -7,6 +7,9 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 
+/// The ways in which a board is asked without sessions.
+pub const USUAL: [&str; 3] = ["scaled", "written", "polled"];
+
 /// A board, which goes when this is dropped.
 #[derive(Debug)]
 pub struct Board {
@@ -22,12 +25,12 @@ impl Board {
         format!("{}/board0", self.directory)
     }
 
-    /// Fails unless it was asked in each way: `scaled`, `written` and `polled` at least.
-    pub fn was_asked(&self, more: &[&str]) {
+    /// Fails unless it was asked in each of these ways.
+    pub fn was_asked(&self, ways: &[&str]) {
         // Of a file of FUSE the size is not what there is to read.
         let text = fs::read_to_string(self.root.join("counts")).expect("read the counts of a board");
         let counts: Value = serde_json::from_str(&text).expect("counts are JSON");
-        for count in ["scaled", "written", "polled"].iter().chain(more) {
+        for count in ways {
             assert!(counts[count].as_u64().is_some_and(|count| count > 0), "{count} of {counts}");
         }
     }
