@@ -271,21 +271,21 @@ static void verify(void) {
     EQUAL(fcntl(again, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR | O_NONBLOCK);
 }
 
-/* What it writes to the memory it leaves to others to take to the board. */
+/* What it writes to the memory it leaves to others to take to the board. It has no descriptor, each close(2) of which
+ * would do that. */
 static volatile uint64_t *kept;
 static uint64_t count;
 static void set_unsynced(void) {
-    set_board();
+    device = MUST(open("/dev/board0", O_RDWR));
+    ring = MUST(mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0));
+    MUST(close(device));
     kept = ring + 2;
     *kept = count;
 }
 static void verify_unsynced(void) {
-    uint64_t number = ++asked;
     EQUAL(*kept, count);
     count++;
     *kept = count;
-    EQUAL(MUST(ioctl(device, SCALE, &number)), 0);
-    wait_for();
 }
 
 static struct mode modes[] = {
