@@ -308,6 +308,8 @@ impl Census {
         let (namespace, root) = self.home(link)?;
         if same_at(root, path, stat)? {
             let modified = (stat.st_mtime, stat.st_mtime_nsec as u32);
+            // Of a file of FUSE, whose server is told of each close(2), this also takes what was written to mappings of it to the
+            // server (the kernel's fuse_flush), before its plugin saves.
             let build = build_id::of(&File::open(link).doing(|| format!("open {link}"))?);
             return Ok(Ok(Kind::File { path: path.into(), modified, build, namespace }));
         }
