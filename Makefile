@@ -24,9 +24,10 @@ test-all: deps deps-test deps-all ## those and the heavy ones (real programs, a 
 	cargo build --locked -p ckrun
 	integration/test-all
 
-bench: build deps-test ## times against the installed runc, crun and criu: lifecycle, checkpoint and restart; moves
+bench: build deps-test deps-all ## times against the installed runc, crun and criu: lifecycle, checkpoint and restart; moves
 	integration/bench/lifecycle $(CKRUN)
 	integration/bench/checkpoint $(CKRUN)
+	integration/bench/services/run $(CKRUN)
 	integration/bench/move $(CKRUN) $(CKRUN)-softemu
 	integration/bench/intercept $(CKRUN)
 
