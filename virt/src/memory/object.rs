@@ -314,10 +314,8 @@ impl Census {
             return Ok(Ok(Kind::File { path: path.into(), modified, build, namespace }));
         }
         if stat.st_nlink > 0 {
-            let now = rustix::fs::stat(link);
-            if now.map_or(true, |now| {
-                now.st_nlink == 0 || (now.st_dev, now.st_ino) != (stat.st_dev, stat.st_ino)
-            }) {
+            let now = std::fs::read_link(link);
+            if now.map_or(true, |now| now.as_os_str().as_bytes() != path) {
                 // A running job has just deleted or unmapped it, or mapped another one there: who looks again sees that.
                 return Err(Failure::new(
                     format!("look at {}", String::from_utf8_lossy(path)),
