@@ -17,9 +17,19 @@ fn look(script: &str) -> String {
     sh(&format!("set +e; STATE='{state}'; {script}; true"))
 }
 
-/// Without what the kernel makes for IPv6, which follows the state of links a little later.
+/// Without what the kernel makes for IPv6, which follows the state of links a little later; of lifetimes, some of which passes
+/// meanwhile, only thousands of seconds.
 fn settled(mut network: Network) -> Network {
     network.routes.retain(|route| !routes::is_by_kernel(route));
+    for address in &mut network.addresses {
+        if let Some(Value::Record(life)) = address.get_mut("lifetime") {
+            for seconds in life.values_mut() {
+                if let Value::Number(seconds) = seconds {
+                    *seconds = (*seconds + 500) / 1000;
+                }
+            }
+        }
+    }
     for filter in &mut network.filters {
         if let Some(Value::List(elements)) = filter.of.get_mut("elements") {
             elements.iter_mut().for_each(|element| drop(element.remove("expires")));
