@@ -20,7 +20,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -189,17 +188,6 @@ static int make(const char *path, const char *content, int flags) {
     size_t length = strlen(content);
     if (length) EQUAL(MUST(write(fd, content, length)), length);
     return fd;
-}
-
-/* Options of sockets that are numbers. */
-static int on(int of, int level, int option) {
-    int value = -1;
-    socklen_t size = sizeof value;
-    MUST(getsockopt(of, level, option, &value, &size));
-    return value;
-}
-static void set(int of, int level, int option, int value) {
-    MUST(setsockopt(of, level, option, &value, sizeof value));
 }
 
 static int guest(int argc, char **argv, const struct mode *modes) {

@@ -1,5 +1,6 @@
 /* Sockets of the internet protocols. */
 #include "guest.h"
+#include "socket.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
 #include <netinet/in.h>

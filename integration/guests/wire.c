@@ -1,5 +1,6 @@
 /* Sockets to the kernel and to the wire: netlink and packet sockets. */
 #include "guest.h"
+#include "socket.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
 #include <linux/if_ether.h>
