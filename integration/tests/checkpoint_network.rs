@@ -59,7 +59,7 @@ fn look(container: &Container) -> String {
         plain() { sed -E 's/ [a-z_]+_timer +[0-9.]+//g; s/usedbcqueuelen [0-9]+//; s/qdisc [a-z_]+ //; s/ state [A-Z]+//
             s/NO-CARRIER,|,LOWER_UP|,M-DOWN|tentative|stable-privacy|linkdown|dead//g; s/(valid|preferred)_lft [0-9]+sec//g; s/ +/ /g
             s/expires [0-9a-z]+//g; s/link-netnsid [0-9]+//; s/@if[0-9]+//'; }
-        { ip -d link; ip addr; ip -4 route show table all; ip -6 route show table all | grep -v 'proto kernel' || true
+        { ip -d link; ip addr | sed '/inet6 fe80:.*ff:fe/{N;d}'; ip -4 route show table all; ip -6 route show table all | grep -v 'proto kernel' || true
         ip rule; ip -6 rule; ip neigh show nud permanent; ip neigh show proxy; nft list ruleset; } | plain
         parameters() { sysctl -a 2>/dev/null | grep '^net' | grep -v 'nf_conntrack_count\\|addr_gen_mode\\|stable_secret' | sort; }
         all=$(parameters); until again=$(parameters); [ \"$all\" = \"$again\" ]; do all=$again; done; echo \"$all\"";

@@ -65,10 +65,10 @@ fn read(given: &Given) -> (Network, Vec<String>) {
     (network, troubles.into_iter().map(|trouble| format!("{}: {}", trouble.what, trouble.why)).collect())
 }
 
-/// Everything that is seen, but for what the kernel counts.
+/// Everything that is seen, but for what the kernel counts, and the addresses that it gives links a while after they are up.
 const LOOK: &str = "exec 2>&1
     ip -d link | sed -E 's/ [a-z_]+_timer +[0-9.]+//g; s/usedbcqueuelen [0-9]+//' | sed -E \"$STATE\"
-    ip addr | sed -E 's/(valid|preferred)_lft [0-9]+sec/\\1/g' | sed -E \"$STATE\"
+    ip addr | sed '/inet6 fe80:.*ff:fe/{N;d}' | sed -E 's/(valid|preferred)_lft [0-9]+sec/\\1/g' | sed -E \"$STATE\"
     ip -4 route show table all | sed -E \"$STATE\"
     ip -6 route show table all | grep -v 'proto kernel' | sed -E \"$STATE\"; ip rule; ip -6 rule
     ip neigh show nud permanent; ip neigh show proxy; bridge fdb show | grep -v ' self' | sort
