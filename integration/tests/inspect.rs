@@ -69,7 +69,8 @@ fn a_program_reads_the_same() {
 
 #[test]
 fn a_checkpoint_shows_the_job_that_it_was_taken_of() {
-    let container = Container::sh("sleep 1000000 & echo up; read end; kill $!");
+    let job = "sleep 1000000 & until grep -q sleep /proc/$!/comm; do :; done; echo up; read end; kill $!";
+    let container = Container::sh(job);
     let mut live = container.up();
     assert_eq!(live.stdout.line(), "up");
     let dir = container.file("image");
