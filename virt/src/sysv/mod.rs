@@ -151,10 +151,12 @@ impl SystemV {
 }
 
 /// Says which processes of a job that has semaphores may lose something: by their ids in ckrun's namespace, in the job, and
-/// their names.
+/// their names. Whoever has had threads has a list, be it empty, so of those only the log tells.
 pub(crate) fn warn_of_undo(processes: impl Iterator<Item = (Pid, i32, String)>) {
-    for (_, pid, comm) in processes.filter(|(host, ..)| has_undo(*host)) {
-        log::warn!(
+    for (host, pid, comm) in processes.filter(|(host, ..)| has_undo(*host)) {
+        let alone = std::fs::read_dir(format!("/proc/{host}/task")).map_or(0, Iterator::count) == 1;
+        log::log!(
+            if alone { log::Level::Warn } else { log::Level::Info },
             "process {pid} ({comm}): what it is to take back from semaphores at its end (SEM_UNDO), if there is anything, \
              does not go with it, for the kernel does not tell it"
         );
