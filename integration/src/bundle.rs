@@ -2,7 +2,7 @@
 
 use crate::leftovers;
 use crate::pipes::{Lines, await_end, pidfd};
-use crate::run::{Ended, Running, binary, elsewhere, finish, needs, start};
+use crate::run::{Ended, Running, binary, elsewhere, finish, install, install_text, needs, start};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 use std::fs;
@@ -120,7 +120,10 @@ impl Container {
     pub fn put(&self, path: &str, text: &str, mode: u32) -> PathBuf {
         let path = self.rootfs().join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().expect("it has a parent")).expect("make a directory");
-        fs::write(&path, text).expect("write a file");
+        match mode & 0o111 {
+            0 => fs::write(&path, text).expect("write a file"),
+            _ => install_text(text, &path),
+        }
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
         path
     }
@@ -291,7 +294,7 @@ fn populate(rootfs: &Path) {
         fs::create_dir_all(rootfs.join(dir)).expect("make the rootfs");
     }
     // A copy, since a link would let a container that is not shut in as it should be write to the host's.
-    fs::copy(needs("busybox", "busybox-static"), rootfs.join("bin/busybox")).expect("copy busybox");
+    install(&needs("busybox", "busybox-static"), &rootfs.join("bin/busybox"));
     for name in APPLETS.split_whitespace() {
         symlink("busybox", rootfs.join("bin").join(name)).expect("link to busybox");
     }

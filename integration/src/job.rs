@@ -3,7 +3,7 @@
 use crate::bundle::Container;
 use crate::guests::guest;
 use crate::pipes::{await_end, pidfd};
-use crate::run::{Ended, finish};
+use crate::run::{Ended, finish, install};
 use crate::status::Status;
 use serde_json::json;
 use std::fs;
@@ -22,7 +22,7 @@ impl Job {
     /// A container for a mode of a guest; nothing runs yet.
     pub fn new(program: &str, mode: &str) -> Job {
         let job = Job::with(&["/guest", mode, "/status"], |container| container);
-        fs::copy(guest(program), job.container.rootfs().join("guest")).expect("copy a guest");
+        install(&guest(program), &job.container.rootfs().join("guest"));
         job
     }
 

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 /// The binary under test: `$CKRUN`, else what `cargo build -p ckrun` puts beside the tests.
@@ -27,6 +27,23 @@ pub fn needs(program: &str, package: &str) -> PathBuf {
     let dirs = ["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"];
     let found = dirs.iter().map(|dir| PathBuf::from(dir).join(program)).find(|path| path.exists());
     found.unwrap_or_else(|| panic!("{program} is missing: install the package {package}"))
+}
+
+/// Copies a program to where it is to be executed. Another process does it: in this one another thread may be about to fork,
+/// whose child holds everything that is open until its exec, and the program would be found busy.
+pub fn install(program: &Path, to: &Path) {
+    let mut install = Command::new(needs("install", "coreutils"));
+    install.arg("-m755").arg(program).arg(to);
+    finish(install).ok();
+}
+
+/// Likewise one that is written here.
+pub fn install_text(text: &str, to: &Path) {
+    let mut file = scratch();
+    file.write_all(text.as_bytes()).and_then(|()| file.rewind()).expect("write a temporary file");
+    let mut install = Command::new(needs("install", "coreutils"));
+    install.args(["-m755", "/dev/stdin"]).arg(to).stdin(file);
+    assert!(install.status().expect("spawn install").success(), "{}", to.display());
 }
 
 /// A command that has ended.

@@ -2,11 +2,10 @@
 
 use crate::bundle::Container;
 use crate::job::{Job, path};
-use crate::run::needs;
+use crate::run::{install, needs};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// The manifests of plugins `a` and `b` on a host of the test's own, and what both have heard.
 #[derive(Debug)]
@@ -23,9 +22,7 @@ impl Told {
         fs::create_dir_all(&dir).expect("make a directory");
         let program = container.file("told.py");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/plugin_told.py");
-        // Not written to by this process, in which another thread may be about to fork: the exec would find it busy.
-        let mut install = Command::new("install");
-        assert!(install.arg("-m755").arg(source).arg(&program).status().expect("install").success());
+        install(&source, &program);
         let told = Told { dir, program };
         told.manifest("a", &json!({}));
         told.manifest("b", &json!({}));

@@ -5,24 +5,22 @@
 use ckrun_integration::bundle::Container;
 use ckrun_integration::guests::guest;
 use ckrun_integration::job::{path, quietly};
-use ckrun_integration::pipes::{await_end, pidfd};
+use ckrun_integration::pipes::{PATIENCE, await_end, pidfd};
+use ckrun_integration::run::{install, install_text};
 use ckrun_integration::supervisor::{kill_both, kill_supervisor, killed, supervisor};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
 
 /// A container in the host's network whose job connects to what `words` say.
 fn caller(words: &[&str]) -> Container {
     let container = Container::new().args(&[&["/caller"], words].concat());
-    fs::copy(guest("caller"), container.rootfs().join("caller")).unwrap();
-    fs::set_permissions(container.rootfs().join("caller"), Permissions::from_mode(0o755)).unwrap();
+    install(&guest("caller"), &container.rootfs().join("caller"));
     container.change(|c| {
         let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != "network");
@@ -52,13 +50,13 @@ impl<S: Read + Write> Server<S> {
 
 fn accept(listener: &TcpListener) -> Server<TcpStream> {
     let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     Server { link: BufReader::new(stream) }
 }
 
 fn accept_unix(listener: &UnixListener) -> Server<UnixStream> {
     let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     Server { link: BufReader::new(stream) }
 }
 
@@ -255,8 +253,7 @@ fn a_number_of_a_driver_is_the_jobs_own_in_a_claimed_ioctl() {
     });
     let plugin = container.file("emu");
     let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/python");
-    fs::write(&plugin, PLUGIN.replace("@KIT@", path(&kit))).unwrap();
-    fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    install_text(&PLUGIN.replace("@KIT@", path(&kit)), &plugin);
     let plugin = path(&plugin);
     let (listener, address) = listen();
     let map = format!("tcp:emu:4000={address}");
@@ -374,8 +371,7 @@ fn a_connection_that_a_plugin_has_made_is_the_jobs() {
     let container = caller(&["emu", "4000"]);
     let plugin = container.file("emu");
     let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/python");
-    fs::write(&plugin, GIVER.replace("@KIT@", path(&kit))).unwrap();
-    fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    install_text(&GIVER.replace("@KIT@", path(&kit)), &plugin);
     let (listener, address) = listen();
     // An option is key=value,…, and the name of an address has a colon in it.
     let words = |address: &str| format!("{}:address={address}", path(&plugin));

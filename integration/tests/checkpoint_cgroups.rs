@@ -6,6 +6,7 @@ use ckrun_integration::bundle::Container;
 use ckrun_integration::guests::{guest, modes};
 use ckrun_integration::job::{Job, cleared, path};
 use ckrun_integration::pipes::{await_end, pidfd};
+use ckrun_integration::run::install;
 use ckrun_integration::trace::kill_at;
 use serde_json::json;
 use std::fs;
@@ -22,7 +23,7 @@ fn up(mode: &str, only_cgroup2: bool) -> Job {
         })
     };
     let job = Job::with(&["/guest", mode, "/status"], change);
-    fs::copy(guest("cgroups"), job.container.rootfs().join("guest")).unwrap();
+    install(&guest("cgroups"), &job.container.rootfs().join("guest"));
     job.start();
     job
 }

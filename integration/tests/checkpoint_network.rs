@@ -5,7 +5,7 @@
 use ckrun_integration::bundle::Container;
 use ckrun_integration::guests::{guest, modes};
 use ckrun_integration::job::{Job, cleared, path};
-use ckrun_integration::run::{finish, needs};
+use ckrun_integration::run::{finish, install, install_text, needs};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn with_programs(mut container: Container) -> Container {
 /// A mode of the guest, not running yet.
 fn job(mode: &str) -> Job {
     let job = Job::with(&["/guest", mode, "/status"], with_programs);
-    fs::copy(guest("network"), job.container.rootfs().join("guest")).unwrap();
+    install(&guest("network"), &job.container.rootfs().join("guest"));
     job
 }
 
@@ -321,8 +321,7 @@ fn a_link_to_the_outside_is_named_unless_the_sandbox_brings_it() {
         other.id(),
         path(&job.container.file("bare")),
     );
-    fs::write(&hook, script).unwrap();
-    fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    install_text(&script, &hook);
     job.container.change(|c| {
         c["hooks"] = json!({"createRuntime": [{"path": path(&hook), "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]});
     });

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::clients::{Enclosure, Podman, ckrun, image, podman, program};
+use ckrun_integration::run::install;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -471,7 +472,7 @@ fn an_ordinary_user_can_run_containers() {
     }
     // What the user must be able to reach, and what must be the user's own.
     let runtime = enclosure.dir().join("ckrun");
-    fs::copy(ckrun(), &runtime).unwrap();
+    install(&ckrun(), &runtime);
     let conf = podman::configuration(&enclosure, &runtime);
     let tar = image::rootfs_tar(enclosure.dir());
     fs::set_permissions(enclosure.dir(), fs::Permissions::from_mode(0o755)).unwrap();

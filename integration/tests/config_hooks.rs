@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::Container;
+use ckrun_integration::run::install_text;
 use serde_json::{Value, json};
 use std::fs;
 
@@ -108,15 +109,11 @@ fn arguments_and_environment_are_the_hooks_own() {
     let container = Container::new();
     let out = container.file("out");
     let script = container.file("script");
-    fs::write(
-        &script,
-        format!(
-            "#!/bin/sh\necho $0 \"$@\" > {0}\nenv | grep -v -E '^(PWD|_|SHLVL|OLDPWD)=' >> {0}\n",
-            out.display()
-        ),
-    )
-    .unwrap();
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let text = format!(
+        "#!/bin/sh\necho $0 \"$@\" > {0}\nenv | grep -v -E '^(PWD|_|SHLVL|OLDPWD)=' >> {0}\n",
+        out.display()
+    );
+    install_text(&text, &script);
     container.change(|c| {
         c["hooks"]["createRuntime"] =
             json!([{"path": script, "args": ["name", "a b", "c"], "env": ["X=1", "PATH=/bin:/usr/bin"]}]);

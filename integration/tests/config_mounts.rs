@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::bundle::Container;
+use ckrun_integration::run::install_text;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -94,8 +95,7 @@ fn options_become_flags() {
         "touch: /m/x: Read-only file system\n"
     );
     let container = bound("/m/tool", &["bind", "noexec"]);
-    fs::write(container.file("source/tool"), "#!/bin/sh\n").unwrap();
-    fs::set_permissions(container.file("source/tool"), fs::Permissions::from_mode(0o755)).unwrap();
+    install_text("#!/bin/sh\n", &container.file("source/tool"));
     assert_eq!(container.run().code, 126);
 }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 use ckrun_integration::hosts::{Host, SMALL, Site};
-use ckrun_integration::run::Ended;
+use ckrun_integration::run::{Ended, install};
 use ckrun_integration::supervisor::killed;
 use serde_json::Value;
 use std::fs;
@@ -278,7 +278,7 @@ fn a_plugin_that_says_no() {
     let expected = started(&a);
     a.ckrun(&["delete", "--force", "ID"]).ok();
     let told = site.shared("told.py");
-    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/guests/plugin_told.py"), told).unwrap();
+    install(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/guests/plugin_told.py")), &told);
     for event in ["presuspend", "precheckpoint"] {
         let told = format!("/mnt/told.py:how=veto,on={event}");
         a.quietly(&["run", "--detach", "--bundle", "/srv/tb", "--plugin", EMU, "--plugin", &told, "ID"]).ok();

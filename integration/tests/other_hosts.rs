@@ -6,7 +6,7 @@
 
 use ckrun_integration::guests::guest;
 use ckrun_integration::machine::boot;
-use ckrun_integration::run::{binary, finish};
+use ckrun_integration::run::{binary, finish, install};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -62,7 +62,7 @@ fn a_job_goes_to_another_kernel_and_cpu_and_comes_back() {
     for name in ["proc", "dev", "sys", "tmp"] {
         fs::create_dir_all(rootfs.join(name)).unwrap();
     }
-    fs::copy(guest("traveller"), rootfs.join("traveller")).unwrap();
+    install(&guest("traveller"), &rootfs.join("traveller"));
     ckrun(dir, &["spec", "--bundle", "work/bundle"]);
     let config = work.join("bundle/config.json");
     let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
-use ckrun_integration::run::{Ended, binary, finish, needs};
+use ckrun_integration::run::{Ended, binary, finish, install_text, needs};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,10 +24,7 @@ impl Tried {
     fn script(name: &str, text: &str) -> Tried {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join(name);
-        // Not written to by this process, in which another thread may be about to fork: the exec would find it busy.
-        let mut install = Command::new("install");
-        install.args(["-m", "755", "/dev/stdin"]).arg(&program);
-        assert!(feed(install, text).wait().unwrap().success());
+        install_text(text, &program);
         assert_eq!(fs::metadata(&program).unwrap().permissions().mode() & 0o777, 0o755);
         Tried { dir, program }
     }
@@ -63,13 +60,6 @@ impl Tried {
         assert_eq!(ended.code, i32::from(!wrong.is_empty()));
         (steps, wrong)
     }
-}
-
-fn feed(mut command: Command, text: &str) -> std::process::Child {
-    use std::io::Write;
-    let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    child
 }
 
 /// Makes the plugin break a rule at an event: the first complaint names plugin, event and reason.

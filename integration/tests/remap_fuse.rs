@@ -5,8 +5,8 @@
 
 use ckrun_integration::hosts::Site;
 use ckrun_integration::hosts::board::USUAL;
+use ckrun_integration::run::install_text;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Three moves between two hosts, on each of which the device is what `words` say.
@@ -17,8 +17,7 @@ fn moves(mode: &str, asked: &[&str], words: impl Fn(&str) -> String, real: impl 
     if plugin {
         let kit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/python/ckrun_plugin.py");
         fs::copy(kit, site.shared("ckrun_plugin.py")).unwrap();
-        fs::write(site.shared("plugin"), PLUGIN).unwrap();
-        fs::set_permissions(site.shared("plugin"), fs::Permissions::from_mode(0o755)).unwrap();
+        install_text(PLUGIN, &site.shared("plugin"));
     }
     let (a, b) = (site.host("a"), site.host("b"));
     let option = if plugin { "--plugin" } else { "--map" };

@@ -4,7 +4,7 @@
 
 use ckrun_integration::bundle::Container;
 use ckrun_integration::leftovers;
-use ckrun_integration::run::{Ended, binary, finish, needs};
+use ckrun_integration::run::{Ended, binary, finish, install, needs};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -48,8 +48,7 @@ fn give(path: &Path) {
 fn reachable(container: &Container) -> std::path::PathBuf {
     let path = container.file("ckrun");
     if !path.exists() {
-        fs::copy(binary(), &path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        install(&binary(), &path);
     }
     path
 }

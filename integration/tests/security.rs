@@ -4,7 +4,7 @@
 
 use ckrun_integration::agent::Agent;
 use ckrun_integration::bundle::Container;
-use ckrun_integration::run::{binary, finish, start};
+use ckrun_integration::run::{binary, finish, install, start};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
@@ -23,7 +23,7 @@ struct Victim {
 impl Victim {
     fn of(container: &Container) -> Victim {
         let path = container.file("ckrun-victim");
-        fs::copy(binary(), &path).unwrap();
+        install(&binary(), &path);
         Victim { before: fs::read(&path).unwrap(), path }
     }
 

@@ -3,12 +3,11 @@
 use super::{Host, Site};
 use crate::guests;
 use crate::pipes::{await_end, pidfd};
-use crate::run::finish;
+use crate::run::install;
 use crate::status::Status;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// The job.
 #[derive(Debug)]
@@ -39,10 +38,7 @@ impl Site {
 
     /// Puts the program of a guest into the directory that hosts share.
     pub fn install(&self, program: &str, name: &str) {
-        // By another process: in this one another thread may be about to fork, and the exec would find it busy.
-        let mut install = Command::new("install");
-        install.arg("-m755").arg(guests::guest(program)).arg(self.shared(name));
-        finish(install).ok();
+        install(&guests::guest(program), &self.shared(name));
     }
 }
 

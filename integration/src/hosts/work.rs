@@ -3,7 +3,7 @@
 use super::Host;
 use crate::guests::guest;
 use crate::pipes::{PATIENCE, any_ready, await_end, pidfd};
-use crate::run::{finish, needs};
+use crate::run::{install, needs};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::{Value, json};
 use std::fs;
@@ -11,7 +11,6 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 /// What OpenOCD does: it reads the design's cycle, writes a register, reads another, and lets cycles pass. What is written
@@ -59,23 +58,17 @@ impl Host {
                  kill $!; wait $! && test $ended = 0"
             )
         });
-        let mut install = Command::new("install");
-        install.arg("-m755").arg(guest("scan"));
-        install.arg(self.path("/srv").join(name).join("rootfs/bin/scan"));
-        finish(install).ok();
+        install(&guest("scan"), &self.path("/srv").join(name).join("rootfs/bin/scan"));
     }
 
     fn bundle_with(&self, name: &str, link: &str, transactions: u64, command: &dyn Fn(String) -> String) {
         let rootfs = self.path("/srv").join(name).join("rootfs");
         fs::create_dir_all(rootfs.join("bin")).expect("make a rootfs");
-        fs::copy(needs("busybox", "busybox-static"), rootfs.join("bin/busybox")).expect("copy busybox");
+        install(&needs("busybox", "busybox-static"), &rootfs.join("bin/busybox"));
         for name in ["sh", "tail", "md5sum", "mkfifo"] {
             symlink("busybox", rootfs.join("bin").join(name)).expect("link to busybox");
         }
-        // By another process: in this one another thread may be about to fork, and the exec would find it busy.
-        let mut cp = Command::new("cp");
-        cp.args([super::program("ckrun-softemu"), rootfs.join("bin/ckrun-softemu")]);
-        finish(cp).ok();
+        install(&super::program("ckrun-softemu"), &rootfs.join("bin/ckrun-softemu"));
         let testbench = format!(
             "ckrun-softemu testbench --link {link} --transactions {transactions} --progress 50 --log /tmp/log \
              >/tmp/progress 2>&1"
