@@ -197,7 +197,7 @@ static uint64_t asked;
 
 static void ask_ring(void) {
     uint64_t question = ++asked;
-    for (int tries = 0; tries < 60; tries++) {
+    for (int tries = 0; tries < 300; tries++) {
         ring[0] = question;
         MUST(msync((void *)ring, MEMORY, MS_SYNC));
         for (int naps = 0; naps < 300; naps++) {
@@ -224,7 +224,7 @@ static void wait_for(void) {
     MUST(ioctl(device, CLEAR));
     EQUAL(MUST(epoll_wait(epoll, &event, 1, 0)), 0);
     /* What one board was told in the meantime another one does not know. */
-    for (int tries = 0; tries < 60; tries++) {
+    for (int tries = 0; tries < 300; tries++) {
         MUST(ioctl(again, RAISE));
         if (MUST(epoll_wait(epoll, &event, 1, 300)) == 0) continue;
         EQUAL(event.data.u64, 4711);

@@ -88,6 +88,25 @@ static void good(void) {
         long long is_ = (long long)(is), should_ = (long long)(should);                         \
         if (is_ != should_) bad("line %d: %s is %lld, not %lld", __LINE__, #is, is_, should_);  \
     } while (0)
+/* Both numbers are of one thing, whatever it is. A restart may change them between two looks. */
+#define AGREE(one, other)                                                               \
+    do {                                                                                \
+        unsigned long long one_, other_;                                                \
+        do one_ = (one), other_ = (other);                                              \
+        while (one_ != (one));                                                          \
+        if (one_ != other_)                                                             \
+            bad("line %d: %s is %llu, %s is %llu", __LINE__, #one, one_, #other, other_); \
+    } while (0)
+/* Waits until something is so, or says BAD. Patience is counted in naps and not in seconds: those go on while the job is
+ * nothing but an image. */
+enum { PATIENCE = 100000 };
+#define AWAIT(what, ...)                            \
+    do {                                            \
+        for (int naps_ = 0; !(what); naps_++) {     \
+            if (naps_ == PATIENCE) bad(__VA_ARGS__); \
+            nap(500);                               \
+        }                                           \
+    } while (0)
 /* A call that must fail with an error. */
 #define FAILS(call, error)                                                                     \
     do {                                                                                       \
@@ -101,6 +120,17 @@ static void nap(long microseconds) {
     struct timespec time = {microseconds / 1000000, microseconds % 1000000 * 1000};
     while (nanosleep(&time, &time))
         if (errno != EINTR || !signals_expected) bad("nanosleep: %s", strerror(errno));
+}
+
+static ino_t inode(int fd) {
+    struct stat about;
+    MUST(fstat(fd, &about));
+    return about.st_ino;
+}
+static ino_t inode_at(const char *path) {
+    struct stat about;
+    MUST(lstat(path, &about));
+    return about.st_ino;
 }
 
 static double now(clockid_t clock) {
@@ -143,12 +173,8 @@ static void beat(int heart) {
 }
 /* Waits until a heart has beaten since the last time. */
 static void alive(int heart) {
-    double since = now(CLOCK_MONOTONIC);
     unsigned long beats;
-    while ((beats = atomic_load(&shared->beats[heart])) == seen[heart]) {
-        if (now(CLOCK_MONOTONIC) - since > 15) bad("heart %d stands still at %lu", heart, beats);
-        nap(500);
-    }
+    AWAIT((beats = atomic_load(&shared->beats[heart])) != seen[heart], "heart %d stands still at %lu", heart, beats);
     seen[heart] = beats;
 }
 static void all_alive(int hearts) {
@@ -157,24 +183,41 @@ static void all_alive(int hearts) {
 /* Waits for a number that another process puts there. */
 static int number(int slot) {
     int value;
-    double since = now(CLOCK_MONOTONIC);
-    while (!(value = atomic_load(&shared->numbers[slot]))) {
-        if (now(CLOCK_MONOTONIC) - since > 15) bad("number %d does not come", slot);
-        nap(500);
-    }
+    AWAIT((value = atomic_load(&shared->numbers[slot])), "number %d does not come", slot);
     return value;
 }
 
-/* What /proc says, the first 64 KiB of it. */
+/* When the kernel has started this process: another time in each generation. 0 where there is no /proc. */
+static unsigned long long generation(void) {
+    char text[1024] = "", *at;
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    MUST(pread(fd, text, sizeof text - 1, 0));
+    close(fd);
+    /* The 22nd word; the second one may have anything in it. */
+    at = strrchr(text, ')');
+    for (int word = 2; at && word < 22; word++) at = strchr(at + 1, ' ');
+    return at ? strtoull(at, NULL, 10) : 0;
+}
+/* What /proc says, as much as there is room for. What comes in several pieces is read again if a restart came between
+ * them: the next piece may begin elsewhere in it then. */
+static const char *proc_into(char *text, size_t room, const char *path) {
+    unsigned long long began;
+    int pieces;
+    do {
+        size_t held = 0;
+        ssize_t more;
+        began = generation();
+        int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
+        for (pieces = 0; (more = MUST(read(fd, text + held, room - 1 - held))) > 0; pieces++) held += (size_t)more;
+        close(fd);
+        text[held] = 0;
+    } while (pieces > 1 && generation() != began);
+    return text;
+}
 static const char *proc(const char *path) {
     static _Thread_local char text[1 << 16];
-    int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-    size_t held = 0;
-    ssize_t more;
-    while ((more = MUST(read(fd, text + held, sizeof text - 1 - held))) > 0) held += (size_t)more;
-    close(fd);
-    text[held] = 0;
-    return text;
+    return proc_into(text, sizeof text, path);
 }
 /* The number behind a word in such a text. */
 static unsigned long long field(const char *text, const char *word, int base) {

@@ -385,7 +385,7 @@ static void verify_clocks(void) {
     for (int i = 0; i < 4; i++) {
         double is = now(clocks[i]);
         if (is < times[i]) bad("clock %d went back from %f to %f", clocks[i], times[i], is);
-        if (is > times[i] + 120) bad("clock %d jumped from %f to %f", clocks[i], times[i], is);
+        if (is > times[i] + 3600) bad("clock %d jumped from %f to %f", clocks[i], times[i], is);
         times[i] = is;
     }
 }

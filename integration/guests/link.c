@@ -34,7 +34,7 @@ static void ask(int fd, int wait_on) {
     char line[32];
     asked++;
     int length = snprintf(line, sizeof line, "%lu\n", asked);
-    for (int tries = 0; tries < 60; tries++) {
+    for (int tries = 0; tries < 300; tries++) {
         EQUAL(write(fd, line, (size_t)length), length);
         if (answered(fd, wait_on)) return;
     }
@@ -71,35 +71,37 @@ static void set_device(void) {
     make_child(ask_device);
 }
 
+/* The numbers of the device that is open, and of the one at a path. */
+static dev_t held(void) {
+    struct stat about;
+    MUST(fstat(device, &about));
+    return about.st_rdev;
+}
+static dev_t there(const char *path) {
+    struct stat about;
+    MUST(stat(path, &about));
+    return about.st_rdev;
+}
 static void verify_device(void) {
-    struct stat seen;
     ask_device();
     ask(again, device);
     ask(device, epoll);
     child_asks();
     EQUAL(fcntl(device, F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR | O_NONBLOCK);
     /* What it opens now is what it has open. */
-    struct stat there;
-    MUST(fstat(device, &seen));
-    MUST(stat("/dev/emu0", &there));
-    EQUAL(seen.st_rdev, there.st_rdev);
+    AGREE(held(), there("/dev/emu0"));
 }
 
 /* A node that a vendor describes: what it leads to is another one on each host, and is what the path leads to. */
 static void set_node(void) { device = MUST(open("/dev/emu0-reset", O_RDWR)); }
-static void verify_node(void) {
-    struct stat seen, there;
-    MUST(fstat(device, &seen));
-    MUST(stat("/dev/emu0-reset", &there));
-    EQUAL(seen.st_rdev, there.st_rdev);
-}
+static void verify_node(void) { AGREE(held(), there("/dev/emu0-reset")); }
 
 /* A ring in memory that the emulator shares: the question in the first word, its answer in the second. */
 static _Atomic uint64_t *ring;
 
 static void ask_ring(void) {
     uint64_t question = ++asked;
-    for (int tries = 0; tries < 60; tries++) {
+    for (int tries = 0; tries < 300; tries++) {
         atomic_store(&ring[0], question);
         for (int naps = 0; naps < 300; naps++) {
             if (atomic_load(&ring[1]) == 3 * question + 1) return;

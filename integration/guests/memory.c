@@ -13,12 +13,7 @@ static size_t size;
 static const char *flags_of(const void *at) {
     static char all[1 << 18];
     char head[32];
-    int fd = MUST(open("/proc/self/smaps", O_RDONLY));
-    size_t held = 0;
-    ssize_t more;
-    while ((more = MUST(read(fd, all + held, sizeof all - 1 - held))) > 0) held += (size_t)more;
-    close(fd);
-    all[held] = 0;
+    proc_into(all, sizeof all, "/proc/self/smaps");
     snprintf(head, sizeof head, "%08lx-", (unsigned long)at);
     char *entry = strstr(all, head);
     if (!entry) bad("no mapping begins at %s", head);
@@ -101,12 +96,8 @@ static void ping_pong(atomic_ulong *words) {
     }
 }
 static void verify_ping_pong(void) {
-    double since = now(CLOCK_MONOTONIC);
     atomic_fetch_add(here, 1);
-    while (atomic_load(there) != atomic_load(here)) {
-        if (now(CLOCK_MONOTONIC) - since > 15) bad("the other process does not see what this one writes");
-        nap(500);
-    }
+    AWAIT(atomic_load(there) == atomic_load(here), "the other process does not see what this one writes");
     CHECK(filled((char *)here + 2 * PAGE, MIB, 3));
 }
 static void set_shared(void) { ping_pong(map(2 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)); }

@@ -54,6 +54,13 @@ static void says(int at, const char *words) {
     EQUAL(MUST(read(at, got, sizeof got - 1)), length);
     if (strcmp(got, words)) bad("read %s, not %s", got, words);
 }
+/* The same of a master, to whom the kernel brings a line piece by piece. */
+static void comes_out(int of, const char *words) {
+    char got[256] = "";
+    size_t length = strlen(words), held = 0;
+    while (held < length) held += (size_t)MUST(read(of, got + held, sizeof got - 1 - held));
+    if (strcmp(got, words)) bad("read %s, not %s", got, words);
+}
 
 /* The indices, with gaps; the settings, of which none is the usual one. */
 static struct {
@@ -110,7 +117,9 @@ static void verify_pairs(void) {
         MUST(write(pairs[i].master, "a\r", 2));
         char got[8];
         EQUAL(MUST(read(pairs[i].slave, got, 8)), 2);
-        EQUAL(MUST(read(pairs[i].master, got, 8)), 3);
+        /* The echo, with the carriage return and the line feed. */
+        for (ssize_t held = 0; held < 3;) held += MUST(read(pairs[i].master, got, (size_t)(3 - held)));
+        EQUAL(events(pairs[i].master, POLLIN), 0);
     }
 }
 
@@ -168,7 +177,7 @@ static void set_output(void) {
 }
 static void verify_output(void) {
     EQUAL(events(master, POLLIN), POLLIN);
-    says(master, "one\r\ntwo\r\n");
+    comes_out(master, "one\r\ntwo\r\n");
     EQUAL(MUST(write(slave, "one\ntwo\n", 8)), 8);
 }
 static uint32_t put, got;
@@ -287,7 +296,7 @@ static void set_watched(void) {
 }
 static void reports(int fd) {
     struct epoll_event event;
-    EQUAL(MUST(epoll_wait(watcher, &event, 1, 5000)), 1);
+    EQUAL(MUST(epoll_wait(watcher, &event, 1, 120000)), 1);
     EQUAL(event.data.fd, fd);
 }
 static void verify_watched(void) {

@@ -24,7 +24,7 @@ static void answered(const char *answer) {
     char text[19] = {0};
     for (size_t length = 0; length < 18;) {
         struct pollfd ready = {.fd = line, .events = POLLIN};
-        if (MUST(poll(&ready, 1, 20000)) == 0) bad("the machine does not answer");
+        if (MUST(poll(&ready, 1, 120000)) == 0) bad("the machine does not answer");
         ssize_t got = MUST(read(line, text + length, 18 - length));
         CHECK(got > 0);
         length += (size_t)got;

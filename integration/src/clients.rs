@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// After this long a program that has not answered is taken for hanging. It is generous because the tests share their
 /// processors; no test waits this long when everything works.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The path of a client's program, or a failure that names the Debian package it comes from.
 pub fn program(path: &str, package: &str) -> String {

@@ -7,8 +7,8 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Far beyond what anything here takes: what has not come by then never comes.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Far beyond what anything here takes, on a busy machine too: what has not come by then never comes.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until one of `fds` is readable (or closed, or ended); which of them are.
 pub fn any_ready(fds: &[BorrowedFd<'_>]) -> Vec<bool> {

@@ -4,7 +4,7 @@
 
 use ckrun_integration::job::{Job, size};
 use ckrun_integration::modes_survive;
-use std::fs;
+use std::fs::{self, File};
 
 modes_survive!("memory":
     private many_mappings shared shared_parts memfd memfd_sealed memfd_private prot_none grows_down stack
@@ -45,14 +45,19 @@ fn pages_that_a_parent_and_a_child_share_are_stored_once() {
     assert!((16 * MIB..20 * MIB).contains(&size), "{size}");
 }
 
-/// Huge pages that are there for a test alone.
-struct HugePages(u64);
+/// Huge pages that are there for a test alone: it has the pool of the whole machine as long as it has the lock.
+struct HugePages {
+    count: u64,
+    _lock: File,
+}
 
 impl HugePages {
     const FILE: &str = "/proc/sys/vm/nr_hugepages";
 
     fn more(count: u64) -> HugePages {
-        let pages = HugePages(count);
+        let lock = File::open(Self::FILE).unwrap();
+        lock.lock().unwrap();
+        let pages = HugePages { count, _lock: lock };
         pages.change(|all| all + count);
         pages
     }
@@ -65,7 +70,7 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        self.change(|all| all.saturating_sub(self.0));
+        self.change(|all| all.saturating_sub(self.count));
     }
 }
 

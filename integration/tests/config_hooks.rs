@@ -174,10 +174,10 @@ fn one_that_takes_too_long_is_killed() {
     let pid = container.file("pid");
     container.change(|c| {
         let mut slow = hook(&format!("echo $$ > {}; exec sleep 1000", pid.display()));
-        slow["timeout"] = json!(1);
+        slow["timeout"] = json!(4);
         c["hooks"]["createRuntime"] = json!([slow]);
     });
-    container.run().fails(1, &["hook createRuntime", "timeout of 1 s"]);
+    container.run().fails(1, &["hook createRuntime", "timeout of 4 s"]);
     let pid = fs::read_to_string(pid).unwrap();
     assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "the hook is gone");
 }

@@ -9,7 +9,9 @@ use std::fs;
 
 /// A shell that shares a file's description with its child, and has the same file open once more.
 fn up() -> (Container, Live) {
-    let script = "exec 5</etc/passwd 6</etc/passwd; sleep 1000000 & echo up $!; read end; kill $!";
+    let script =
+        "exec 5</etc/passwd 6</etc/passwd; sleep 1000000 & until grep -q sleep /proc/$!/comm; do :; done
+        echo up $!; read end; kill $!";
     let container = Container::sh(script);
     let mut live = container.up();
     assert_eq!(live.stdout.line(), "up 2");

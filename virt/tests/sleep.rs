@@ -114,18 +114,42 @@ fn the_rest_of_the_time_is_found_however_often_the_call_was_interrupted() {
     }
 }
 
+/// A call that was stopped before its time was up, and how long that is.
+struct Caught {
+    call: Sleeper,
+    time: Duration,
+    before: Instant,
+    child: Child,
+    tracee: Tracee,
+}
+
+/// Each of the calls, with a timeout that is as short as `time`, or as short as it can be on a machine that is busy.
+fn caught(time: Duration) -> impl Iterator<Item = Caught> {
+    let caught = move |index: usize, time| {
+        let (call, nr, args) = calls(time, false)[index];
+        let before = Instant::now();
+        let child = Child::new(nr, args);
+        let stopped = child.falls_asleep() && Tracee::catch(child.0, 0).is_ok();
+        let tracee = if stopped { Tracee::arrive(child.0).unwrap() } else { None }?;
+        (before.elapsed() < time).then_some(Caught { call, time, before, child, tracee })
+    };
+    (0..calls(time, false).len()).map(move |index| {
+        let mut times = std::iter::successors(Some(time), |time| Some(*time * 2));
+        times.find_map(|time| caught(index, time)).unwrap()
+    })
+}
+
 #[test]
 fn the_call_ends_in_time_in_the_old_process_and_in_a_new_one() {
     let cpu = stay_on_this_cpu().unwrap();
-    let whole = Duration::from_millis(600);
-    for (call, nr, args) in calls(whole, false) {
-        let before = Instant::now();
-        let old = Child::new(nr, args);
+    for Caught { call, time: whole, before, child: old, mut tracee } in caught(Duration::from_millis(600)) {
         let new = Child::new(libc::SYS_pause, [0; 4]);
-        old.asleep();
         new.asleep();
-        let mut tracee = old.stop();
-        let sleep = capture(&mut tracee, cpu).unwrap();
+        let Some(sleep) = capture(&mut tracee, cpu) else {
+            // Its time was up meanwhile.
+            assert!(before.elapsed() >= whole, "{call:?}");
+            continue;
+        };
         let regs = tracee.regs;
         tracee.release().unwrap();
 
@@ -173,12 +197,9 @@ fn a_call_without_a_relative_timeout_is_made_again() {
 #[test]
 fn a_call_that_ends_while_it_is_looked_at_ends_for_good() {
     let cpu = stay_on_this_cpu().unwrap();
-    for (call, nr, args) in calls(Duration::from_millis(60), false) {
-        let child = Child::new(nr, args);
-        child.asleep();
-        let mut tracee = child.stop();
+    for Caught { call, time, child, mut tracee, .. } in caught(Duration::from_millis(60)) {
         // Nobody counts the time of a stopped thread but the kernel.
-        std::thread::sleep(Duration::from_millis(80));
+        std::thread::sleep(time + Duration::from_millis(20));
         assert_eq!(capture(&mut tracee, cpu), None);
         tracee.release().unwrap();
         assert_eq!(child.result(), if call == Sleeper::Futex { libc::ETIMEDOUT } else { 0 }, "{call:?}");

@@ -1,6 +1,6 @@
 //! A private place for one test: own mounts, processes and network.
 //!
-//! The clients keep things at fixed places (/run/containerd, /run/ckrun, /run/netns, /dev/shm, iptables), and their daemons
+//! The clients keep things at fixed places (/run/containerd, /run/ckrun, /run/netns, /dev/shm, /var/lib/cni, iptables), and their daemons
 //! leave shims and mounts when they are killed. In an enclosure those places are the test's own, and all processes in
 //! it die with the first one (a pid namespace's rule), whether the test ends, panics or is killed.
 
@@ -21,7 +21,8 @@ use tempfile::TempDir;
 /// Mount propagation is shared, as systemd makes it on hosts. The shell is the pid namespace's init: as long as it waits
 /// for the sleeping child it reaps orphans.
 const INIT: &str = "mount --make-rshared / && mount -t tmpfs -o mode=755 run /run && mount -t tmpfs -o mode=1777 shm /dev/shm && \
-                    ip link set lo up || exit; sleep infinity & echo ready; wait";
+                    mkdir -p /var/lib/cni && mount -t tmpfs cni /var/lib/cni && ip link set lo up || exit; \
+                    sleep infinity & echo ready; wait";
 
 /// The namespaces, a directory and the name of a cgroup.
 #[derive(Debug)]
