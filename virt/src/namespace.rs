@@ -2,10 +2,9 @@
 //!
 //! A process may have left the namespaces that its parent is in. Only one of a kind is carried: the first process's.
 
-use crate::proc::Stat;
+use crate::proc::{Stat, is_gone};
 use crate::resource::Blocker;
 use crate::{Doing, Failure};
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
@@ -173,7 +172,7 @@ impl Common {
         comm: impl Fn() -> String,
     ) -> Result<Option<Blocker>, Failure> {
         let theirs = match links(host) {
-            Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => return Ok(None),
+            Err(failure) if is_gone(&failure, host) => return Ok(None),
             answer => answer?,
         };
         let differs = ALL.iter().zip(self.0.iter().zip(&theirs)).find(|(_, (a, b))| a != b);

@@ -1,5 +1,7 @@
 //! What ckrun reads of `/proc`.
 
+use crate::Failure;
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,6 +22,17 @@ pub fn read(path: &str) -> io::Result<Vec<u8>> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// Something of `process` has failed because the process, or what was looked at in it, has gone since it was listed. The
+/// links in its directory (`ns/mnt`, `fd/3`, `cwd`) answer EACCES when it is reaped on the way to them (proc_ns_get_link()
+/// and proc_fd_access_allowed() in fs/proc).
+pub(crate) fn is_gone(failure: &Failure, process: Pid) -> bool {
+    match failure.errno {
+        Errno::ENOENT | Errno::ESRCH => true,
+        Errno::EACCES => Stat::of(process).is_none(),
+        _ => false,
     }
 }
 
@@ -89,6 +102,8 @@ impl Stat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Doing;
+    use rustix::fs::{Mode, OFlags};
 
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
@@ -102,5 +117,21 @@ mod tests {
         let stat = Stat::of(Pid::this()).unwrap();
         assert!(!stat.ended());
         assert_eq!(stat.exit_signal, libc::SIGCHLD);
+    }
+
+    #[test]
+    fn a_link_of_one_that_has_been_reaped_is_gone() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let host = Pid::from_raw(child.id() as i32);
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let link = rustix::fs::open(format!("/proc/{host}/ns/mnt"), flags, Mode::empty()).unwrap();
+        let denied = Failure::new("read a link", Errno::EACCES);
+        assert!(!is_gone(&denied, host));
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+        let answer = rustix::fs::readlinkat(&link, "", Vec::new()).doing(|| "read a link");
+        assert_eq!(answer, Err(denied.clone()));
+        assert!(is_gone(&denied, host));
     }
 }

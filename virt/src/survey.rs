@@ -10,12 +10,11 @@ use crate::halves::both;
 use crate::listing::{Listed, Sight, look, see};
 use crate::memory::{self, Census};
 use crate::namespace::Common;
-use crate::proc::Stat;
+use crate::proc::{Stat, is_gone};
 use crate::resource::{Blocker, Stopped};
 use crate::sysv::posix;
 use crate::timers::PosixTimers;
 use crate::{Error, Failure, cgroups, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
-use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -81,17 +80,21 @@ fn each(
             blockers.push(seccomp::listened(task));
         }
         match process(task, &mut census, &namespaces) {
-            Ok(found) => blockers.extend(found),
+            Ok(found) if found.is_empty() || !executes(task) => blockers.extend(found),
+            // What its new program will have is seen when it stands still.
+            Ok(_) => {}
             // One that has ended meanwhile, or is about to, is in nobody's way.
-            Err(e) if is_gone(&e) || Stat::of(task.host).is_none_or(|stat| stat.ended()) => {}
+            Err(e) if is_gone(&e, task.host) || Stat::of(task.host).is_none_or(|stat| stat.ended()) => {}
             Err(e) => return Err(e.into()),
         }
     }
     Ok(blockers)
 }
 
-fn is_gone(failure: &Failure) -> bool {
-    matches!(failure.errno, Errno::ENOENT | Errno::ESRCH)
+/// It is on the way to another program, for which the kernel has not written the auxiliary vector yet: that comes last, when
+/// everything is mapped.
+fn executes(task: &Stopped) -> bool {
+    task.read("auxv").is_ok_and(|auxv| auxv.iter().all(|&byte| byte == 0))
 }
 
 fn process(task: &Stopped, census: &mut Census, namespaces: &Common) -> Result<Vec<Blocker>, Failure> {
@@ -110,7 +113,7 @@ fn threads(seen: &[Sight]) -> Result<Vec<Blocker>, Error> {
         found.extend(tracer(&task));
         found.extend(signals::blocker(&task));
         match sched::blocker(&task) {
-            Err(e) if is_gone(&e) => {}
+            Err(e) if is_gone(&e, task.host) => {}
             answer => found.extend(answer?),
         }
     }

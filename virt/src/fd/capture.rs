@@ -3,8 +3,8 @@
 use super::captured::{Captured, Content};
 use super::ghost::Ghosts;
 use super::given::Standard;
-use super::graph::{Graph, Member, is_gone};
-use super::refused::Refused;
+use super::graph::{Graph, Member};
+use super::refused::{OTHER_END, Refused};
 use super::socket::World;
 use super::socket::inet::{Connections, Links, Read};
 use super::stream::Ends;
@@ -154,6 +154,7 @@ pub(crate) fn survey(seen: &[Sight], spaces: &[Arc<Space>], owned: &Owned) -> Re
     let mut refused = look(seen, spaces)?;
     // The other end of a pipe may be in a process that was made after the list: a shell does nothing else. Whatever is in
     // the way for good is there at another look.
+    let mut before = None;
     for _ in 0..2 {
         if refused.is_empty() {
             break;
@@ -162,6 +163,11 @@ pub(crate) fn survey(seen: &[Sight], spaces: &[Arc<Space>], owned: &Owned) -> Re
         let now = listing::list(init.leader.host);
         let hosts: Vec<Pid> = now.iter().map(|process| process.host).collect();
         refused.retain(&look(&listing::see(&now), &Space::all(&hosts)?)?);
+        // It may also go from one process to the next all the time.
+        if before.is_some_and(|before| before != hosts) {
+            refused.let_pass(OTHER_END);
+        }
+        before = Some(hosts);
     }
     Ok(refused)
 }
@@ -268,14 +274,14 @@ fn look(
                 };
                 refused.add(&graph.members[node.member], Refusal { what, ..refusal });
             }
-            Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
+            Err(Trouble::Call(failure)) if running && graph.is_gone(&failure, node.member) => {}
             Err(Trouble::Call(failure)) => return Err(failure),
         }
     }
     for (member, trouble) in job.controlling_terminals() {
         match trouble {
             Trouble::Refused(refusal) => refused.add(&graph.members[member], refusal),
-            Trouble::Call(failure) if running && is_gone(&failure) => {}
+            Trouble::Call(failure) if running && graph.is_gone(&failure, member) => {}
             Trouble::Call(failure) => return Err(failure),
         }
     }
@@ -290,7 +296,7 @@ fn look(
                 job.files.processes.insert(member.pid, holdings);
             }
             Err(Trouble::Refused(refusal)) => refused.add(member, refusal),
-            Err(Trouble::Call(failure)) if running && is_gone(&failure) => {}
+            Err(Trouble::Call(failure)) if running && graph.is_gone(&failure, at) => {}
             Err(Trouble::Call(failure)) => return Err(failure),
         }
     }

@@ -4,6 +4,7 @@ use super::capture::Job;
 use super::ghost::GhostUse;
 use super::located::{Located, locate};
 use super::making::{Making, OPEN};
+use super::refused::OTHER_END;
 use super::stream::{Stream, hung_up};
 use super::{Files, Object, Trouble, is_first, path};
 use crate::image::Bytes;
@@ -50,7 +51,7 @@ impl Job<'_> {
             return Ok((namespace, object));
         }
         if self.ends.lead_out(seen) {
-            return Err(Trouble::refused(seen.name(), "its other end is outside of the job"));
+            return Err(Trouble::refused(seen.name(), OTHER_END));
         }
         // It waits for a reader that may open the FIFO some day; to open it for ckrun would let a waiting writer go on.
         if !self.ends.has_reader(seen)

@@ -8,6 +8,7 @@ use super::container::{Container, Mount};
 use super::lock::Lock;
 use super::seen::{Info, Seen, descriptors};
 use crate::mounts::Space;
+use crate::proc;
 use crate::sys::kcmp;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -88,7 +89,7 @@ impl Graph {
         let hosts: Vec<Pid> = members.iter().map(|member| member.host).collect();
         let namespace = |host: &Pid| Ok(Space::of(spaces, *host)?.unwrap_or(0) as u32);
         let namespaces = hosts.iter().map(|host| match namespace(host) {
-            Err(failure) if running && is_gone(&failure) => Ok(0),
+            Err(failure) if running && proc::is_gone(&failure, *host) => Ok(0),
             known => known,
         });
         let namespaces = namespaces.collect::<Result<_, Failure>>()?;
@@ -108,14 +109,14 @@ impl Graph {
         };
         for member in 0..graph.members.len() {
             let numbers = match descriptors(graph.members[member].host) {
-                Err(failure) if running && is_gone(&failure) => Vec::new(),
+                Err(failure) if running && graph.is_gone(&failure, member) => Vec::new(),
                 numbers => numbers?,
             };
             graph.edges.push(Vec::with_capacity(numbers.len()));
             graph.locks.push(Vec::new());
             for fd in numbers {
                 match graph.enter(member, fd) {
-                    Err(failure) if running && is_gone(&failure) => {}
+                    Err(failure) if running && graph.is_gone(&failure, member) => {}
                     entered => entered?,
                 }
             }
@@ -251,6 +252,11 @@ impl Graph {
         Ok(taken)
     }
 
+    /// Something of a member has failed because the process, or its descriptor, has gone since it was listed.
+    pub fn is_gone(&self, failure: &Failure, member: usize) -> bool {
+        failure.errno == Errno::EBADF || proc::is_gone(failure, self.members[member].host)
+    }
+
     /// The description that descriptor `fd` of a member leads to.
     pub fn find(&self, member: usize, fd: RawFd) -> Option<usize> {
         let edges = self.edges.get(member)?;
@@ -261,9 +267,4 @@ impl Graph {
     pub fn all(&self, wanted: impl Fn(&Seen) -> bool) -> impl Iterator<Item = usize> {
         self.nodes.iter().enumerate().filter(move |(_, node)| wanted(&node.seen)).map(|(at, _)| at)
     }
-}
-
-/// A process or a descriptor has gone since it was listed.
-pub(super) fn is_gone(failure: &Failure) -> bool {
-    matches!(failure.errno, Errno::ENOENT | Errno::ESRCH | Errno::EBADF)
 }

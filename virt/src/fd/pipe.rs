@@ -2,6 +2,7 @@
 
 use super::capture::Job;
 use super::making::Making;
+use super::refused::OTHER_END;
 use super::stream::Stream;
 use super::{Files, Object, Trouble};
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ impl Job<'_> {
         // In a job that runs it may be on its way in a message.
         let unseen = self.running() && self.unix.has_messages();
         if self.ends.lead_out(seen) && !unseen {
-            return Err(Trouble::refused(seen.name(), "its other end is outside of the job"));
+            return Err(Trouble::refused(seen.name(), OTHER_END));
         }
         let key = (seen.stat.st_dev, seen.stat.st_ino);
         if let Some(&pipe) = self.known.get(&key) {

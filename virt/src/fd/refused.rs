@@ -8,6 +8,9 @@ use crate::Error;
 use crate::resource::Blocker;
 use rustix::fs::FileType;
 
+/// Of a pipe or a FIFO.
+pub(super) const OTHER_END: &str = "its other end is outside of the job";
+
 /// All that is refused.
 #[derive(Debug, Default)]
 pub struct Refused {
@@ -33,6 +36,14 @@ impl Refused {
     pub(super) fn retain(&mut self, again: &Refused) {
         self.lasting.retain(|blocker| again.lasting.contains(blocker));
         self.passing.retain(|blocker| again.passing.contains(blocker));
+    }
+
+    /// What is refused for this reason will be over.
+    pub(super) fn let_pass(&mut self, why: &str) {
+        let (passing, lasting) =
+            std::mem::take(&mut self.lasting).into_iter().partition(|one| one.why == why);
+        self.passing.extend::<Vec<_>>(passing);
+        self.lasting = lasting;
     }
 
     /// Checks that nothing is.

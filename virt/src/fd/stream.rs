@@ -90,7 +90,7 @@ impl Ends {
 /// A descriptor of a running job may have gone.
 fn take(graph: &Graph, node: usize) -> Result<Option<OwnedFd>, Failure> {
     match graph.take(node) {
-        Err(failure) if super::graph::is_gone(&failure) => Ok(None),
+        Err(failure) if graph.is_gone(&failure, graph.nodes[node].member) => Ok(None),
         fd => fd.map(Some),
     }
 }

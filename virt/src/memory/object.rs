@@ -315,7 +315,8 @@ impl Census {
         }
         if stat.st_nlink > 0 {
             let now = std::fs::read_link(link);
-            if now.map_or(true, |now| now.as_os_str().as_bytes() != path) {
+            let unlinked = rustix::fs::stat(link).is_ok_and(|now| now.st_nlink == 0);
+            if unlinked || now.map_or(true, |now| now.as_os_str().as_bytes() != path) {
                 // A running job has just deleted or unmapped it, or mapped another one there: who looks again sees that.
                 return Err(Failure::new(
                     format!("look at {}", String::from_utf8_lossy(path)),

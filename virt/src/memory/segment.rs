@@ -46,7 +46,12 @@ fn remove(id: i32) {
 /// What the kernel says of segment `id`, which is of pages of `huge` bytes, or, 0, of usual ones.
 pub(super) fn look(namespace: &Namespace, id: i32, huge: u64) -> Result<Object, Failure> {
     let _abroad = namespace.enter()?;
-    let (_, segment) = stat(id, libc::IPC_STAT).doing(|| format!("look at shared memory segment {id}"))?;
+    let segment = stat(id, libc::IPC_STAT).map_err(|errno| match errno {
+        // A job that runs has removed it since.
+        Errno::EINVAL | Errno::EIDRM => Errno::ENOENT,
+        other => other,
+    });
+    let (_, segment) = segment.doing(|| format!("look at shared memory segment {id}"))?;
     Ok(object(id, huge, &segment))
 }
 

@@ -2,8 +2,8 @@
 //! of all of it, and only who is there can make copies of it.
 
 use super::list::Line;
+use crate::proc::is_gone;
 use crate::{Doing, Failure};
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -44,8 +44,9 @@ impl Space {
             let new = inode(process).map(|inode| known.insert(inode));
             let (handle, inode) =
                 match new.and_then(|new| if new { open(process).map(Some) } else { Ok(None) }) {
-                    Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) | Ok(None) => continue,
                     Ok(Some(opened)) => opened,
+                    Ok(None) => continue,
+                    Err(failure) if is_gone(&failure, process) => continue,
                     Err(failure) => return Err(failure),
                 };
             let (root, text) = visit(&handle, look)?;

@@ -3,7 +3,7 @@
 
 use super::{HostTask, Pair, Seen, SeenDescriptor, SeenTask, Time};
 use crate::image::Bytes;
-use crate::proc::Stat;
+use crate::proc::{Stat, is_gone};
 use crate::seize::Frozen;
 use crate::status::Status;
 use crate::tree::Member;
@@ -57,7 +57,7 @@ pub fn look(processes: &[Pid], depth: usize) -> Result<Seen, Failure> {
     let mut known = Descriptions::default();
     for process in processes {
         match look_at(*process, depth, &mut seen, &mut known) {
-            Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => {}
+            Err(failure) if is_gone(&failure, *process) => {}
             looked => looked?,
         }
     }
@@ -75,7 +75,7 @@ fn look_at(host: Pid, depth: usize, seen: &mut Seen, known: &mut Descriptions) -
     let mut process = None;
     for thread in numbers(&format!("/proc/{host}/task"))? {
         let status = match status(&format!("/proc/{host}/task/{thread}")) {
-            Err(Failure { errno: Errno::ENOENT | Errno::ESRCH, .. }) => continue,
+            Err(failure) if is_gone(&failure, host) => continue,
             status => status?,
         };
         if let Some(task) = SeenTask::of(&status, depth, stat.started) {

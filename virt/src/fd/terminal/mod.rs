@@ -16,7 +16,6 @@ pub use state::State;
 
 use super::capture::Job;
 use super::graph::Graph;
-use super::graph::is_gone;
 use super::seen::Seen;
 use super::{Trouble, container};
 use crate::image::Bytes;
@@ -124,7 +123,7 @@ impl Terminals {
         found.point.clone_from(&mount.point);
         for (node, device) in devices(graph) {
             match found.enter(graph, mount.device, node, device) {
-                Err(failure) if running && is_gone(&failure) => {}
+                Err(failure) if running && graph.is_gone(&failure, graph.nodes[node].member) => {}
                 entered => entered?,
             }
         }

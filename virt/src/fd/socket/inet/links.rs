@@ -4,7 +4,7 @@ use super::address::{self, canonical};
 use super::connection::State;
 use super::diag::{self, Entry};
 use crate::fd::Trouble;
-use crate::fd::graph::{Graph, is_gone};
+use crate::fd::graph::Graph;
 use crate::fd::seen::Seen;
 use crate::fd::socket::diag::namespace_of;
 use crate::owned::{Outgoing, Owned};
@@ -52,7 +52,7 @@ impl Links {
         let mut net = None;
         for node in graph.all(is_socket) {
             let fd = match graph.take(node) {
-                Err(failure) if is_gone(&failure) => continue,
+                Err(failure) if graph.is_gone(&failure, graph.nodes[node].member) => continue,
                 fd => fd?,
             };
             if is(fd.as_fd(), libc::IPPROTO_UDP) && links.shut.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::peek::{Peeked, has_failed, name, peek};
 use super::reveal;
-use crate::fd::graph::{Graph, is_gone};
+use crate::fd::graph::Graph;
 use crate::fd::socket::{Class, diag};
 use crate::sys::Undo;
 use crate::{Doing, Failure};
@@ -75,7 +75,7 @@ impl World {
             }
             let inode = seen.stat.st_ino;
             let socket = match graph.take(node) {
-                Err(failure) if running && is_gone(&failure) => continue,
+                Err(failure) if running && graph.is_gone(&failure, graph.nodes[node].member) => continue,
                 socket => socket?,
             };
             let class = Class::of(socket.as_fd())?;
