@@ -296,7 +296,17 @@ static void set_program_of_32_bits(void) {
     close(ends[0]);
 }
 static void verify_child(void) { EQUAL(MUST(waitpid(child, NULL, WNOHANG)), 0); }
+/* Calls are dispatched besides, as long as the byte says so: ckrun has to switch that off for itself. */
+static volatile char dispatching;
+static volatile int dispatched;
+static void on_dispatch(int signal) {
+    dispatching = SYSCALL_DISPATCH_FILTER_ALLOW;
+    dispatched += signal == SIGSYS;
+}
 static void set_segment(void) {
+    struct sigaction action = {.sa_handler = on_dispatch};
+    EQUAL(sigaction(SIGSYS, &action, NULL), 0);
+    EQUAL(prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, 0, 0, &dispatching), 0);
     struct user_desc data = {.entry_number = 0, .limit = 1, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
     EQUAL(syscall(SYS_modify_ldt, 1, &data, sizeof data), 0);
     __asm__ volatile("mov %0, %%gs" : : "r"(7));
@@ -305,6 +315,10 @@ static void verify_segment(void) {
     int selector;
     __asm__ volatile("mov %%gs, %0" : "=r"(selector));
     EQUAL(selector & 0xffff, 7);
+    int before = dispatched;
+    dispatching = SYSCALL_DISPATCH_FILTER_BLOCK;
+    syscall(SYS_getppid);
+    EQUAL(dispatched, before + 1);
 }
 /* Few kernels have it. */
 static void set_core(void) {

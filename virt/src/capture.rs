@@ -122,6 +122,18 @@ impl Capture {
         copies: Option<&mut Vec<Snapshot>>,
         give: &mut dyn FnMut(Load),
     ) -> Result<(), Failure> {
+        let seen = self.look_into(process, copies, give);
+        // Also in one that can't be carried.
+        let resumed = process.threads.iter().try_for_each(|thread| self.resume_dispatch(thread));
+        seen.and(resumed)
+    }
+
+    fn look_into(
+        &mut self,
+        process: &mut Process,
+        copies: Option<&mut Vec<Snapshot>>,
+        give: &mut dyn FnMut(Load),
+    ) -> Result<(), Failure> {
         let found = self.blockers.len();
         self.blockers.extend(process.threads.iter().filter_map(|thread| signals::blocker(&thread.stopped)));
         if self.blockers.len() > found {
@@ -140,7 +152,11 @@ impl Capture {
         let task = &leader.stopped;
         self.job.outside_processes.capture(task)?;
         self.job.logins.extend(LoginUid::of(task).map(|login| (task.pid, login)));
-        self.blockers.extend(self.namespaces.left_by(task.host, task.pid, || task.comm())?);
+        // Nor is there a witness for one in other namespaces.
+        if let Some(elsewhere) = self.namespaces.left_by(task.host, task.pid, || task.comm())? {
+            self.blockers.push(elsewhere);
+            return Ok(());
+        }
 
         let mut visit = Visit::enter(&leader.tracee, self.cpu)?;
         // Only the area: the code lies in the vdso, which the process has anyway.
@@ -210,9 +226,6 @@ impl Capture {
         }
         visit.leave()?;
         give(Load { pid: process.pid, parent: process.parent, host: task.host, copy: copied, layout });
-        for thread in &process.threads {
-            self.resume_dispatch(thread)?;
-        }
         Ok(())
     }
 
