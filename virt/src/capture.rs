@@ -207,7 +207,7 @@ impl Capture {
         let Some(leader) = process.leader() else { return Ok(()) };
         let task = &leader.stopped;
 
-        match MmState::capture(task, asked_memory, &answers, &mut self.census)? {
+        match MmState::capture(task, &process.stat, asked_memory, &answers, &mut self.census)? {
             Ok(state) => {
                 self.job.memory.insert(task.pid, state);
             }

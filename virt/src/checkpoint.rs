@@ -157,7 +157,7 @@ fn attempt(
     let began = Instant::now();
     fault::point("checkpoint:look")?;
     let listed = list(init);
-    survey(init, &listed, options)?.none()?;
+    survey(init, &listed, options, true)?.none()?;
     let begin = if options.replace { Writer::replace } else { Writer::create };
     let mut image = begin(&options.image)?;
     for (name, bytes) in extra {

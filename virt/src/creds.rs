@@ -14,8 +14,9 @@ use crate::image::Bytes;
 use crate::program::{Answers, Arg, Call, Place, Program};
 use crate::resource::{Resource, Stopped};
 use crate::worker::Worker;
-use crate::{Doing, Failure};
+use crate::{Doing, Failure, proc};
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 /// `linux/securebits.h`: a change of user ids does not touch capabilities.
 const SECBIT_NO_SETUID_FIXUP: u64 = 1 << 2;
@@ -219,8 +220,15 @@ fn number(answers: &Answers, call: Call) -> Result<u32, nix::errno::Errno> {
     answers.of(call)?.try_into().map_err(|_| nix::errno::Errno::ERANGE)
 }
 
-/// The label as a security module shows it; the kernel gives an error when there is none.
+/// The label as a security module shows it. Without such a module the kernel gives an error for every task.
 fn label(task: &Stopped) -> Option<Bytes> {
+    static NONE: LazyLock<bool> = LazyLock::new(|| {
+        let own = proc::read("/proc/thread-self/attr/current");
+        own.is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
+    });
+    if *NONE {
+        return None;
+    }
     let label = task.read("attr/current").ok()?;
     let label = label.trim_ascii_end().trim_suffix_nul();
     (!label.is_empty()).then(|| label.into())

@@ -66,13 +66,14 @@ impl Fs {
     pub(crate) fn capture(job: &mut Job<'_>, at: usize, member: &Member) -> Result<Fs, Trouble> {
         let graph = job.graph();
         let (namespace, container) = graph.namespace(at);
-        let root = Link::look(format!("/proc/{}/root", member.host), graph)?;
-        let root = if container.is_root(&root.stat, root.mount) {
+        let [root, cwd] = ["root", "cwd"].map(|name| format!("/proc/{}/{name}", member.host));
+        let root = if container.is_root(&root)? {
             if !container.is_whole() {
                 return Err(Trouble::refused("root directory", "the job's first process has called chroot"));
             }
             None
         } else {
+            let root = Link::look(root, graph)?;
             match locate(job, &root.name, &root.stat, root.mount).map_err(|e| e.of("root directory"))? {
                 (home, Located::Named(path)) if home == namespace => Some(path.into()),
                 (_, Located::Named(path)) => {
@@ -86,7 +87,11 @@ impl Fs {
                 }
             }
         };
-        let cwd = Link::look(format!("/proc/{}/cwd", member.host), graph)?;
+        let umask = member.umask;
+        if container.is_root(&cwd)? {
+            return Ok(Fs { root, umask, namespace, ..Fs::default() });
+        }
+        let cwd = Link::look(cwd, graph)?;
         let located = locate(job, &cwd.name, &cwd.stat, cwd.mount);
         let (home, located) = located.map_err(|trouble| trouble.of("working directory"))?;
         let cwd = match located {
@@ -98,7 +103,7 @@ impl Fs {
             }
         };
         let elsewhere = (home != namespace).then_some(home);
-        Ok(Fs { cwd, root, umask: member.umask, namespace, elsewhere })
+        Ok(Fs { cwd, root, umask, namespace, elsewhere })
     }
 
     /// Goes to its mount namespace, as long as it has no other threads, and to a deleted working directory, as long as there

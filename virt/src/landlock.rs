@@ -19,7 +19,6 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 /// `linux/kcmp.h`: compare two processes' memories.
 const KCMP_VM: u64 = 1;
@@ -34,16 +33,11 @@ const ALL_BUT_USER: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// Witnesses for the tasks of a job. They end with it.
+/// Witnesses for the tasks of a job, which are all in the same user and pid namespaces. They end with it.
 #[derive(Debug, Default)]
 pub struct Witnesses {
     made: Vec<Witness>,
-    /// The process that was asked about last, by ckrun's id, and its namespaces: its threads have the same ones.
-    last: Option<(i32, [Namespace; 2])>,
 }
-
-/// Device and inode.
-type Namespace = (u64, u64);
 
 /// A process that does nothing, in the namespaces of some tasks and with their ids.
 #[derive(Debug)]
@@ -57,16 +51,8 @@ pub struct Witness {
 /// What has to be equal for the rules of ptrace(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
-    /// User and pid namespace.
-    namespaces: [Namespace; 2],
     uid: u32,
     gid: u32,
-}
-
-fn namespace(process: &str, name: &str) -> Result<Namespace, Failure> {
-    let path = format!("/proc/{process}/ns/{name}");
-    let meta = std::fs::metadata(&path).doing(|| format!("look at {path}"))?;
-    Ok((meta.dev(), meta.ino()))
 }
 
 impl Witnesses {
@@ -78,16 +64,7 @@ impl Witnesses {
         if self.made.is_empty() && !supported() {
             return Ok(None);
         }
-        let namespaces = match self.last {
-            Some((process, namespaces)) if process == task.status.tgid => namespaces,
-            _ => {
-                let host = task.host.to_string();
-                let namespaces = [namespace(&host, "user")?, namespace(&host, "pid")?];
-                self.last = Some((task.status.tgid, namespaces));
-                namespaces
-            }
-        };
-        let identity = Identity { namespaces, uid: task.status.uid[0], gid: task.status.gid[0] };
+        let identity = Identity { uid: task.status.uid[0], gid: task.status.gid[0] };
         let known = self.made.iter().position(|witness| witness.identity == identity);
         let index = known.map_or_else(
             || {
@@ -128,7 +105,7 @@ impl Witness {
         let plan = Plan {
             identity,
             model,
-            other_user_namespace: namespace("self", "user")? != identity.namespaces[0],
+            other_user_namespace: user_namespace("self")? != user_namespace(&task.host.to_string())?,
             label: label_to_take(task),
             image: image().doing(what)?,
         };
@@ -167,6 +144,12 @@ impl Drop for Witness {
             let _ = ptrace::wait(self.process.pid(), 0);
         }
     }
+}
+
+fn user_namespace(process: &str) -> Result<(u64, u64), Failure> {
+    let path = format!("/proc/{process}/ns/user");
+    let stat = rustix::fs::stat(&path).doing(|| format!("look at {path}"))?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// How a copy of ckrun becomes a witness.

@@ -1,9 +1,11 @@
 //! Which processes and threads a job has, as `/proc` lists them.
 
+use crate::proc::Stat;
 use crate::resource::Stopped;
 use crate::status::Status;
 use crate::{Doing, Failure, halves};
 use nix::unistd::Pid;
+use std::os::unix::fs::MetadataExt;
 
 /// A process and its threads, the leader first, as ckrun sees their ids.
 #[derive(Debug, Clone)]
@@ -19,6 +21,8 @@ pub struct Listed {
 pub struct Sight {
     /// What was seen of its leader, even if that has ended.
     pub leader: Stopped,
+    /// When and how it started and ended, if it has.
+    pub stat: Stat,
     /// All its threads, the leader first.
     pub threads: Vec<Pid>,
 }
@@ -48,7 +52,12 @@ pub fn descendants(init: Pid) -> Vec<Pid> {
 
 /// The threads of a process, its leader first.
 pub fn threads(pid: Pid) -> Vec<Pid> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let path = format!("/proc/{pid}/task");
+    // Each thread counts as a link of the directory (proc_task_getattr), as `.` and its name do; most processes have one.
+    if std::fs::metadata(&path).is_ok_and(|directory| directory.nlink() == 3) {
+        return vec![pid];
+    }
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
     let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut tids: Vec<Pid> = ids.map(Pid::from_raw).collect();
     tids.sort_by_key(|&tid| (tid != pid, tid));
@@ -63,7 +72,8 @@ pub fn see(listed: &[Listed]) -> Vec<Sight> {
 impl Sight {
     fn of(listed: &Listed) -> Option<Sight> {
         let leader = look(listed.host, listed.host, 0).ok()?;
-        Some(Sight { leader: Stopped { pid: leader.tid, ..leader }, threads: listed.threads.clone() })
+        let (leader, stat) = (Stopped { pid: leader.tid, ..leader }, Stat::of(listed.host)?);
+        Some(Sight { leader, stat, threads: listed.threads.clone() })
     }
 
     /// Its leader, unless that has ended.

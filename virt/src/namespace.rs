@@ -123,18 +123,19 @@ fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Failure> {
     Ok(inode(one)? == inode(other)?)
 }
 
-/// Every kind that a process has, as `/proc/PID/ns` names it, and its children's where those may be others. Mount namespaces
-/// are another room's.
-const ALL: [(&str, &str); 9] = [
-    ("user", "user namespace"),
-    ("net", "network namespace"),
-    ("ipc", "IPC namespace"),
-    ("uts", "UTS namespace"),
-    ("cgroup", "cgroup namespace"),
-    ("pid", "pid namespace"),
-    ("pid_for_children", "pid namespace of its children"),
-    ("time", "time namespace"),
-    ("time_for_children", "time namespace of its children"),
+/// Every kind that a process has: the first process's own as `/proc/PID/ns` names it, the same as everybody shows it, and what
+/// it is. Mount namespaces are another room's.
+///
+/// A process's children may get another pid or time namespace than its own. Who gives its children the first process's is
+/// there itself: new ones are below (pid), or for the children first (time), and no process goes back alone.
+const ALL: [(&str, &str, &str); 7] = [
+    ("user", "user", "user namespace"),
+    ("net", "net", "network namespace"),
+    ("ipc", "ipc", "IPC namespace"),
+    ("uts", "uts", "UTS namespace"),
+    ("cgroup", "cgroup", "cgroup namespace"),
+    ("pid", "pid_for_children", "pid namespace, or that of its children"),
+    ("time", "time_for_children", "time namespace, or that of its children"),
 ];
 
 /// The namespaces that all processes of a job are in.
@@ -150,15 +151,7 @@ impl Common {
     /// # Errors
     /// As [`Namespace::of`].
     pub fn of(init: Pid) -> Result<Common, Failure> {
-        let mut links = links(init)?;
-        let at = |wanted| ALL.iter().position(|(name, _)| *name == wanted);
-        // Its children are to be where it is itself.
-        for (own, childrens) in [("pid", "pid_for_children"), ("time", "time_for_children")] {
-            if let (Some(own), Some(childrens)) = (at(own), at(childrens)) {
-                links[childrens] = links[own].clone();
-            }
-        }
-        Ok(Common(links))
+        links(init, ALL.map(|(first, ..)| first)).map(Common)
     }
 
     /// The namespaces that process `host` has of its own. One that has ended has none. `pid` and `comm` are for people.
@@ -171,13 +164,13 @@ impl Common {
         pid: i32,
         comm: impl Fn() -> String,
     ) -> Result<Option<Blocker>, Failure> {
-        let theirs = match links(host) {
+        let theirs = match links(host, ALL.map(|(_, everybody, _)| everybody)) {
             Err(failure) if is_gone(&failure, host) => return Ok(None),
             answer => answer?,
         };
         let differs = ALL.iter().zip(self.0.iter().zip(&theirs)).find(|(_, (a, b))| a != b);
         // The links of one that ends go one by one.
-        let Some(((_, kind), _)) = differs.filter(|_| Stat::of(host).is_some_and(|stat| !stat.ended()))
+        let Some(((.., kind), _)) = differs.filter(|_| Stat::of(host).is_some_and(|stat| !stat.ended()))
         else {
             return Ok(None);
         };
@@ -191,12 +184,12 @@ impl Common {
     }
 }
 
-fn links(pid: Pid) -> Result<Links, Failure> {
+fn links(pid: Pid, names: [&str; ALL.len()]) -> Result<Links, Failure> {
     let path = format!("/proc/{pid}/ns");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
     let mut links = Links::default();
-    for (link, (name, _)) in links.iter_mut().zip(ALL) {
+    for (link, name) in links.iter_mut().zip(names) {
         *link = match rustix::fs::readlinkat(&dir, name, Vec::new()) {
             Ok(to) => Some(to.into_bytes()),
             Err(rustix::io::Errno::NOENT) => None,
@@ -204,4 +197,85 @@ fn links(pid: Pid) -> Result<Links, Failure> {
         };
     }
     Ok(links)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::wait::waitpid;
+    use nix::unistd::pause;
+    use std::io::{Read, Write};
+
+    /// A process that has called unshare(2), or its child, which is born there.
+    struct Elsewhere {
+        made: Pid,
+        there: Pid,
+    }
+
+    impl Elsewhere {
+        fn new(flags: libc::c_int, born: bool) -> Elsewhere {
+            let (mut here, mut there) = std::io::pipe().unwrap();
+            let fork = || {
+                // SAFETY: the child makes nothing but system calls.
+                unsafe { libc::fork() }
+            };
+            let made = fork();
+            if made == 0 {
+                // SAFETY: plain numbers; the process ends with its parent, and by a signal.
+                unsafe {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    if libc::unshare(flags) != 0 {
+                        libc::_exit(1);
+                    }
+                    let child = if born { fork() } else { libc::getpid() };
+                    if child == 0 {
+                        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    } else {
+                        there.write_all(&child.to_ne_bytes()).unwrap();
+                    }
+                    loop {
+                        pause();
+                    }
+                }
+            }
+            drop(there);
+            let mut id = [0; 4];
+            here.read_exact(&mut id).unwrap();
+            Elsewhere { made: Pid::from_raw(made), there: Pid::from_raw(i32::from_ne_bytes(id)) }
+        }
+    }
+
+    impl Drop for Elsewhere {
+        fn drop(&mut self) {
+            kill(self.there, Signal::SIGKILL).unwrap();
+            let _ = kill(self.made, Signal::SIGKILL);
+            waitpid(self.made, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_is_in_another_namespace_is_found() {
+        let common = Common::of(Pid::this()).unwrap();
+        let found = |flags, born| {
+            let elsewhere = Elsewhere::new(flags, born);
+            let blocker = common.left_by(elsewhere.there, 7, || "x".into()).unwrap();
+            blocker.map(|blocker| blocker.what)
+        };
+        assert_eq!(found(0, false), None);
+        assert_eq!(found(0, true), None);
+        let flags = [
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWNET,
+            libc::CLONE_NEWIPC,
+            libc::CLONE_NEWUTS,
+            libc::CLONE_NEWCGROUP,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWTIME,
+        ];
+        for (flags, (.., kind)) in flags.into_iter().zip(ALL) {
+            assert_eq!(found(flags, false).as_deref(), Some(kind));
+            assert_eq!(found(flags, true).as_deref(), Some(kind));
+        }
+    }
 }

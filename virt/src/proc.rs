@@ -36,7 +36,8 @@ pub(crate) fn is_gone(failure: &Failure, process: Pid) -> bool {
     }
 }
 
-/// The fields of `/proc/PID/stat` that identify a process and say whether it lives (proc_pid_stat(5)).
+/// The fields of `/proc/PID/stat` that identify a process, and say whether it lives and how its memory is divided
+/// (proc_pid_stat(5)). To write this file takes the kernel longer than others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// `R`, `S`, `D`, `T`, `Z`, …
@@ -55,6 +56,9 @@ pub struct Stat {
     pub started: u64,
     /// What its parent is told of its end by: a signal's number, 0 for none (field 38).
     pub exit_signal: i32,
+    /// Addresses in its memory, for who may trace it: start and end of its code, bottom of its first thread's stack (fields 26
+    /// to 28); start and end of its data, start of its heap, start and end of its arguments, and of its environment (45 to 51).
+    pub addresses: [u64; 10],
     /// The wait status of a zombie; of a stopped process the stop that its parent has not asked for yet (field 52).
     pub exit_code: i32,
 }
@@ -68,7 +72,7 @@ impl Stat {
     fn parse(line: &[u8]) -> Option<Stat> {
         // The command name, in parentheses, may itself hold spaces and parentheses: only the last one ends it.
         let end = line.iter().rposition(|&b| b == b')')?;
-        let mut fields = std::str::from_utf8(line.get(end + 2..)?).ok()?.split(' ');
+        let mut fields = std::str::from_utf8(line.get(end + 2..)?).ok()?.trim_end().split(' ');
         let state = fields.next()?.chars().next()?;
         let parent = Pid::from_raw(fields.next()?.parse().ok()?);
         let group = fields.next()?.parse().ok()?;
@@ -76,10 +80,19 @@ impl Stat {
         // The state is field 3, so this is field 7, and field 22 the 14th after field 8.
         let terminal: i32 = fields.next()?.parse().ok()?;
         let foreground = fields.next()?.parse().ok()?;
-        let started = fields.nth(13)?.trim_end().parse().ok()?;
-        // Older kernels have fewer fields.
-        let exit_signal = fields.nth(15).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0);
-        let exit_code = fields.nth(13).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0);
+        let started = fields.nth(13)?.parse().ok()?;
+        let mut addresses = [0; 10];
+        let (first, last) = addresses.split_at_mut(3);
+        fields.nth(2)?;
+        for address in first {
+            *address = fields.next()?.parse().ok()?;
+        }
+        let exit_signal = fields.nth(9)?.parse().ok()?;
+        fields.nth(5)?;
+        for address in last {
+            *address = fields.next()?.parse().ok()?;
+        }
+        let exit_code = fields.next()?.parse().ok()?;
         Some(Stat {
             state,
             parent,
@@ -89,6 +102,7 @@ impl Stat {
             foreground,
             started,
             exit_signal,
+            addresses,
             exit_code,
         })
     }
@@ -107,9 +121,13 @@ mod tests {
 
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
-        let line = b"42 (a) R 1 (x)) S 7 42 42 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 9911 1 2\n";
-        let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.state, stat.parent, stat.started), ('S', Pid::from_raw(7), 9911));
+        let rest: String = (4..=52).map(|field| format!(" {field}")).collect();
+        let stat = Stat::parse(format!("42 (a) R 1 (x)) S{rest}\n").as_bytes()).unwrap();
+        assert_eq!((stat.state, stat.parent, stat.terminal, stat.started), ('S', Pid::from_raw(4), 7, 22));
+        assert_eq!((stat.exit_signal, stat.exit_code), (38, 52));
+        assert_eq!(stat.addresses, [26, 27, 28, 45, 46, 47, 48, 49, 50, 51]);
+        assert_eq!(Stat::parse(b"42 (x) S 1 2"), None);
+        assert_eq!(Stat::parse(b""), None);
     }
 
     #[test]

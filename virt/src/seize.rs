@@ -148,17 +148,20 @@ impl Frozen {
     /// The kernel's.
     pub fn kill(mut self) -> Result<(), Failure> {
         let processes = std::mem::take(&mut self.processes);
-        let running = || processes.iter().filter_map(Process::leader).map(|leader| leader.tracee.pid());
-        for host in running() {
+        let running = processes.iter().filter(|process| process.leader().is_some());
+        let (large, small): (Vec<_>, Vec<_>) = running.partition(|process| process.stopped.status.is_large());
+        // The small ones give their memory back themselves, several at a time. A large one is faster with help, which must be
+        // at hand when it is killed: the kernel helps nobody who has begun to do it.
+        for process in small.into_iter().chain(large) {
+            let host = process.stopped.host;
+            let held = if process.stopped.status.is_large() { crate::Process::open_now(host) } else { None };
             // SAFETY: a signal to a process that we have stopped: its id can't be another's as long as we have not waited
             // for it.
             Errno::result(unsafe { libc::kill(host.as_raw(), libc::SIGKILL) })
                 .doing(|| format!("kill process {host}"))?;
-        }
-        // Each gives its memory back itself, several at a time. A single one is faster with help.
-        let alone = running().nth(1).is_none();
-        for process in running().filter(|_| alone).filter_map(crate::Process::open_now) {
-            sys::process_mrelease(process.as_fd());
+            if let Some(process) = held {
+                sys::process_mrelease(process.as_fd());
+            }
         }
         // Everybody's end waits for us, and the end of the first process for that of all others: which of its threads does
         // the waiting is the kernel's choice. So they are seen to in the order in which they end.

@@ -1,5 +1,8 @@
 //! `/proc/TID/status`, read once for everything that it tells (proc_pid_status(5)).
 
+/// KiB of memory for which a page by page look takes about a millisecond.
+const LARGE: u64 = 16 << 10;
+
 /// The fields that ckrun uses. Signal sets have bit N-1 for signal N; ids in `ns_*` are those of the innermost pid
 /// namespace: the job's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Status {
     pub gid: [u32; 4],
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Memory that the process has, in KiB, roughly.
+    pub resident: u64,
     /// How many threads the process has.
     pub threads: u32,
     /// Signals pending for the thread.
@@ -62,7 +67,22 @@ pub struct Status {
     pub thp_enabled: bool,
 }
 
+/// `1234 kB`.
+fn kib(value: &str) -> u64 {
+    value.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
 impl Status {
+    /// Whether what the kernel does for every page of the process takes long.
+    pub fn is_large(&self) -> bool {
+        Self::are_large([self])
+    }
+
+    /// The same for every page of several processes.
+    pub fn are_large<'a>(all: impl IntoIterator<Item = &'a Status>) -> bool {
+        all.into_iter().map(|status| status.resident).sum::<u64>() >= LARGE
+    }
+
     /// Reads what there is; a field that the kernel does not show stays at its default.
     pub fn parse(text: &[u8]) -> Status {
         let mut status = Status { thp_enabled: true, ..Status::default() };
@@ -99,6 +119,7 @@ impl Status {
             b"Uid" => self.uid = four(value),
             b"Gid" => self.gid = four(value),
             b"Groups" => self.groups = list(value),
+            b"VmRSS" => self.resident = kib(value),
             b"Threads" => self.threads = value.parse().unwrap_or(0),
             b"SigPnd" => self.sig_pnd = hex(),
             b"ShdPnd" => self.shd_pnd = hex(),

@@ -12,6 +12,7 @@ use crate::memory::{self, Census};
 use crate::namespace::Common;
 use crate::proc::{Stat, is_gone};
 use crate::resource::{Blocker, Stopped};
+use crate::status::Status;
 use crate::sysv::posix;
 use crate::timers::PosixTimers;
 use crate::{Error, Failure, cgroups, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
@@ -25,21 +26,23 @@ const LOOKS: u32 = 5;
 const MOMENT: Duration = Duration::from_millis(2);
 
 /// Names everything that stands in the way of a checkpoint of the processes in `listed`, as far as the options say what the
-/// caller knows of the job: its processes, whether it has a filter with a listener, and what somebody else answers for.
+/// caller knows of the job: its processes, whether it has a filter with a listener, and what somebody else answers for. In
+/// `haste` the flags of a large job's mappings are left for the stop (a protection key, say).
 ///
 /// # Errors
 /// The kernel's.
-pub fn survey(init: Pid, listed: &[Listed], options: &Options) -> Result<Refused, Error> {
+pub fn survey(init: Pid, listed: &[Listed], options: &Options, haste: bool) -> Result<Refused, Error> {
     let processes: Vec<Pid> = listed.iter().map(|process| process.host).collect();
     let spaces = mounts::Space::all(&processes)?;
     let seen = see(listed);
+    let haste = haste && Status::are_large(seen.iter().map(|sight| &sight.leader.status));
     let (listener, owned) = (options.listener, options.owned());
     let many = listed.iter().map(|process| process.threads.len()).sum();
     // A process that is about to execute another program is without its vDSO for a moment, or has its parent's memory.
     let each = || {
         let look = |seen: &[Sight]| -> Result<Vec<Blocker>, Error> {
             let mut found = threads(seen)?;
-            found.extend(each(init, seen, &spaces, listener)?);
+            found.extend(each(init, seen, &spaces, listener, haste)?);
             Ok(found)
         };
         lasting(look(&seen)?, || look(&see(listed)))
@@ -53,7 +56,7 @@ pub fn survey(init: Pid, listed: &[Listed], options: &Options) -> Result<Refused
         if let Some(given) = &options.network {
             blockers.extend(network::survey(init, &processes, &mounted, given)?);
         }
-        blockers.extend(strangers(init, &options.members));
+        blockers.extend(strangers(&processes, &options.members));
         blockers.extend(posix::survey(init)?);
         let mut refused = fd::survey(&seen, &spaces, &owned)?;
         refused.lasting.splice(..0, blockers);
@@ -71,6 +74,7 @@ fn each(
     seen: &[Sight],
     spaces: &[Arc<mounts::Space>],
     listener: bool,
+    haste: bool,
 ) -> Result<Vec<Blocker>, Error> {
     let mut blockers = Vec::new();
     let mut census = Census::new(init, spaces, DELETED)?;
@@ -79,7 +83,7 @@ fn each(
         if listener && task.host == init && task.status.seccomp != 0 {
             blockers.push(seccomp::listened(task));
         }
-        match process(task, &mut census, &namespaces) {
+        match process(task, &mut census, &namespaces, haste) {
             Ok(found) if found.is_empty() || !executes(task) => blockers.extend(found),
             // What its new program will have is seen when it stands still.
             Ok(_) => {}
@@ -97,12 +101,17 @@ fn executes(task: &Stopped) -> bool {
     task.read("auxv").is_ok_and(|auxv| auxv.iter().all(|&byte| byte == 0))
 }
 
-fn process(task: &Stopped, census: &mut Census, namespaces: &Common) -> Result<Vec<Blocker>, Failure> {
+fn process(
+    task: &Stopped,
+    census: &mut Census,
+    namespaces: &Common,
+    haste: bool,
+) -> Result<Vec<Blocker>, Failure> {
     let comm = task.comm();
     let mut found: Vec<_> = namespaces.left_by(task.host, task.pid, || comm.clone())?.into_iter().collect();
     found.extend(registers::program(task));
     found.extend(PosixTimers::blockers(task, &PosixTimers::list(task)?));
-    found.extend(memory::survey(task.host, task.pid, &comm, census)?);
+    found.extend(memory::survey(task.host, task.pid, &comm, census, haste)?);
     Ok(found)
 }
 
@@ -133,11 +142,11 @@ fn tracer(task: &Stopped) -> Option<Blocker> {
 }
 
 /// Processes that were brought in from outside: their parent would not be there at a restart.
-fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
-    let known: BTreeSet<Pid> = members.iter().copied().collect();
+fn strangers(descendants: &[Pid], members: &[Pid]) -> Vec<Blocker> {
+    let set = |ids: &[Pid]| ids.iter().copied().collect::<BTreeSet<Pid>>();
+    let (descendants, known) = (set(descendants), set(members));
     let stranger = |&host: &Pid| {
-        let stat =
-            Stat::of(host).filter(|stat| !stat.ended() && host != init && !known.contains(&stat.parent))?;
+        let stat = Stat::of(host).filter(|stat| !stat.ended() && !known.contains(&stat.parent))?;
         let task = look(host, host, 0).ok()?;
         // A child that was made since the list was read has a parent in the job all the same.
         if look(stat.parent, stat.parent, 0).ok()?.status.ns_pid.len() >= task.status.ns_pid.len() {
@@ -151,7 +160,7 @@ fn strangers(init: Pid, members: &[Pid]) -> Vec<Blocker> {
             remedy: Some("wait for its end, or end it".into()),
         })
     };
-    members.iter().filter_map(stranger).collect()
+    members.iter().filter(|host| !descendants.contains(host)).filter_map(stranger).collect()
 }
 
 /// What of `found` several more looks find, too.

@@ -166,7 +166,7 @@ impl Tracee {
 
     /// It has left its CPU inside a system call.
     fn asleep(&self) -> bool {
-        let text = std::fs::read(format!("/proc/{}/syscall", self.pid)).unwrap_or_default();
+        let text = crate::proc::read(&format!("/proc/{}/syscall", self.pid)).unwrap_or_default();
         // The number of the call, else `running`, or -1 outside of any.
         text.first().is_some_and(u8::is_ascii_digit)
     }

@@ -89,7 +89,7 @@ const PIECE: usize = 1 << 20;
 
 fn maps(pid: Pid) -> Result<String, Failure> {
     let path = format!("/proc/{pid}/maps");
-    let bytes = std::fs::read(&path).doing(|| format!("read {path}"))?;
+    let bytes = crate::proc::read(&path).doing(|| format!("read {path}"))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -129,7 +129,7 @@ impl Subject {
     /// The kernel's.
     pub fn survey(&self) -> Result<Vec<Blocker>> {
         let init = self.init.pid();
-        let refused = survey(init, &list(init), &self.options)?;
+        let refused = survey(init, &list(init), &self.options, false)?;
         Ok([refused.lasting, refused.passing].concat())
     }
 

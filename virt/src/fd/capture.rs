@@ -14,6 +14,7 @@ use super::*;
 use crate::listing::{self, Sight};
 use crate::mounts::{Hidden, Space};
 use crate::owned::Owned;
+use crate::proc::Stat;
 use crate::resource::Stopped;
 use crate::seize::Frozen;
 use crate::status::Status;
@@ -108,7 +109,8 @@ pub(crate) fn capture(
     for process in &frozen.processes {
         collect_ids(&process.stopped.status, &mut ids);
         if process.leader().is_some() {
-            members.push(member(&process.stopped, process.threads.iter().map(|t| t.stopped.host).collect()));
+            let threads = process.threads.iter().map(|thread| thread.stopped.host).collect();
+            members.push(member(&process.stopped, process.stat, threads));
         }
         for thread in &process.threads {
             collect_ids(&thread.stopped.status, &mut ids);
@@ -178,13 +180,13 @@ fn members(seen: &[Sight]) -> (Vec<Member>, HashMap<i32, i32>) {
     for sight in seen {
         collect_ids(&sight.leader.status, &mut ids);
         if let Some(leader) = sight.running() {
-            members.push(member(leader, sight.threads.clone()));
+            members.push(member(leader, sight.stat, sight.threads.clone()));
         }
     }
     (members, ids)
 }
 
-fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {
+fn member(stopped: &Stopped, stat: Stat, threads: Vec<Pid>) -> Member {
     Member {
         host: stopped.host,
         pid: stopped.pid,
@@ -192,6 +194,7 @@ fn member(stopped: &Stopped, threads: Vec<Pid>) -> Member {
         parent: Pid::from_raw(stopped.status.ppid),
         threads,
         umask: stopped.status.umask,
+        stat,
         session: stopped.status.ns_sid.last().copied().unwrap_or(0),
     }
 }

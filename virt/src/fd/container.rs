@@ -5,7 +5,7 @@ use crate::mounts::Space;
 use crate::tmpfs::mount_of;
 use crate::{Doing, Failure};
 use nix::unistd::Pid;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -135,9 +135,12 @@ impl Container {
         }
     }
 
-    /// The directory is the container's root.
-    pub fn is_root(&self, stat: &Stat, mount: u64) -> bool {
-        mount == self.mount && same(stat, &self.stat)
+    /// The directory that `link`, a link of `/proc`, leads to is the container's root. So it is for most, and one call tells.
+    pub fn is_root(&self, link: &str) -> Result<bool, Failure> {
+        let about = about(link, StatxFlags::INO | StatxFlags::MNT_ID)?;
+        let device = rustix::fs::makedev(about.stx_dev_major, about.stx_dev_minor);
+        let known = (self.mount, self.stat.st_dev, self.stat.st_ino);
+        Ok((about.stx_mnt_id, device, about.stx_ino) == known)
     }
 
     /// The root is that of a mount, as runtimes leave it. It is not if the first process has called chroot(2) since.
@@ -229,10 +232,12 @@ fn open(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Option<Owned
 
 /// The id of the mount that `path`, usually a link of `/proc/PID`, leads to.
 pub(crate) fn mount_id(path: &str) -> Result<u64, Failure> {
+    about(path, StatxFlags::MNT_ID).map(|about| about.stx_mnt_id)
+}
+
+fn about(path: &str, wanted: StatxFlags) -> Result<Statx, Failure> {
     let flags = AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)
-        .map(|stat| stat.stx_mnt_id)
-        .doing(|| format!("look at {path}"))
+    rustix::fs::statx(rustix::fs::CWD, path, flags, wanted).doing(|| format!("look at {path}"))
 }
 
 /// The directory that `path` is in.

@@ -8,7 +8,7 @@ use super::container::{Container, Mount};
 use super::lock::Lock;
 use super::seen::{Info, Seen, descriptors};
 use crate::mounts::Space;
-use crate::proc;
+use crate::proc::{self, Stat};
 use crate::sys::kcmp;
 use crate::{Doing, Failure};
 use nix::errno::Errno;
@@ -33,6 +33,7 @@ pub(crate) struct Member {
     /// The ids of its threads, itself included, in ckrun's pid namespace.
     pub threads: Vec<Pid>,
     pub umask: u32,
+    pub stat: Stat,
     /// Its session, by the job's ids; 0 when that is none of the job's.
     pub session: i32,
 }

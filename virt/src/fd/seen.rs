@@ -142,7 +142,8 @@ impl Seen {
 /// # Errors
 /// `ENOENT` when it has ended.
 pub(super) fn descriptors(host: Pid) -> Result<Vec<RawFd>, Failure> {
-    let path = format!("/proc/{host}/fd");
+    // To list a directory of /proc the kernel makes an inode of every entry. These are needed afterwards.
+    let path = format!("/proc/{host}/fdinfo");
     let entries = std::fs::read_dir(&path).doing(|| format!("read {path}"))?;
     let mut numbers = Vec::new();
     for entry in entries {

@@ -23,6 +23,9 @@ const BATCH_PIECES: usize = 1024;
 /// Batches that may wait for a thread. The rest is copied by the caller, so that nobody waits.
 const WAITING: usize = 2;
 
+/// Mapped bytes that are passed rather than skipped by another call.
+const WORTH_A_SCAN: u64 = 1 << 20;
+
 /// What was stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dumped {
@@ -131,10 +134,6 @@ fn private_pages(
     wanted: impl Fn(&Vma) -> bool,
     mut found: impl FnMut(&Vma, u32, Region) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    // The scan takes its time for every page that it passes.
-    let mut scanned = layout.vmas.iter().filter(|vma| wanted(vma));
-    let Some(first) = scanned.next() else { return Ok(()) };
-    let (start, end) = (first.range.start, scanned.next_back().unwrap_or(first).range.end);
     let query = Query {
         without: page_is::FILE | page_is::PFNZERO,
         any: page_is::PRESENT | page_is::SWAPPED,
@@ -163,7 +162,12 @@ fn private_pages(
         }
         Ok(())
     };
-    let mut scan = |query| pagemap::scan(pagemap.as_fd(), start, end, query, Scanning::wrap(&mut each));
+    let parts = clusters(layout, &wanted);
+    let mut scan = |query| {
+        parts.iter().try_for_each(|part| {
+            pagemap::scan(pagemap.as_fd(), part.start, part.end, query, Scanning::wrap(&mut each))
+        })
+    };
     let mut scanned = scan(query);
     if let Err(Scanning::Kernel(Errno::EINVAL)) = scanned {
         // Linux 6.15 began to tell of guard pages; 6.13 and 6.14 have them, and their content can't be read.
@@ -180,6 +184,23 @@ fn private_pages(
         Err(Scanning::Found(error)) => Err(error),
         Err(Scanning::Kernel(errno)) => Err(Failure::new("scan the pages of a process", errno).into()),
     }
+}
+
+/// Ranges that hold all wanted mappings: a scan takes its time for every page that it passes, and some for itself.
+fn clusters(layout: &Layout, wanted: impl Fn(&Vma) -> bool) -> Vec<Span> {
+    let mut clusters: Vec<Span> = Vec::new();
+    let mut passed = 0;
+    for vma in &layout.vmas {
+        match clusters.last_mut() {
+            _ if !wanted(vma) => passed += vma.range.len(),
+            Some(last) if passed < WORTH_A_SCAN => (last.end, passed) = (vma.range.end, 0),
+            _ => {
+                clusters.push(vma.range);
+                passed = 0;
+            }
+        }
+    }
+    clusters
 }
 
 /// Tells the scan's own failure from that of the one who takes its results.
@@ -303,5 +324,36 @@ pub(crate) fn leave_the_callers_cpu() {
     // The kernel takes those of them that the thread may have. If it takes none, the work is only slower.
     if let Err(errno) = crate::sys::set_affinity(Pid::from_raw(0), &others) {
         log::debug!("a thread keeps its CPU: {errno}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::vma::{Backing, Flags};
+
+    #[test]
+    fn what_is_large_and_unwanted_is_not_scanned() {
+        let mut layout = Layout::default();
+        let mut at = PAGE;
+        // Wanted or not, with gaps between them that cost nothing.
+        for (len, shared) in [
+            (PAGE, false),
+            (WORTH_A_SCAN - PAGE, true),
+            (PAGE, false),
+            (PAGE, true),
+            (WORTH_A_SCAN - PAGE, true),
+            (PAGE, false),
+            (8 * WORTH_A_SCAN, true),
+        ] {
+            let backing = Backing::Object { id: 0, offset: 0, shared };
+            let range = Span::new(at, at + len);
+            let (prot, flags) = (Prot::READ, Flags::default());
+            layout.vmas.push(Vma { range, prot, backing, flags, name: None, policy: None });
+            at += len + (1 << 30);
+        }
+        let wanted: Vec<Span> = layout.vmas.iter().filter(|vma| vma.private()).map(|vma| vma.range).collect();
+        let expected = [Span::new(wanted[0].start, wanted[1].end), wanted[2]];
+        assert_eq!(clusters(&layout, Vma::private), expected);
     }
 }

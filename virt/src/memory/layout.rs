@@ -6,14 +6,13 @@ use super::object::{Census, Name, Object, Obstacle};
 use super::smaps::{self, Entry};
 use super::vma::{Backing, Flags, PAGE, Span, Vma};
 use crate::image::Bytes;
-use crate::proc::Stat;
+use crate::proc::{self, Stat};
 use crate::resource::Blocker;
 use crate::{Doing, Failure, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 
 /// All mappings of a process.
@@ -43,12 +42,18 @@ impl Layout {
     /// # Errors
     /// The kernel's; `EPROTO` when it writes what this does not understand.
     pub fn read(host: Pid, census: &mut Census, hidden: &[Span]) -> Result<(Layout, Vec<Obstacle>), Failure> {
-        let path = format!("/proc/{host}/smaps");
-        // The kernel hands out a page at a time; room for some hundred mappings from the start.
-        let mut text = Vec::with_capacity(128 << 10);
-        File::open(&path)
-            .and_then(|mut file| file.read_to_end(&mut text))
-            .doing(|| format!("read {path}"))?;
+        Layout::from_file("smaps", host, census, hidden)
+    }
+
+    /// What `maps` shows is the first line of each mapping in `smaps`, without a look at its pages.
+    fn from_file(
+        name: &str,
+        host: Pid,
+        census: &mut Census,
+        hidden: &[Span],
+    ) -> Result<(Layout, Vec<Obstacle>), Failure> {
+        let path = format!("/proc/{host}/{name}");
+        let text = proc::read(&path).doing(|| format!("read {path}"))?;
         let entries = smaps::parse(&text).map_err(|strange| Failure::new(strange, Errno::EPROTO))?;
         let mut layout = Layout { vmas: Vec::with_capacity(entries.len()), ..Layout::default() };
         let mut obstacles = Vec::new();
@@ -184,12 +189,21 @@ impl Layout {
 }
 
 /// What could not be carried of the memory of a job's process, which may be running or even end meanwhile. `pid` and `comm` are for the
-/// answer.
+/// answer. In `haste` the flags of mappings, for which the kernel looks at every page, are read only if something is in the way.
 ///
 /// # Errors
 /// As [`Layout::read`].
-pub fn survey(host: Pid, pid: i32, comm: &str, census: &mut Census) -> Result<Vec<Blocker>, Failure> {
+pub fn survey(
+    host: Pid,
+    pid: i32,
+    comm: &str,
+    census: &mut Census,
+    haste: bool,
+) -> Result<Vec<Blocker>, Failure> {
     let look = |census: &mut Census| {
+        if haste && Layout::from_file("maps", host, census, &[])?.1.is_empty() {
+            return Ok(census.executable(host)?.err().into_iter().collect());
+        }
         let (_, mut obstacles) = Layout::read(host, census, &[])?;
         obstacles.extend(census.executable(host)?.err());
         Ok(obstacles)

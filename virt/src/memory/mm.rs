@@ -2,10 +2,10 @@
 //! are, the auxiliary vector, the executable. `ps`, `/proc/PID/exe` and brk(2) live on it.
 
 use super::object::{Census, Obstacle};
+use crate::proc::Stat;
 use crate::program::{Answers, Call, Program};
 use crate::resource::Stopped;
 use crate::{Doing, Failure};
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 
@@ -48,22 +48,23 @@ impl MmState {
         program.call("ask for the end of the heap", libc::SYS_brk, &[0_u64.into()])
     }
 
-    /// Reads the rest from outside. The executable is added to `census`; when it can't be carried, that is the answer.
+    /// Reads the rest from outside. `stat` was read when the task had stopped. The executable is added to `census`; when it
+    /// can't be carried, that is the answer.
     ///
     /// # Errors
-    /// The kernel's; `EPROTO` when it writes what this does not understand.
+    /// The kernel's.
     pub fn capture(
         task: &Stopped,
+        stat: &Stat,
         asked: Call,
         answers: &Answers,
         census: &mut Census,
     ) -> Result<Result<Self, Obstacle>, Failure> {
         let what = || format!("read the memory map of process {}", task.pid);
         let heap_end = answers.of(asked).doing(what)?.cast_unsigned();
-        let fields = stat_fields(&task.read("stat")?).ok_or_else(|| Failure::new(what(), Errno::EPROTO))?;
         let auxv = parse_auxv(&task.read("auxv")?);
         Ok(census.executable(task.host)?.map(|exe| {
-            let [code, code_end, stack, data, data_end, heap, args, args_end, env, env_end] = fields;
+            let [code, code_end, stack, data, data_end, heap, args, args_end, env, env_end] = stat.addresses;
             MmState {
                 code: (code, code_end),
                 data: (data, data_end),
@@ -125,19 +126,6 @@ impl MmState {
     }
 }
 
-/// Fields 26 to 28 and 45 to 51 of /proc/PID/stat, in the order of their numbers.
-fn stat_fields(line: &[u8]) -> Option<[u64; 10]> {
-    // Behind the name, which ends with the last parenthesis, comes field 3.
-    let end = line.iter().rposition(|&b| b == b')')?;
-    let fields: Vec<&str> =
-        std::str::from_utf8(line.get(end + 1..)?).ok()?.split_ascii_whitespace().collect();
-    let mut numbers = [0; 10];
-    for (number, field) in numbers.iter_mut().zip((26..=28).chain(45..=51)) {
-        *number = fields.get(field - 3)?.parse().ok()?;
-    }
-    Some(numbers)
-}
-
 /// The pairs up to and with AT_NULL.
 fn parse_auxv(bytes: &[u8]) -> Vec<(u64, u64)> {
     let (words, _) = bytes.as_chunks::<8>();
@@ -150,17 +138,6 @@ fn parse_auxv(bytes: &[u8]) -> Vec<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_hostile_command_name_does_not_shift_the_fields() {
-        let mut line = b"42 (a) 1 2 3 (x)) S".to_vec();
-        for field in 4..=52 {
-            line.extend(format!(" {field}").bytes());
-        }
-        assert_eq!(stat_fields(&line), Some([26, 27, 28, 45, 46, 47, 48, 49, 50, 51]));
-        assert_eq!(stat_fields(b"42 (x) S 1 2"), None);
-        assert_eq!(stat_fields(b""), None);
-    }
 
     #[test]
     fn the_auxiliary_vector_ends_at_its_end() {

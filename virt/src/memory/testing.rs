@@ -3,6 +3,7 @@
 use crate::image::{PagesWriter, Writer};
 use crate::memory::{Census, Dumped, Layout, MmState, PageFiles, dump};
 use crate::nursery::{Birth, beget, take_over};
+use crate::proc::Stat;
 use crate::program::{Answers, Program};
 use crate::resource::Stopped;
 use crate::status::Status;
@@ -88,7 +89,8 @@ impl Task {
         let status = Status::parse(&std::fs::read(format!("/proc/{}/status", self.pid)).unwrap());
         let id = self.pid.as_raw();
         let stopped = Stopped { host: self.pid, tid: id, pid: id, status };
-        MmState::capture(&stopped, asked, &answers, census).unwrap().unwrap()
+        let stat = Stat::of(self.pid).unwrap();
+        MmState::capture(&stopped, &stat, asked, &answers, census).unwrap().unwrap()
     }
 
     pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {

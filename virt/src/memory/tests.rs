@@ -349,15 +349,17 @@ fn what_cannot_be_carried_is_named() {
         }
         vec![1]
     });
-    let blockers = survey(task.pid, 7, "victim", &mut task.census()).unwrap();
-    let said: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-    for part in ["asynchronous I/O", "not the job's own", "userfaultfd"] {
-        assert!(
-            said.iter().any(|s| s.starts_with("process 7 (victim): mapping ") && s.contains(part)),
-            "{said:?}"
-        );
+    for haste in [false, true] {
+        let blockers = survey(task.pid, 7, "victim", &mut task.census(), haste).unwrap();
+        let said: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+        for part in ["asynchronous I/O", "not the job's own", "userfaultfd"] {
+            assert!(
+                said.iter().any(|s| s.starts_with("process 7 (victim): mapping ") && s.contains(part)),
+                "{said:?}"
+            );
+        }
+        assert_eq!(said.len(), 3, "{said:?}");
     }
-    assert_eq!(said.len(), 3, "{said:?}");
 }
 
 #[test]
@@ -367,7 +369,7 @@ fn a_process_that_is_gone_blocks_nothing() {
     nix::sys::signal::kill(task.pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let ended = nix::sys::wait::waitpid(task.pid, None).unwrap();
     assert!(matches!(ended, WaitStatus::Signaled(..)));
-    let gone = survey(task.pid, 1, "x", &mut census);
+    let gone = survey(task.pid, 1, "x", &mut census, true);
     assert!(matches!(&gone, Ok(blockers) if blockers.is_empty()), "{gone:?}");
     // Its id may be somebody else's by now.
     std::mem::forget(task);

@@ -103,7 +103,7 @@ fn ids_that_differ_and_a_user_namespace() {
 
 #[test]
 fn the_witness_is_made_once_and_goes() {
-    let (one, two) = (job(|| {}), job(|| {}));
+    let (one, two) = (job(|| {}), job(|| drop_to(1000, false)));
     let mut witnesses = Witnesses::default();
     let first = format!("{:?}", witnesses.of(&stopped(one.pid)).unwrap());
     assert_eq!(first, format!("{:?}", witnesses.of(&stopped(one.pid)).unwrap()));

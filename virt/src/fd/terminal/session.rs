@@ -35,11 +35,9 @@ fn unpack(device: u32) -> (u32, u32) {
 }
 
 /// The members that have a controlling terminal, and what `/proc` says of them.
-fn controlled(graph: &Graph) -> impl Iterator<Item = (usize, (u32, u32), Stat)> {
-    graph.members.iter().enumerate().filter_map(|(at, member)| {
-        let stat = Stat::of(member.host)?;
-        (stat.terminal != 0).then(|| (at, unpack(stat.terminal), stat))
-    })
+fn controlled(graph: &Graph) -> impl Iterator<Item = (usize, (u32, u32), &Stat)> {
+    let stats = graph.members.iter().map(|member| &member.stat).enumerate();
+    stats.filter(|(_, stat)| stat.terminal != 0).map(|(at, stat)| (at, unpack(stat.terminal), stat))
 }
 
 impl Terminals {
