@@ -178,8 +178,12 @@ impl Storing {
         self.written += dumped.written;
         self.dropped += dumped.dropped;
         let runs = self.sections.entry(owner).or_default();
+        if runs.is_empty() {
+            *runs = dumped.runs;
+            return;
+        }
         runs.extend(dumped.runs);
-        runs.sort_unstable_by_key(|run| run.vaddr);
+        runs.sort_by_key(|run| run.vaddr);
     }
 
     /// Everything is stored: where it is, by owner. The layouts get the guard pages that were found.

@@ -86,12 +86,15 @@ impl Index {
             bytes.extend_from_slice(&(range.len() as u64).to_le_bytes());
         }
         for run in &self.runs {
-            bytes.extend_from_slice(&run.vaddr.to_le_bytes());
-            bytes.extend_from_slice(&run.pages.to_le_bytes());
-            bytes.extend_from_slice(&run.file.to_le_bytes());
-            bytes.extend_from_slice(&run.flags.to_le_bytes());
-            bytes.extend_from_slice(&run.offset.to_le_bytes());
-            bytes.extend_from_slice(&run.digest.to_le_bytes());
+            // There may be a hundred thousand of them: each goes in as one.
+            let mut row = [0; RUN];
+            row[..8].copy_from_slice(&run.vaddr.to_le_bytes());
+            row[8..12].copy_from_slice(&run.pages.to_le_bytes());
+            row[12..14].copy_from_slice(&run.file.to_le_bytes());
+            row[14..16].copy_from_slice(&run.flags.to_le_bytes());
+            row[16..24].copy_from_slice(&run.offset.to_le_bytes());
+            row[24..].copy_from_slice(&run.digest.to_le_bytes());
+            bytes.extend_from_slice(&row);
         }
         bytes
     }

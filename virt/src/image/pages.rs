@@ -4,7 +4,7 @@ use super::{Error, Result, name};
 use rustix::fd::BorrowedFd;
 use rustix::fs::OFlags;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -13,6 +13,9 @@ pub const PAGE: u64 = 4096;
 
 /// The most pages in a run: 1 MiB, so that a run can be read, checked and put into memory in one piece.
 pub const MAX_RUN_PAGES: u32 = 256;
+
+/// What the kernel takes in one call: UIO_MAXIOV of `<linux/uio.h>`.
+const MAX_PARTS: usize = 1024;
 
 /// Pages side by side in memory and in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,14 +106,35 @@ impl PagesWriter {
     /// # Errors
     /// [`Error::NoRoom`] when the disk is full, [`Error::Unfit`] when these are not whole pages, other system errors.
     pub fn write(&mut self, bytes: &[u8]) -> Result<u64> {
-        if !(bytes.len() as u64).is_multiple_of(PAGE) {
+        self.write_parts(&mut [IoSlice::new(bytes)])
+    }
+
+    /// Appends what is whole pages when it stands one part behind the other, and returns the offset of the first part.
+    ///
+    /// # Errors
+    /// As [`PagesWriter::write`].
+    pub fn write_parts(&mut self, mut parts: &mut [IoSlice<'_>]) -> Result<u64> {
+        let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        if !len.is_multiple_of(PAGE) {
             return Err(Error::Unfit {
                 file: self.path.clone(),
-                why: format!("{} bytes are no whole pages", bytes.len()),
+                why: format!("{len} bytes are no whole pages"),
             });
         }
-        let offset = self.reserve(bytes.len() as u64);
-        self.file.write_all_at(bytes, offset).map_err(|e| self.failed(&e))?;
+        let offset = self.reserve(len);
+        let mut at = offset;
+        while !parts.is_empty() {
+            let now = parts.len().min(MAX_PARTS);
+            match rustix::io::pwritev(&self.file, &parts[..now], at) {
+                Ok(0) => return Err(self.failed(&std::io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut parts, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(self.failed(&errno.into())),
+            }
+        }
         Ok(offset)
     }
 

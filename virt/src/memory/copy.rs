@@ -8,9 +8,9 @@ use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 /// What is read at once: large enough for the call not to matter, small enough for the second-level cache.
 pub(super) const CHUNK: u64 = 256 << 10;
@@ -56,12 +56,23 @@ pub(super) struct Copier<'a> {
     buffer: Vec<u8>,
     pieces: Vec<Piece>,
     filled: u64,
+    ranges: Vec<Range>,
     runs: Vec<PageRun>,
     open: Option<OpenRun>,
     /// Bytes of zeroes that were dropped.
     pub dropped: u64,
     /// Bytes that were written.
     pub written: u64,
+}
+
+/// A part of the buffer that is to be in the image.
+struct Range {
+    address: u64,
+    start: usize,
+    end: usize,
+    part: u32,
+    /// See [`Piece::stored`].
+    stored: Option<(u16, u64)>,
 }
 
 /// The run that is being made.
@@ -73,14 +84,14 @@ struct OpenRun {
 
 impl<'a> Copier<'a> {
     pub fn new(source: Source<'a>, sink: &'a mut PagesWriter) -> Self {
-        let (pieces, runs) = (Vec::new(), Vec::new());
         Copier {
             source,
             sink,
             buffer: Vec::new(),
-            pieces,
+            pieces: Vec::new(),
             filled: 0,
-            runs,
+            ranges: Vec::new(),
+            runs: Vec::new(),
             open: None,
             dropped: 0,
             written: 0,
@@ -156,58 +167,81 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    /// Writes the pages that are worth it. Pages side by side in the buffer go in one write, wherever they are from.
+    /// Writes the pages that are worth it, wherever they are from, in one call, and takes them into runs.
     fn store(&mut self, pieces: &[Piece], buffer: &[u8]) -> Result<(), Error> {
-        let mut first = 0;
-        let mut pending: Vec<(u64, usize, usize, u32)> = Vec::new();
-        let mut at = 0;
-        for piece in pieces {
-            let bytes = &buffer[at..at + piece.len() as usize];
-            if let Some((file, offset)) = piece.stored {
-                self.write(&mut pending, &buffer[first..at])?;
-                self.note(piece.start, file, offset, piece.part, bytes);
-                at += bytes.len();
-                first = at;
-                continue;
+        let mut ranges = std::mem::take(&mut self.ranges);
+        self.choose(pieces, buffer, &mut ranges);
+        let mut fresh: Vec<IoSlice<'_>> = Vec::with_capacity(ranges.len());
+        let mut behind = 0;
+        for &Range { start, end, .. } in ranges.iter().filter(|range| range.stored.is_none()) {
+            match fresh.last_mut() {
+                // What is side by side in the buffer is one for the call.
+                Some(last) if behind == start => *last = IoSlice::new(&buffer[start - last.len()..end]),
+                _ => fresh.push(IoSlice::new(&buffer[start..end])),
             }
-            // The pages that follow each other in memory and are stored.
-            let mut begun: Option<usize> = None;
-            for (n, page) in bytes.chunks(PAGE as usize).enumerate() {
-                let here = n * PAGE as usize;
-                if piece.zeroes || !is_zero(page) {
-                    begun.get_or_insert(here);
-                    continue;
-                }
-                if let Some(begun) = begun.take() {
-                    pending.push((piece.start + begun as u64, at + begun, at + here, piece.part));
-                }
-                self.write(&mut pending, &buffer[first..at + here])?;
-                first = at + here + PAGE as usize;
-                self.dropped += PAGE;
-            }
-            if let Some(begun) = begun {
-                pending.push((piece.start + begun as u64, at + begun, at + bytes.len(), piece.part));
-            }
-            at += bytes.len();
+            behind = end;
         }
-        self.write(&mut pending, &buffer[first..at])
-    }
-
-    /// Writes `bytes`, which are exactly the pending ranges, and takes these into runs.
-    fn write(&mut self, pending: &mut Vec<(u64, usize, usize, u32)>, bytes: &[u8]) -> Result<(), Error> {
-        let Some(&(_, base, _, _)) = pending.first() else { return Ok(()) };
-        let offset = self.sink.write(bytes).map_err(Error::from)?;
-        self.written += bytes.len() as u64;
-        let file = self.sink.number();
-        for (address, start, end, part) in pending.drain(..) {
-            let (start, end) = (start - base, end - base);
-            self.note(address, file, offset + start as u64, part, &bytes[start..end]);
+        let mut offset = if fresh.is_empty() { 0 } else { self.sink.write_parts(&mut fresh)? };
+        let mut rest = ranges.drain(..).peekable();
+        while let Some(Range { address, start, end, part, stored }) = rest.next() {
+            let len = (end - start) as u64;
+            let (file, place) = stored.unwrap_or((self.sink.number(), offset));
+            if stored.is_none() {
+                offset += len;
+                self.written += len;
+            }
+            let ends = rest.peek().is_some_and(|next| (next.address, next.part) != (address + len, part));
+            self.note(address, file, place, part, &buffer[start..end], ends);
         }
+        drop(rest);
+        self.ranges = ranges;
         Ok(())
     }
 
-    /// Takes pages at a known place of the image into runs.
-    fn note(&mut self, mut address: u64, file: u16, mut offset: u64, part: u32, mut bytes: &[u8]) {
+    /// Finds what of these pieces, which are in the buffer, is to be in the image.
+    fn choose(&mut self, pieces: &[Piece], buffer: &[u8], ranges: &mut Vec<Range>) {
+        let mut at = 0;
+        for &piece in pieces {
+            let (begin, end) = (at, at + piece.len() as usize);
+            at = end;
+            let range = |start: usize, end: usize| Range {
+                address: piece.start + (start - begin) as u64,
+                start,
+                end,
+                part: piece.part,
+                stored: piece.stored,
+            };
+            if piece.zeroes || piece.stored.is_some() {
+                ranges.push(range(begin, end));
+                continue;
+            }
+            let mut first = begin;
+            for here in (begin..end).step_by(PAGE as usize) {
+                let behind = here + PAGE as usize;
+                if is_zero(&buffer[here..behind]) {
+                    if first < here {
+                        ranges.push(range(first, here));
+                    }
+                    first = behind;
+                    self.dropped += PAGE;
+                }
+            }
+            if first < end {
+                ranges.push(range(first, end));
+            }
+        }
+    }
+
+    /// Takes pages at a known place of the image into runs. `ends` says that the run does not go on behind them.
+    fn note(
+        &mut self,
+        mut address: u64,
+        file: u16,
+        mut offset: u64,
+        part: u32,
+        mut bytes: &[u8],
+        ends: bool,
+    ) {
         while !bytes.is_empty() {
             let fits = self.open.as_ref().is_some_and(|open| {
                 open.part == part
@@ -218,6 +252,13 @@ impl<'a> Copier<'a> {
             });
             if !fits {
                 self.close();
+                // Most runs of a sparse process are a page; a digest in one piece takes half the time.
+                if ends && bytes.len() as u64 <= u64::from(MAX_RUN_PAGES) * PAGE {
+                    let pages = (bytes.len() as u64 / PAGE) as u32;
+                    let digest = xxh3_64(bytes);
+                    self.runs.push(PageRun { vaddr: address, pages, file, flags: 0, offset, digest });
+                    return;
+                }
             }
             let open = self.open.get_or_insert_with(|| OpenRun {
                 run: PageRun { vaddr: address, pages: 0, file, flags: 0, offset, digest: 0 },

@@ -87,7 +87,8 @@ pub fn dump(
     dumped.shared = sharing.map_or(0, |sharing| sharing.bytes);
     dumped.guards = guards;
     dumped.runs.append(&mut ready);
-    dumped.runs.sort_unstable_by_key(|run| run.vaddr);
+    // Each thread's runs ascend; a stable sort finds that and only merges them.
+    dumped.runs.sort_by_key(|run| run.vaddr);
     Ok(dumped)
 }
 
@@ -105,7 +106,7 @@ pub fn dump_object(file: &File, sinks: &mut [PagesWriter]) -> Result<Dumped, Err
         }
         Ok(())
     })?;
-    dumped.runs.sort_unstable_by_key(|run| run.vaddr);
+    dumped.runs.sort_by_key(|run| run.vaddr);
     Ok(dumped)
 }
 

@@ -5,8 +5,9 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, symlink};
 
 const ENTRIES: [&str; 7] =
     ["files", "inventory.img", "manifest.json", "pages-0.img", "pages.idx", "plugins", "tasks.json"];
@@ -197,6 +198,22 @@ fn the_offset_of_a_copied_file_stays() {
     source.seek(SeekFrom::Start(4)).unwrap();
     Writer::create(&path).unwrap().copy("files/0", &source).unwrap();
     assert_eq!(source.stream_position().unwrap(), 4);
+}
+
+#[test]
+fn pages_in_more_parts_than_one_call_takes() {
+    let (_dir, path) = place();
+    let mut writer = Writer::create(&path).unwrap();
+    let mut pages = writer.pages(0).unwrap();
+    pages.write(&page(1)).unwrap();
+    let parts: Vec<Vec<u8>> =
+        (0..3000_usize).map(|n| vec![n as u8; if n.is_multiple_of(2) { 1 } else { 4095 }]).collect();
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    assert_eq!(pages.write_parts(&mut slices).unwrap(), 4096);
+    let mut found = vec![0; 1500 * 4096];
+    pages.file().read_exact_at(&mut found, 4096).unwrap();
+    assert_eq!(found, parts.concat());
+    assert!(matches!(pages.write_parts(&mut [IoSlice::new(&parts[0])]), Err(Error::Unfit { .. })));
 }
 
 #[test]
