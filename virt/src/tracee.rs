@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 
 /// How long a call may take to return or to fall asleep.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait for a thread that is stopped by job control to be so again: it needs microseconds.
-const STOPS_AGAIN: Duration = Duration::from_millis(50);
+/// How often to yield the CPU to a thread that is to fall asleep, and for how long to leave it then: the kernel makes that its
+/// timer slack, 50 µs, at least.
+const YIELDS: u32 = 4;
+const NAP: Duration = Duration::from_micros(1);
+/// How long to wait for a thread that is stopped by job control to be so again: it needs microseconds, once it has a CPU.
+const STOPS_AGAIN: Duration = Duration::from_secs(1);
 
 /// The one signal besides SIGKILL that can't be kept from a thread that works for ckrun. It has its effect, which is that the
 /// thread stops when it is let go: until then the tracer decides whether it runs.
@@ -119,12 +123,18 @@ impl Tracee {
         let what = || format!("bring thread {} to sleep", self.pid);
         ptrace::resume(self.pid, 0).doing(what)?;
         let begun = Instant::now();
-        let mut asked = false;
+        let (mut asked, mut yields) = (false, 0);
         loop {
             match ptrace::wait(self.pid, if asked { 0 } else { libc::WNOHANG }).doing(what)? {
                 None if self.asleep() => look(),
                 None if begun.elapsed() < PATIENCE => {
-                    std::thread::yield_now();
+                    // The scheduler may come back here at once, on the CPU that they share, as often as it is asked.
+                    if yields < YIELDS {
+                        yields += 1;
+                        std::thread::yield_now();
+                    } else {
+                        std::thread::sleep(NAP);
+                    }
                     continue;
                 }
                 // Neither asleep nor back: it is stopped wherever it is.
@@ -251,10 +261,10 @@ impl Tracee {
 }
 
 /// One that is stopped by job control is woken by its release, and stops again at once: whoever is let go after it must
-/// not see it run. A signal may have reached it meanwhile and let it go on, so this does not wait for long.
+/// not see it run. A signal may have reached it meanwhile and let it go on, perhaps to sleep; so this does not wait for long.
 fn await_stop_by_job_control(pid: Pid) {
     let began = Instant::now();
-    while began.elapsed() < STOPS_AGAIN && Stat::of(pid).is_some_and(|stat| stat.state != 'T') {
+    while began.elapsed() < STOPS_AGAIN && Stat::of(pid).is_some_and(|stat| "Rt".contains(stat.state)) {
         std::thread::yield_now();
     }
 }
