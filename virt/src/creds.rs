@@ -13,7 +13,6 @@ use crate::hex::Hex;
 use crate::image::Bytes;
 use crate::program::{Answers, Arg, Call, Place, Program};
 use crate::resource::{Resource, Stopped};
-use crate::worker::Worker;
 use crate::{Doing, Failure, proc};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
@@ -153,24 +152,12 @@ impl Creds {
         Hex(self.capabilities.all().0 & !held).bits().map(name).collect()
     }
 
-    /// Takes out of the bounding set of `first`, which is `task` and from which all other tasks of a job are to be made, what none of them
-    /// will have: each call that changes credentials copies them, and so the job does not make these once a thread. The
-    /// answer is the credentials that every task is born with.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn prepare<'a>(
-        first: &mut Worker,
-        mut task: Stopped,
-        wanted: impl Iterator<Item = &'a Creds>,
-    ) -> Result<Creds, Failure> {
+    /// Takes out of the bounding set of `task`, from which all other tasks of a job are to be made, what none of these will
+    /// have.
+    pub fn limit<'a>(wanted: impl Iterator<Item = &'a Creds>, task: &mut Stopped, program: &mut Program) {
         let wanted = wanted.fold(0, |all, creds| all | creds.capabilities.all().0);
-        let mut program = Program::new();
-        drop_from_bounding(Hex(task.status.cap_bnd & !wanted), &mut program);
+        drop_from_bounding(Hex(task.status.cap_bnd & !wanted), program);
         task.status.cap_bnd &= wanted;
-        let asked = Creds::ask(&mut program);
-        let answers = first.run(&program)?;
-        Creds::capture(&task, &asked, &answers)
     }
 
     /// As [`Resource::restore`], for a task that is known to have the credentials `born`.
@@ -200,8 +187,11 @@ impl Creds {
             let args = [libc::PR_SET_NO_NEW_PRIVS.into(), 1.into(), 0.into(), 0.into(), 0.into()];
             prctl(program, "set no_new_privs", &args);
         }
-        let args = [libc::PR_SET_PDEATHSIG.into(), self.parent_death_signal.into()];
-        prctl(program, "set the parent-death signal", &args);
+        // Whoever is made by another is born without; the first one has what it was seen to have.
+        if self.parent_death_signal != 0 || born.is_none_or(|born| born.parent_death_signal != 0) {
+            let args = [libc::PR_SET_PDEATHSIG.into(), self.parent_death_signal.into()];
+            prctl(program, "set the parent-death signal", &args);
+        }
     }
 
     fn restore_ids(&self, program: &mut Program) {

@@ -11,7 +11,7 @@ use crate::stub;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
 use crate::visit::stay_on_this_cpu;
-use crate::worker::{Hatch, STACK, Worker, open_memory};
+use crate::worker::{ALL_BUT_TRAP, Hatch, STACK, Worker, open_memory};
 use crate::{Doing, Failure, vdso};
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -169,7 +169,8 @@ fn make(maker: &mut Worker, wanted: &[(i32, u64, u64)]) -> Result<Vec<Tracee>, F
         // Not what other threads of ckrun have made or trace.
         match ptrace::wait(Pid::from_raw(-1), libc::__WNOTHREAD).doing(what)? {
             Some((pid, Change::Stopped(signal))) => {
-                let mut tracee = Tracee::stopped(pid, signal)?;
+                // A task is born with the mask of its maker, which works for ckrun.
+                let mut tracee = Tracee::with_mask(pid, signal, ALL_BUT_TRAP)?;
                 // It will have registers and a mask of its own; these only serve to run the stub.
                 let rsp = std::mem::replace(&mut tracee.regs.rsp, maker.area.end - 128);
                 by_stack.insert(rsp, tracee);

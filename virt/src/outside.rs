@@ -22,4 +22,15 @@ pub trait Outside: Serialize + DeserializeOwned + Sized {
     /// # Errors
     /// What could not be set, and why.
     fn restore(&self, host: Pid) -> Result<(), Failure>;
+
+    /// As [`Outside::restore`], for a task that was born with `born`, if that is known.
+    ///
+    /// # Errors
+    /// As [`Outside::restore`].
+    fn restore_over(&self, born: Option<&Self>, host: Pid) -> Result<(), Failure>
+    where
+        Self: PartialEq,
+    {
+        if born == Some(self) { Ok(()) } else { self.restore(host) }
+    }
 }

@@ -99,8 +99,8 @@ macro_rules! outside_rooms {
             /// Those of [`Outside::restore`], but for kinds that a job can do without.
             pub fn restore(&self, tid: i32, host: Pid, born: &Self) -> Result<(), Failure> {
                 $(
-                    let wanted = self.$field.get(&tid).filter(|kind| born.$field.values().next() != Some(kind));
-                    if let Some(Err(e)) = wanted.map(|kind| kind.restore(host)) {
+                    let had = born.$field.values().next();
+                    if let Some(Err(e)) = self.$field.get(&tid).map(|kind| kind.restore_over(had, host)) {
                         if <$kind>::NEEDED {
                             return Err(e);
                         }

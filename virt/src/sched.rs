@@ -101,11 +101,19 @@ impl Outside for Sched {
     }
 
     fn restore(&self, host: Pid) -> Result<(), Failure> {
+        self.restore_over(None, host)
+    }
+
+    /// The affinity is set in any case: ckrun has pinned all tasks.
+    fn restore_over(&self, born: Option<&Self>, host: Pid) -> Result<(), Failure> {
         sys::set_affinity(host, &self.cpus.mask()).doing(|| {
             format!("let thread {host} run on CPUs {}, of which this host has to have one", self.cpus)
         })?;
-        sys::sched_setattr(host, &self.attr())
-            .doing(|| format!("set the scheduling of thread {host} to {:?}", self.policy))?;
+        // The children of one that resets are not born as it is.
+        if born.is_none_or(|born| born.reset_on_fork || born.attr() != self.attr()) {
+            sys::sched_setattr(host, &self.attr())
+                .doing(|| format!("set the scheduling of thread {host} to {:?}", self.policy))?;
+        }
         if self.io_priority != 0 {
             sys::set_ioprio(host, self.io_priority)
                 .doing(|| format!("set the I/O priority of thread {host} to {:#x}", self.io_priority))?;

@@ -145,12 +145,30 @@ impl Resource for ThreadSwitches {
     }
 
     fn restore(&self, program: &mut Program) {
+        self.restore_over(None, program);
+    }
+}
+
+impl ThreadSwitches {
+    /// Gives the task its name.
+    pub(crate) fn restore_name(&self, program: &mut Program) {
         let mut name = self.name.to_vec();
         name.truncate(15);
         let name = program.put_cstr(&name);
         prctl(program, "set the name", &[libc::PR_SET_NAME.into(), name.into()]);
-        prctl(program, "set the timer slack", &[libc::PR_SET_TIMERSLACK.into(), self.timer_slack.into()]);
-        program.call("set the personality", libc::SYS_personality, &[self.personality.0.into()]);
+    }
+
+    /// As [`Resource::restore`], for a task that is known to have been born with `born`: these three are inherited.
+    pub(crate) fn restore_over(&self, born: Option<&Self>, program: &mut Program) {
+        if born.is_none_or(|born| born.name != self.name) {
+            self.restore_name(program);
+        }
+        if born.is_none_or(|born| born.timer_slack != self.timer_slack) {
+            prctl(program, "set the timer slack", &[libc::PR_SET_TIMERSLACK.into(), self.timer_slack.into()]);
+        }
+        if born.is_none_or(|born| born.personality != self.personality) {
+            program.call("set the personality", libc::SYS_personality, &[self.personality.0.into()]);
+        }
         if self.no_tsc {
             let args = [libc::PR_SET_TSC.into(), libc::PR_TSC_SIGSEGV.into()];
             prctl(program, "forbid the time-stamp counter", &args);

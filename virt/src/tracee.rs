@@ -57,6 +57,12 @@ impl Tracee {
 
     /// Takes over a thread that has reported an event stop with `signal`.
     pub(crate) fn stopped(pid: Pid, signal: libc::c_int) -> Result<Tracee, Failure> {
+        let mask = ptrace::signal_mask(pid).doing(|| format!("read the signal mask of thread {pid}"))?;
+        Tracee::with_mask(pid, signal, mask)
+    }
+
+    /// The same of one whose blocked signals are known.
+    pub(crate) fn with_mask(pid: Pid, signal: libc::c_int, mask: u64) -> Result<Tracee, Failure> {
         let regs = ptrace::registers(pid).map_err(|errno| match errno {
             // Fewer than there are: those of the 32-bit instruction set.
             Errno::EIO => Failure::new(format!("stop thread {pid} in 32-bit code"), Errno::EOPNOTSUPP),
@@ -65,7 +71,7 @@ impl Tracee {
         Ok(Tracee {
             pid,
             regs,
-            mask: ptrace::signal_mask(pid).doing(|| format!("read the signal mask of thread {pid}"))?,
+            mask,
             group_stop: (signal != libc::SIGTRAP).then_some(signal),
             deadline: None,
         })
@@ -207,23 +213,43 @@ impl Tracee {
     /// `-ERESTART_RESTARTBLOCK`, with a note in the kernel from which it goes on, with the remaining time, when the
     /// thread is let go.
     pub(crate) fn begin_call(&self) -> Result<i64, Failure> {
-        let what = || format!("begin a call in thread {}", self.pid);
-        let mut signal = 0;
+        self.start_call()?;
+        self.interrupt_call()?;
+        self.end_call()
+    }
+
+    /// [`Tracee::begin_call`] in three parts, each of which can be done with many threads: lets the thread come to the call.
+    pub(crate) fn start_call(&self) -> Result<(), Failure> {
+        ptrace::resume_to_syscall(self.pid, 0).doing(|| self.beginning())
+    }
+
+    /// Waits until it has come to the call, and lets it make the call and be interrupted.
+    pub(crate) fn interrupt_call(&self) -> Result<(), Failure> {
+        let what = || self.beginning();
         loop {
-            ptrace::resume_to_syscall(self.pid, signal).doing(what)?;
-            signal = match ptrace::wait(self.pid, 0).doing(what)? {
+            let signal = match ptrace::wait(self.pid, 0).doing(what)? {
                 Some((_, Change::Syscall)) => break,
                 // The report of a stop that was asked for, or of job control, may still be due.
                 Some((_, Change::Stopped(_))) => 0,
                 Some((_, Change::Signal(STOP))) => STOP,
                 _ => return Err(Failure::new(what(), Errno::ESRCH)),
             };
+            ptrace::resume_to_syscall(self.pid, signal).doing(what)?;
         }
         // A request to stop makes the call return as a signal would.
         ptrace::interrupt(self.pid).doing(what)?;
-        ptrace::resume(self.pid, 0).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)
+    }
+
+    /// Waits until it is back from the call; the answer is the result.
+    pub(crate) fn end_call(&self) -> Result<i64, Failure> {
+        let what = || self.beginning();
         wait_for_stop(self.pid)?.ok_or_else(|| Failure::new(what(), Errno::ESRCH))?;
         Ok(ptrace::registers(self.pid).doing(what)?.rax.cast_signed())
+    }
+
+    fn beginning(&self) -> String {
+        format!("begin a call in thread {}", self.pid)
     }
 
     /// Lets the thread end by `regs`, which are about to do so, or by `signal`, and waits until it has. Its parent is told.

@@ -120,6 +120,21 @@ pub fn plan(members: &[Member]) -> Result<Vec<Step>, String> {
     Ok(plan.steps)
 }
 
+/// All members, the deepest in the tree first: children before their parents, siblings in their order. Parents come before
+/// their children in `members`.
+pub fn children_first(members: &[Member]) -> Vec<&Member> {
+    let mut depths = BTreeMap::new();
+    let mut all: Vec<(usize, &Member)> = Vec::with_capacity(members.len());
+    for member in members {
+        let depth = depths.get(&member.parent).map_or(0, |depth| depth + 1);
+        depths.insert(member.pid, depth);
+        all.push((depth, member));
+    }
+    // Stable.
+    all.sort_by_key(|(depth, _)| std::cmp::Reverse(*depth));
+    all.into_iter().map(|(_, member)| member).collect()
+}
+
 struct Plan<'a> {
     taken: BTreeSet<i32>,
     by_id: BTreeMap<i32, &'a Member>,
@@ -297,6 +312,14 @@ mod tests {
             state: Life::Running,
             comm,
         }
+    }
+
+    #[test]
+    fn children_come_before_their_parents_and_siblings_in_their_order() {
+        let members = [(1, 0), (2, 1), (5, 2), (6, 2), (3, 1), (4, 3), (7, 6)];
+        let members = members.map(|(pid, parent)| member(pid, parent, 1, 1));
+        let order: Vec<i32> = children_first(&members).iter().map(|member| member.pid).collect();
+        assert_eq!(order, [7, 5, 6, 4, 2, 3, 1]);
     }
 
     /// Carries the steps out by the kernel's rules and says what comes of them: (pid, parent, group, session).

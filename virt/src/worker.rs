@@ -21,6 +21,9 @@ pub(crate) const HEADER: u64 = 4096;
 /// CPUs with AMX.
 pub(crate) const STACK: u64 = 32 << 10;
 
+/// What a task blocks while it works for ckrun, bit N-1 for signal N: all but the breakpoint's.
+pub(crate) const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
+
 /// A stopped task with the stub in it.
 #[derive(Debug)]
 pub struct Worker {
@@ -72,16 +75,6 @@ impl Worker {
         self.put(&self.load(program)?)?;
         let slept = self.tracee.run_to_sleep(look)?;
         if slept { Ok(None) } else { self.unload(program).map(Some) }
-    }
-
-    /// Begins the one call of `program` and interrupts it. The answer is its result, an `-ERESTART*` if it waits for
-    /// something: then the thread is, for the kernel, in that call.
-    ///
-    /// # Errors
-    /// As [`Worker::run`].
-    pub fn begin(&mut self, program: &Program) -> Result<i64, Failure> {
-        self.put(&self.load(program)?)?;
-        self.tracee.begin_call()
     }
 
     /// Gives the thread registers with which it works for ckrun.
@@ -234,12 +227,18 @@ impl Worker {
 
     /// Unmaps ckrun's area by an instruction in it: the task is in an event stop right after the call, before it would look
     /// for the next one.
-    pub(crate) fn unmap(&self) -> Result<(), Failure> {
+    ///
+    /// [`Worker::end_unmap`] ends this, after [`Tracee::interrupt_call`].
+    pub(crate) fn start_unmap(&self) -> Result<(), Failure> {
         let (range, instruction) = (self.stub_range(), self.code + stub::syscall());
         let args = [range.start, range.end - range.start];
         self.put(&self.before(instruction, libc::SYS_munmap, &args))?;
-        let result = self.tracee.begin_call()?;
-        self.succeeded(libc::SYS_munmap, result).map(drop)
+        self.tracee.start_call()
+    }
+
+    /// Ends what [`Worker::start_unmap`] has begun.
+    pub(crate) fn end_unmap(&self) -> Result<(), Failure> {
+        self.tracee.end_call().and_then(|result| self.succeeded(libc::SYS_munmap, result)).map(drop)
     }
 
     /// The registers of a task that is about to make a call.
@@ -275,8 +274,7 @@ impl Worker {
 
     /// All signals but the breakpoint's wait while the task works for ckrun.
     pub(crate) fn block_signals(&self) -> Result<(), Failure> {
-        let all_but_trap = !(1_u64 << (libc::SIGTRAP - 1));
-        ptrace::set_signal_mask(self.host(), all_but_trap)
+        ptrace::set_signal_mask(self.host(), ALL_BUT_TRAP)
             .doing(|| format!("block signals of thread {}", self.host()))
     }
 }

@@ -1,31 +1,32 @@
 //! The making of a restored job, step by step; [`crate::restore`] tells in which order.
 
+mod births;
+mod born;
 mod pages;
 mod registers;
 mod state;
 
 use crate::cgroups::Places;
-use crate::creds::Creds;
-use crate::endings;
-use crate::events::Events;
+use crate::crew::{self, CREW};
 use crate::fd::{Made, Renewed};
 use crate::image::{Image, Index, Owner};
 use crate::job::Job;
 use crate::listing::look;
 use crate::login::LoginUid;
-use crate::memory::{self, Bridge, Filler, Handles, PageFiles, Plan};
+use crate::memory::{self, Bridge, Filler, Handles, PageFiles};
 use crate::mounts::{self, Namespace};
 use crate::network::wall::Rubble;
-use crate::nursery::{self, AREA, Birth};
+use crate::nursery::{self, AREA};
 use crate::proc::Stat;
 use crate::program::Program;
 use crate::restore::{HATCH, NetworkIs, Options};
-use crate::rooms::OutsideProcess;
-use crate::tree::{self, Member, Step};
+use crate::tree::Member;
 use crate::worker::Worker;
-use crate::{Error, Failure, fault, fd};
+use crate::{Error, Failure, fault};
+use born::Born;
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use pages::Unfilled;
 use state::restore;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -41,7 +42,7 @@ pub struct Making<'a> {
     pages: PageFiles,
     filler: Filler,
     /// Processes whose pages are on their way.
-    unfilled: BTreeMap<i32, Plan<'static>>,
+    unfilled: BTreeMap<i32, Unfilled>,
     /// The job's mount namespaces, by numbers of the first process.
     namespaces: Vec<Namespace<RawFd>>,
     /// Shared memory and deleted files, open in the first process and inherited by all.
@@ -55,7 +56,7 @@ pub struct Making<'a> {
     /// All other threads.
     threads: BTreeMap<i32, Worker>,
     /// What every task is born with.
-    born: (Creds, OutsideProcess),
+    born: Born,
     /// As who ckrun's user logged in.
     login: Option<LoginUid>,
     /// Which cgroups they are in.
@@ -85,10 +86,8 @@ impl<'a> Making<'a> {
         let pages = PageFiles::open(image, index.runs())?;
         let mut worker = nursery::take_over(init, hatch, HATCH, free_area(job)?)?;
         cgroups.enter(first.pid, None, false, worker.host())?;
-        let mut born = OutsideProcess::default();
         let task = look(init, init, first.pid)?;
-        born.capture(&task)?;
-        let born = (Creds::prepare(&mut worker, task, job.threads.creds.values())?, born);
+        let born = Born::prepare(&mut worker, task, job)?;
         Ok(Making {
             job,
             image,
@@ -155,64 +154,6 @@ impl<'a> Making<'a> {
         Ok(())
     }
 
-    /// Makes all processes with their memory, related as they were. Pages that nobody inherits may still be on their way
-    /// afterwards.
-    ///
-    /// # Errors
-    /// The kernel's, the image's.
-    pub fn tree(&mut self, events: &mut dyn Events) -> Result<(), Error> {
-        let bad = |why| Error::Damaged(format!("tasks.json: {why}"));
-        if let Some(first) = self.job.members.first() {
-            self.memory(first.pid, None)?;
-        }
-        for step in tree::plan(&self.job.members).map_err(bad)? {
-            self.step(step)?;
-            events.progress(self.bytes, 0);
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, step: Step) -> Result<(), Error> {
-        match step {
-            Step::Make { pid, maker, sibling, signal, helper } => {
-                // It hands on what it has.
-                if self.unfilled.contains_key(&maker) {
-                    self.filled()?;
-                }
-                let shared = match helper {
-                    true => 0,
-                    false => self
-                        .job
-                        .files
-                        .shared_from_birth(pid, maker)
-                        .map_err(|why| Error::Damaged(format!("{}: {why}", fd::FILE)))?,
-                };
-                let births = [Birth { pid, signal, sibling, shared }];
-                let made = self.leader(maker, |worker| nursery::beget(worker, &births))?;
-                self.leaders.extend(made.into_iter().map(|worker| (pid, worker)));
-                let runs = self.job.layouts.contains_key(&pid) && !helper;
-                let host = self.host(pid)?;
-                self.cgroups.enter(pid, Some(maker), !runs, host).map_err(|e| blame(self.job, pid, e))?;
-                if runs { self.memory(pid, Some(maker)) } else { Ok(()) }
-            }
-            Step::Lead(pid) => {
-                let mut program = Program::new();
-                program.call("begin a session", libc::SYS_setsid, &[]);
-                self.job.files.begin_session(&self.made, pid, &mut program);
-                self.leader(pid, |worker| worker.run(&program).map(drop))
-            }
-            Step::Join { pid, group } => {
-                self.call(pid, "join a process group", libc::SYS_setpgid, &[0, group])
-            }
-            Step::Dismiss { pid, parent } => {
-                if let Some(helper) = self.leaders.remove(&pid) {
-                    endings::end(helper, 0)?;
-                }
-                self.leader(parent, |worker| endings::reap(worker, pid))
-            }
-        }
-    }
-
     /// Gives every process its files, and makes its threads.
     ///
     /// # Errors
@@ -227,20 +168,14 @@ impl<'a> Making<'a> {
         for (pid, program) in job.files.settle_sessions(&self.made) {
             self.leader(pid, |worker| worker.run(&program).map(drop))?;
         }
+        self.together(|made, member, program| job.files.enter(made, member.pid, program))?;
+        self.together(|made, member, program| {
+            restore(job.processes.permission.get(&member.pid), program);
+            job.files.place(made, member.pid, program);
+        })?;
         for member in running(job) {
-            let mut program = Program::new();
-            job.files.enter(&self.made, member.pid, &mut program);
-            self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
-        }
-        for member in running(job) {
-            let mut program = Program::new();
-            restore(job.processes.permission.get(&member.pid), &mut program);
-            job.files.place(&self.made, member.pid, &mut program);
             let others = member.threads.get(1..).unwrap_or_default();
-            let made = self.leader(member.pid, |worker| {
-                worker.run(&program)?;
-                nursery::beget_threads(worker, others)
-            })?;
+            let made = self.leader(member.pid, |worker| nursery::beget_threads(worker, others))?;
             for (tid, worker) in others.iter().copied().zip(made) {
                 self.cgroups.enter_thread(tid, member.pid, worker.host())?;
                 self.threads.insert(tid, worker);
@@ -263,10 +198,20 @@ impl<'a> Making<'a> {
             self.leader(member.pid, |worker| worker.run(&program).map(drop))?;
         }
         job.files.hand_over(&self.made, &mut self.leaders)?;
-        // Nobody is made from anybody any more. Here ends what can be done while pages are still on their way.
-        self.filled()?;
-        for (pid, layout) in &job.layouts {
-            self.leader(*pid, |worker| memory::seal(worker, layout))?;
+        Ok(())
+    }
+
+    /// Lets the leaders of all processes run the programs that `add` makes, in no particular order.
+    fn together(&mut self, add: impl Fn(&Made, &Member, &mut Program)) -> Result<(), Error> {
+        let members: Vec<_> = running(self.job).collect();
+        for members in members.chunks(CREW) {
+            let program = |member: &&&Member| {
+                let mut program = Program::new();
+                add(&self.made, member, &mut program);
+                Some((member.pid, self.leaders.get(&member.pid)?, program)).filter(|(.., p)| !p.is_empty())
+            };
+            let tasks: Vec<_> = members.iter().filter_map(|member| program(&member)).collect();
+            crew::run(&tasks).map_err(|(pid, failure)| blame(self.job, pid, failure))?;
         }
         Ok(())
     }

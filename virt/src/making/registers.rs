@@ -1,10 +1,12 @@
 //! The last steps before the tasks are let go: from here on the stub runs no more.
 
-use super::{Making, running};
-use crate::cpu::sleep;
-use crate::rooms::OutsideThread;
+use super::{Making, blame, running};
+use crate::cpu::sleep::{self, Start};
+use crate::cpu::state::CpuState;
+use crate::crew::{self, CREW};
 use crate::signals::{Action, Actions};
 use crate::sys::ptrace::Registers;
+use crate::tree::Member;
 use crate::worker::Worker;
 use crate::{Error, Failure, stub};
 
@@ -15,48 +17,85 @@ impl Making<'_> {
     /// The kernel's; registers that no thread can have.
     pub fn registers(&mut self) -> Result<(), Error> {
         let job = self.job;
+        let mut threads: Vec<i32> = Vec::new();
         for member in running(job) {
-            let regs =
-                member.threads.iter().map(|&tid| self.call_in_flight(tid)).collect::<Result<Vec<_>, _>>()?;
-            let trap = job.processes.actions.get(&member.pid).map(Actions::trap).unwrap_or_default();
-            self.leader(member.pid, |worker| vanish(worker, trap))?;
-            for (&tid, regs) in member.threads.iter().zip(regs) {
-                let (Some(cpu), Some(regs)) = (job.cpu.get(&tid), regs) else { continue };
-                self.task(tid, |worker| {
-                    cpu.extended.write(worker.host())?;
-                    worker.tracee.regs = regs;
-                    worker.tracee.mask = cpu.mask.0;
-                    job.outside_threads.restore(tid, worker.host(), &OutsideThread::default())
-                })?;
-            }
+            threads.extend(&member.threads);
+        }
+        for tids in threads.chunks(CREW) {
+            self.calls_in_flight(tids)?;
+        }
+        let members: Vec<_> = running(job).collect();
+        for members in members.chunks(CREW) {
+            self.vanish(members)?;
+        }
+        for tid in threads {
+            let Some(cpu) = job.cpu.get(&tid) else { continue };
+            let born = &self.born.outside_thread;
+            let worker = self.threads.get(&tid).or_else(|| self.leaders.get(&tid));
+            let set = worker.map_or(Ok(()), |worker| {
+                cpu.extended.write(worker.host())?;
+                job.outside_threads.restore(tid, worker.host(), born)
+            });
+            set.map_err(|failure| blame(job, tid, failure))?;
         }
         Ok(())
     }
 
-    /// Puts a thread into the call that the old one was in, if it was in one that goes on with the rest of its time. The
-    /// answer is the registers that it is to get.
-    fn call_in_flight(&mut self, tid: i32) -> Result<Option<Registers>, Error> {
-        let Some(cpu) = self.job.cpu.get(&tid) else { return Ok(None) };
-        let bad = |why| Error::Damaged(format!("cpu.json: thread {tid}: {why}"));
-        let regs = cpu.checked().map_err(bad)?;
-        match cpu.sleep.as_ref().map(|sleep| sleep.plan(&regs)) {
-            None => Ok(Some(regs)),
-            Some(sleep::Plan::Registers(regs)) => Ok(Some(regs)),
-            Some(sleep::Plan::Start(start)) => {
-                let result = self.task(tid, |worker| worker.begin(&start.program))?;
-                Ok(Some(start.registers(result)))
-            }
+    /// Puts threads into the calls that the old ones were in, if those go on with the rest of their time, and decides with
+    /// which registers each is to go on.
+    fn calls_in_flight(&mut self, tids: &[i32]) -> Result<(), Error> {
+        let job = self.job;
+        let mut starts = Vec::new();
+        for &tid in tids {
+            let Some(cpu) = job.cpu.get(&tid) else { continue };
+            let bad = |why| Error::Damaged(format!("cpu.json: thread {tid}: {why}"));
+            let regs = cpu.checked().map_err(bad)?;
+            let regs = match cpu.sleep.as_ref().map(|sleep| sleep.plan(&regs)) {
+                None => regs,
+                Some(sleep::Plan::Registers(regs)) => regs,
+                Some(sleep::Plan::Start(start)) => {
+                    starts.push((tid, start));
+                    continue;
+                }
+            };
+            self.go_on(tid, regs, cpu);
+        }
+        let task = |(tid, start): &(i32, Start)| Some((*tid, self.worker(*tid)?, start.program.clone()));
+        let tasks: Vec<_> = starts.iter().filter_map(task).collect();
+        let results = crew::begin(&tasks).map_err(|(tid, failure)| blame(job, tid, failure))?;
+        for ((tid, start), result) in starts.into_iter().zip(results) {
+            let Some(cpu) = job.cpu.get(&tid) else { continue };
+            self.go_on(tid, start.registers(result), cpu);
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, tid: i32, regs: Registers, cpu: &CpuState) {
+        if let Some(worker) = self.worker_mut(tid) {
+            worker.tracee.regs = regs;
+            worker.tracee.mask = cpu.mask.0;
         }
     }
-}
 
-/// Gives SIGTRAP its action, for the stub runs no more, and unmaps ckrun's area.
-fn vanish(worker: &mut Worker, trap: Action) -> Result<(), Failure> {
-    if trap != Action::default() {
-        let at = worker.area.start;
-        worker.write(at, &trap.to_bytes())?;
-        let syscall = worker.code + stub::syscall();
-        worker.single(syscall, libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, at, 0, 8])?;
+    /// Gives SIGTRAP its action, for the stub runs no more, and unmaps ckrun's area.
+    fn vanish(&self, members: &[&Member]) -> Result<(), Error> {
+        let job = self.job;
+        let all = |work: &dyn Fn(i32, &Worker) -> Result<(), Failure>| {
+            let leaders = members.iter().filter_map(|m| Some((m.pid, self.leaders.get(&m.pid)?)));
+            let mut done = leaders.map(|(pid, worker)| work(pid, worker).map_err(|e| blame(job, pid, e)));
+            done.try_for_each(|done| done)
+        };
+        all(&|pid, worker| {
+            let trap = job.processes.actions.get(&pid).map(Actions::trap).unwrap_or_default();
+            if trap != Action::default() {
+                let at = worker.area.start;
+                worker.write(at, &trap.to_bytes())?;
+                let syscall = worker.code + stub::syscall();
+                worker.single(syscall, libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, at, 0, 8])?;
+            }
+            worker.start_unmap()
+        })?;
+        all(&|_, worker| worker.tracee.interrupt_call())?;
+        all(&|_, worker| worker.end_unmap())
     }
-    worker.unmap()
 }

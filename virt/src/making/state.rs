@@ -2,13 +2,14 @@
 
 use super::{Making, blame};
 use crate::Error;
-use crate::crew;
+use crate::crew::{self, CREW};
 use crate::endings;
 use crate::job::Job;
 use crate::program::Program;
 use crate::resource::Resource;
 use crate::signals::Action;
-use crate::tree::{Life, Member};
+use crate::timers::PosixTimers;
+use crate::tree::{self, Life, Member};
 use nix::errno::Errno;
 
 impl Making<'_> {
@@ -42,27 +43,51 @@ impl Making<'_> {
     /// # Errors
     /// The kernel's.
     pub fn state(&mut self) -> Result<(), Error> {
-        let job = self.job;
-        for member in job.members.iter().rev() {
+        let mut crew = Vec::with_capacity(CREW);
+        for member in tree::children_first(&self.job.members) {
             if let Life::Zombie { status } = member.state {
+                self.complete(&mut crew)?;
                 if let Some(worker) = self.leaders.remove(&member.pid) {
                     self.ended.insert(member.pid, worker.host());
                     endings::end(worker, status)?;
                 }
                 continue;
             }
-            self.process(member)?;
+            crew.push((member.pid, self.process(member)?));
+            let stopped = matches!(member.state, Life::Stopped { .. });
+            // Those that have waiting timers were asked what time it is for them.
+            let timed =
+                self.job.timers.get(&member.pid).is_some_and(|timers| *timers != PosixTimers::default());
+            if stopped || timed || crew.len() == CREW {
+                self.complete(&mut crew)?;
+            }
             if let Life::Stopped { signal, .. } = member.state {
                 self.leader(member.pid, |worker| endings::stop(worker, signal))?;
             }
         }
+        self.complete(&mut crew)?;
+        // All pages are in place, and what has failed on the way is told.
+        self.filler.finish()
+    }
+
+    /// Runs the last programs of some processes.
+    fn complete(&mut self, crew: &mut Vec<(i32, Program)>) -> Result<(), Error> {
+        let job = self.job;
+        let task = |(pid, program)| Some((pid, self.leaders.get(&pid)?, program));
+        let tasks: Vec<_> = crew.drain(..).filter_map(task).collect();
+        crew::run(&tasks).map_err(|(pid, failure)| blame(job, pid, failure))?;
+        for (pid, worker, _) in tasks {
+            let set = job.outside_processes.restore(pid, worker.host(), &self.born.outside_process);
+            set.map_err(|failure| blame(job, pid, failure))?;
+        }
         Ok(())
     }
 
-    fn process(&mut self, member: &Member) -> Result<(), Error> {
+    /// Does what has to be done before the others; the answer is the rest. The process's pages are in place then.
+    fn process(&mut self, member: &Member) -> Result<Program, Error> {
         let job = self.job;
         let pid = member.pid;
-        let mut program = Program::new();
+        let mut program = self.closed(pid)?;
         self.own(pid, &mut program)?;
         hush_children(job, pid, &mut program);
         restore(job.processes.actions.get(&pid), &mut program);
@@ -86,10 +111,7 @@ impl Making<'_> {
         }
         self.confine(pid, job.filters.same(&member.threads), &mut program);
         restore(job.processes.dumpable.get(&pid), &mut program);
-        self.leader(pid, |worker| worker.run(&program).map(drop))?;
-        let host = self.host(pid)?;
-        job.outside_processes.restore(pid, host, &self.born.1)?;
-        Ok(())
+        Ok(program)
     }
 
     /// Everything that the threads have but the leader: its filters may be theirs as well, and come last.
@@ -97,15 +119,17 @@ impl Making<'_> {
         let job = self.job;
         let for_all = job.filters.same(&member.threads);
         // Not all at once: ckrun would need that much more memory for their programs, and gain nothing.
-        for tids in member.threads.get(1..).unwrap_or_default().chunks(32) {
-            let mut tasks = Vec::with_capacity(tids.len());
+        for tids in member.threads.get(1..).unwrap_or_default().chunks(CREW) {
+            let mut programs = Vec::with_capacity(tids.len());
             for &tid in tids {
                 let mut program = Program::new();
                 self.own(tid, &mut program)?;
                 restore(job.threads.pending.get(&tid), &mut program);
                 self.confine(tid, for_all, &mut program);
-                tasks.extend(self.threads.get(&tid).map(|worker| (tid, worker, program)));
+                programs.push((tid, program));
             }
+            let with = |(tid, program)| Some((tid, self.threads.get(&tid)?, program));
+            let tasks: Vec<_> = programs.into_iter().filter_map(with).collect();
             crew::run(&tasks).map_err(|(tid, failure)| blame(job, tid, failure))?;
         }
         Ok(())
@@ -114,10 +138,13 @@ impl Making<'_> {
     /// What a thread has for itself, and can have before its process is complete.
     fn own(&self, tid: i32, program: &mut Program) -> Result<(), Error> {
         let threads = &self.job.threads;
-        restore(threads.memory_policy.get(&tid), program);
+        let policy = threads.memory_policy.get(&tid);
+        restore(policy.filter(|policy| **policy != self.born.memory_policy), program);
         restore(threads.at_exit.get(&tid), program);
         restore(threads.alt_stack.get(&tid), program);
-        restore(threads.switches.get(&tid), program);
+        if let Some(switches) = threads.switches.get(&tid) {
+            switches.restore_over(Some(&self.born.switches), program);
+        }
         if let Some(rseq) = self.job.cpu.get(&tid).and_then(|cpu| cpu.rseq.as_ref()) {
             rseq.check().map_err(|_| Error::Damaged(format!("cpu.json: thread {tid}: rseq")))?;
             rseq.register(program);
@@ -133,7 +160,7 @@ impl Making<'_> {
             job.filters.restore(tid, for_all, program);
         }
         if let Some(creds) = job.threads.creds.get(&tid) {
-            creds.restore_over(Some(&self.born.0), program);
+            creds.restore_over(Some(&self.born.creds), program);
         }
     }
 }

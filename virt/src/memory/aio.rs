@@ -148,7 +148,7 @@ pub(crate) fn take(
 }
 
 /// Makes all contexts of a process whose other memory is there.
-pub(super) fn make(worker: &mut Worker, rings: &[Ring]) -> Result<(), Failure> {
+pub(crate) fn make(worker: &mut Worker, rings: &[Ring]) -> Result<(), Failure> {
     if rings.is_empty() {
         return Ok(());
     }

@@ -30,6 +30,11 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
+    /// What is there, to be run by somebody else.
+    pub fn rest(self) -> Program {
+        self.program
+    }
+
     /// Runs what is there.
     pub fn run(&mut self) -> Result<Answers, Failure> {
         self.worker.run(&std::mem::take(&mut self.program))

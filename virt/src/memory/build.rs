@@ -1,6 +1,6 @@
 //! Mappings, made in a task that has none of its own yet, or only inherited ones.
 //!
-//! The order is: [`build`] (the mappings), [`super::fill`] (the pages), [`finish`] (what
+//! The order is: [`draw`] and [`build`] (the mappings), [`super::fill`] (the pages), [`finish`] (what
 //! would be in the way of filling), and [`seal`] when no other process is made from this one any more.
 
 use super::aio;
@@ -66,6 +66,17 @@ pub struct Blueprint<'a> {
 /// # Errors
 /// The failed call: `map 7f00-7f01 of /usr/lib/x: no such file or directory`.
 pub fn build(worker: &mut Worker, blueprint: &Blueprint<'_>) -> Result<(), Failure> {
+    let last = draw(worker, blueprint)?;
+    worker.run(&last)?;
+    aio::make(worker, &blueprint.layout.rings)
+}
+
+/// The first part of [`build`], up to the last calls, which are the answer. After them come the rings of asynchronous I/O
+/// ([`aio::make`]).
+///
+/// # Errors
+/// As [`build`].
+pub fn draw(worker: &mut Worker, blueprint: &Blueprint<'_>) -> Result<Program, Failure> {
     let Blueprint { layout, objects, handles, plan, .. } = *blueprint;
     let stub = worker.stub_range();
     let mut batch = Batch::new(worker);
@@ -102,8 +113,7 @@ pub fn build(worker: &mut Worker, blueprint: &Blueprint<'_>) -> Result<(), Failu
             map_group(&mut batch.program, group, objects, handles)?;
         }
     }
-    batch.run()?;
-    aio::make(worker, &layout.rings)
+    Ok(batch.rest())
 }
 
 /// Gives the kernel its notes. It lets an executable go only when nothing of it is mapped, not even by those who are to
@@ -262,6 +272,11 @@ pub(super) fn initial(vma: &Vma) -> Prot {
 /// The failed call.
 pub fn finish(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>) -> Result<(), Failure> {
     let mut batch = Batch::new(worker);
+    add_rest(&mut batch, layout, plan)?;
+    batch.run().map(drop)
+}
+
+fn add_rest(batch: &mut Batch<'_>, layout: &Layout, plan: &Plan<'_>) -> Result<(), Failure> {
     for guard in &layout.guards {
         batch.pause()?;
         advise(&mut batch.program, *guard, MADV_GUARD_INSTALL, "install guard pages (Linux 6.13)");
@@ -286,7 +301,7 @@ pub fn finish(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>) -> Result<(
         let flags = libc::MCL_FUTURE | on_fault;
         batch.program.call("lock future memory", libc::SYS_mlockall, &[flags.into()]);
     }
-    batch.run().map(drop)
+    Ok(())
 }
 
 fn embellish(program: &mut Program, vma: &Vma, piece: Span) {
@@ -333,18 +348,22 @@ fn lock(program: &mut Program, vma: &Vma) {
     }
 }
 
-/// Seals what was sealed. Whoever is forked from this process afterwards could not get rid of it.
+/// Does what [`finish`] does, for a process that it has not been done for, and seals what was sealed. Whoever is forked from
+/// this process afterwards could not get rid of it. The last calls are the answer.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 6.10.
-pub fn seal(worker: &mut Worker, layout: &Layout) -> Result<(), Failure> {
+/// The failed call: `ENOSYS` before Linux 6.10.
+pub fn seal(worker: &mut Worker, layout: &Layout, plan: Option<&Plan<'_>>) -> Result<Program, Failure> {
     let mut batch = Batch::new(worker);
+    if let Some(plan) = plan {
+        add_rest(&mut batch, layout, plan)?;
+    }
     for vma in layout.vmas.iter().filter(|vma| vma.flags.has(Flags::SEALED)) {
         batch.pause()?;
         let args = [vma.range.start.into(), vma.range.len().into(), 0.into()];
         batch.program.call(format!("seal memory at {}", vma.range), SYS_MSEAL, &args);
     }
-    batch.run().map(drop)
+    Ok(batch.rest())
 }
 
 fn advise(program: &mut Program, range: Span, advice: i32, what: &str) {

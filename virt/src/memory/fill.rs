@@ -7,7 +7,7 @@ use super::layout::Layout;
 use super::plan::Plan;
 use super::vma::{Backing, Flags, PAGE, Prot, Span};
 use crate::image::PageRun;
-use crate::program::Program;
+use crate::program::{Answers, Call, Program};
 use crate::sys::uffd::{USER_MODE_ONLY, Uffd};
 use crate::worker::Worker;
 use crate::{Doing, Error, Failure};
@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// userfaultfd is worth its setting up for a mapping with so many bytes to be filled.
 const LARGE: u64 = 256 << 10;
@@ -52,36 +52,81 @@ pub fn fill(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>, pages: &PageF
 /// Chooses the way for each page of `plan`; a [`Filler`] does the rest.
 ///
 /// # Errors
-/// [`Error::Damaged`] when a page belongs to no mapping; the kernel's.
+/// As [`Ways::choose`]; the kernel's.
 pub fn prepare(worker: &mut Worker, layout: &Layout, plan: &Plan<'_>) -> Result<Load, Error> {
-    let mut ways = Vec::with_capacity(plan.runs.len());
-    let mut large = Vec::new();
-    let mut next = 0;
-    while let Some(run) = plan.runs.get(next) {
-        let vma = layout
-            .at(run.vaddr)
-            .filter(|vma| vma.stored() && vma.range.holds(Span::new(run.vaddr, run.vaddr + run.len())));
-        let Some(vma) = vma else {
-            return Err(Error::Damaged(format!("pages for {:#x}, where no private mapping is", run.vaddr)));
-        };
-        // The runs of one mapping come one after the other, but for those that were kept.
-        let count = plan.runs[next..]
-            .partition_point(|run| vma.range.holds(Span::new(run.vaddr, run.vaddr + run.len())));
-        let of_it = &plan.runs[next..next + count.max(1)];
-        let anonymous = vma.backing == Backing::Anonymous && !vma.flags.has(Flags::HUGETLB);
-        let fresh = plan.missing(vma.range).eq([vma.range]);
-        let way = if anonymous && fresh && bytes(of_it) >= LARGE {
-            large.push(vma.range);
-            Way::Place
-        } else if fresh && initial(vma).allows(Prot::WRITE) || vma.prot.allows(Prot::WRITE) {
-            Way::Write
-        } else {
-            Way::Force
-        };
-        ways.extend(of_it.iter().map(|_| way));
-        next += of_it.len();
+    let ways = Ways::choose(layout, plan)?;
+    let mut program = Program::new();
+    let asked = ways.ask(&mut program);
+    let answers = worker.run(&program)?;
+    Ok(ways.load(worker, plan, asked, &answers)?)
+}
+
+/// How the pages of a plan get to their places.
+#[derive(Debug)]
+pub struct Ways {
+    /// Of each run.
+    ways: Vec<Way>,
+    /// The mappings that userfaultfd serves.
+    large: Vec<Span>,
+}
+
+impl Ways {
+    /// Chooses for each page.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when a page belongs to no mapping.
+    pub fn choose(layout: &Layout, plan: &Plan<'_>) -> Result<Ways, Error> {
+        let mut ways = Vec::with_capacity(plan.runs.len());
+        let mut large = Vec::new();
+        let mut next = 0;
+        while let Some(run) = plan.runs.get(next) {
+            let vma = layout
+                .at(run.vaddr)
+                .filter(|vma| vma.stored() && vma.range.holds(Span::new(run.vaddr, run.vaddr + run.len())));
+            let Some(vma) = vma else {
+                let what = format!("pages for {:#x}, where no private mapping is", run.vaddr);
+                return Err(Error::Damaged(what));
+            };
+            // The runs of one mapping come one after the other, but for those that were kept.
+            let count = plan.runs[next..]
+                .partition_point(|run| vma.range.holds(Span::new(run.vaddr, run.vaddr + run.len())));
+            let of_it = &plan.runs[next..next + count.max(1)];
+            let anonymous = vma.backing == Backing::Anonymous && !vma.flags.has(Flags::HUGETLB);
+            let fresh = plan.missing(vma.range).eq([vma.range]);
+            let way = if anonymous && fresh && bytes(of_it) >= LARGE {
+                large.push(vma.range);
+                Way::Place
+            } else if fresh && initial(vma).allows(Prot::WRITE) || vma.prot.allows(Prot::WRITE) {
+                Way::Write
+            } else {
+                Way::Force
+            };
+            ways.extend(of_it.iter().map(|_| way));
+            next += of_it.len();
+        }
+        Ok(Ways { ways, large })
     }
-    Ok(Load::new(worker, &plan.runs, ways, large)?)
+
+    /// Adds what the task has to do for them. Its own descriptor of its userfaultfd goes the way of all that it does not
+    /// keep.
+    pub fn ask(&self, program: &mut Program) -> Option<Call> {
+        (!self.large.is_empty()).then(|| ask_userfaultfd(program))
+    }
+
+    /// What is to be put in place when the task has answered.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn load(
+        self,
+        worker: &Worker,
+        plan: &Plan<'_>,
+        asked: Option<Call>,
+        answers: &Answers,
+    ) -> Result<Load, Failure> {
+        let uffd = asked.map_or(Ok(None), |asked| userfaultfd(worker, asked, answers))?;
+        Load::new(worker, &plan.runs, self, uffd)
+    }
 }
 
 /// Puts the content of a shared object into a mapping of it at `base`, which the task may write.
@@ -104,8 +149,12 @@ pub(super) fn fill_object(
     }
     let (way, large) =
         if registrable && bytes(runs) >= LARGE { (Way::Place, vec![base]) } else { (Way::Write, Vec::new()) };
-    let ways = vec![way; shifted.len()];
-    Filler::once(pages, Load::new(worker, &shifted, ways, large)?)
+    let ways = Ways { ways: vec![way; shifted.len()], large };
+    let mut program = Program::new();
+    let asked = ways.ask(&mut program);
+    let answers = worker.run(&program)?;
+    let uffd = asked.map_or(Ok(None), |asked| userfaultfd(worker, asked, &answers))?;
+    Filler::once(pages, Load::new(worker, &shifted, ways, uffd)?)
 }
 
 /// Pages on their way into a process, in batches that are handled in one go: adjacent in the list, of one way, a buffer full.
@@ -113,16 +162,23 @@ pub(super) fn fill_object(
 pub struct Load {
     target: Arc<Target>,
     batches: Vec<(Way, Vec<PageRun>)>,
+    under_way: Arc<()>,
+}
+
+/// Pages that are under way into a process.
+#[derive(Debug)]
+pub struct Underway(Weak<()>);
+
+impl Underway {
+    /// All of them are in place, or were given up.
+    pub(super) fn ended(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 impl Load {
-    fn new(
-        worker: &mut Worker,
-        runs: &[PageRun],
-        mut ways: Vec<Way>,
-        large: Vec<Span>,
-    ) -> Result<Self, Failure> {
-        let uffd = if large.is_empty() { None } else { userfaultfd(worker)? };
+    fn new(worker: &Worker, runs: &[PageRun], ways: Ways, uffd: Option<Uffd>) -> Result<Self, Failure> {
+        let Ways { mut ways, large } = ways;
         if uffd.is_none() {
             // A kernel without it: the other two ways lead everywhere.
             ways.iter_mut().filter(|way| **way == Way::Place).for_each(|way| *way = Way::Force);
@@ -150,13 +206,20 @@ impl Load {
             batches.push((way, runs[start..end].to_vec()));
             start = end;
         }
-        Ok(Load { target: Arc::new(target), batches })
+        Ok(Load { target: Arc::new(target), batches, under_way: Arc::new(()) })
+    }
+
+    /// Tells whether all of it is in place.
+    pub fn watch(&self) -> Underway {
+        Underway(Arc::downgrade(&self.under_way))
     }
 
     /// The batches, each by itself.
     pub(super) fn split(self) -> impl Iterator<Item = Batch> {
-        let Load { target, batches } = self;
-        batches.into_iter().map(move |(way, runs)| Batch { target: target.clone(), way, runs })
+        let Load { target, batches, under_way } = self;
+        let of =
+            move |(way, runs)| Batch { target: target.clone(), way, runs, _under_way: under_way.clone() };
+        batches.into_iter().map(of)
     }
 }
 
@@ -166,6 +229,8 @@ pub(super) struct Batch {
     target: Arc<Target>,
     way: Way,
     runs: Vec<PageRun>,
+    /// Dropped behind the target, which ends its registrations.
+    _under_way: Arc<()>,
 }
 
 impl Batch {
@@ -245,13 +310,15 @@ impl Target {
     }
 }
 
-/// A userfaultfd of the task's memory; None where there is none to be had. The task's own descriptor of it goes the way of
-/// all that it does not keep.
-fn userfaultfd(worker: &mut Worker) -> Result<Option<Uffd>, Failure> {
-    let mut program = Program::new();
+/// Adds the making of a userfaultfd.
+fn ask_userfaultfd(program: &mut Program) -> Call {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
-    let made = program.attempt("make a userfaultfd", libc::SYS_userfaultfd, &[flags.into()]);
-    let Ok(remote) = worker.run(&program)?.of(made) else { return Ok(None) };
+    program.attempt("make a userfaultfd", libc::SYS_userfaultfd, &[flags.into()])
+}
+
+/// The userfaultfd of the task's memory; None where there is none to be had.
+fn userfaultfd(worker: &Worker, asked: Call, answers: &Answers) -> Result<Option<Uffd>, Failure> {
+    let Ok(remote) = answers.of(asked) else { return Ok(None) };
     let fd = worker.pidfd_getfd(remote as RawFd)?;
     Uffd::open(fd).doing(|| "open a userfaultfd").map(Some)
 }

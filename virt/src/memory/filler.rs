@@ -3,7 +3,7 @@
 //! If there are many, a second thread does it on another CPU, while ckrun goes on to make processes on its own.
 
 use super::dump::leave_the_callers_cpu;
-use super::fill::{Batch, Load, bytes};
+use super::fill::{Batch, Load, Underway, bytes};
 use crate::image::{Image, PageRun};
 use crate::{Doing, Error, Failure};
 use nix::errno::Errno;
@@ -129,6 +129,25 @@ impl Filler {
         }
     }
 
+    /// Waits until the pages of one load are in place, and does its share of those that come before them. Whether that has
+    /// succeeded is told by [`Filler::finish`].
+    ///
+    /// # Errors
+    /// As [`Filler::finish`].
+    pub fn await_load(&mut self, load: &Underway) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        while !load.ended() {
+            let first = self.shared.lock().batches.pop_front();
+            match first {
+                Some(batch) => self.shared.put(batch, &mut buffer),
+                // The other thread has the last one.
+                None => return self.finish(),
+            }
+        }
+        let failed = self.shared.lock().failed.is_some();
+        if failed { self.finish() } else { Ok(()) }
+    }
+
     /// Waits until everything is in place, and does its share of that. ckrun has one thread again.
     ///
     /// # Errors
@@ -164,12 +183,16 @@ impl Shared {
     fn work(&self) {
         let mut buffer = Vec::new();
         while let Some(batch) = self.next() {
-            if let Err(error) = batch.put(&self.pages, &mut buffer) {
-                let mut queue = self.lock();
-                // The others need not be put.
-                queue.batches.clear();
-                queue.failed.get_or_insert(error);
-            }
+            self.put(batch, &mut buffer);
+        }
+    }
+
+    fn put(&self, batch: Batch, buffer: &mut Vec<u8>) {
+        if let Err(error) = batch.put(&self.pages, buffer) {
+            let mut queue = self.lock();
+            // The others need not be put.
+            queue.batches.clear();
+            queue.failed.get_or_insert(error);
         }
     }
 

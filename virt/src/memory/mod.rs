@@ -31,11 +31,11 @@ mod smaps;
 mod vma;
 
 pub use bridge::Bridge;
-pub use build::{Blueprint, Handle, Handles, build, finish, seal};
+pub use build::{Blueprint, Handle, Handles, build, draw, finish, seal};
 pub(crate) use dump::leave_the_callers_cpu;
 pub use dump::{Dumped, dump, dump_object};
 pub use files::{check_files, namespaces};
-pub use fill::{fill, prepare};
+pub use fill::{Underway, Ways, fill, prepare};
 pub use filler::{Filler, PageFiles};
 pub use layout::{Layout, blockers, survey};
 pub use mm::MmState;

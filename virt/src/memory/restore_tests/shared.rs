@@ -88,7 +88,8 @@ fn sealed_memory_is_sealed_last() {
     let mut worker = newborn();
     let plan = Plan::fresh(&image.dumped.runs);
     restore(&mut worker, &image, &census, &Handles::new(), &plan, None, &sinks);
-    seal(&mut worker, &image.layout).unwrap();
+    let sealing = seal(&mut worker, &image.layout, None).unwrap();
+    worker.run(&sealing).unwrap();
     assert_same(&task, &worker, &image);
 }
 
