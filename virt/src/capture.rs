@@ -185,11 +185,16 @@ impl Capture {
         self.take_thread(task, &asked_thread, &answers)?;
         self.blockers.extend(PosixTimers::blockers(task, &timers));
         let timers = PosixTimers::capture(&timers, &asked_timers, &answers)?;
+        let mut asked = Vec::with_capacity(others.len());
+        let mut programs = Vec::with_capacity(others.len());
         for thread in others {
             let mut program = Program::new();
-            let asked = self.ask_thread(&thread.stopped, &mut program)?;
-            let answers = visit.run(&thread.tracee, &program)?;
-            self.take_thread(&thread.stopped, &asked, &answers)?;
+            asked.push(self.ask_thread(&thread.stopped, &mut program)?);
+            programs.push((&thread.tracee, program));
+        }
+        let told = visit.run_each(&programs)?;
+        for ((thread, asked), told) in others.iter().zip(&asked).zip(&told) {
+            self.take_thread(&thread.stopped, asked, told)?;
         }
         if let Some(shared) = self.job.processes.pending.get_mut(&task.pid) {
             shared.leave_to(&timers);

@@ -137,8 +137,8 @@ pub fn checkpoint(
     for _ in 1..TRIES {
         match attempt(init, options, extra, events) {
             // One that was found frozen does not go on.
-            Err(Error::Passing(blockers)) if !options.frozen => {
-                blockers.iter().for_each(|blocker| log::debug!("not now: {blocker}"));
+            Err(e) if e.passes() && !options.frozen => {
+                log::debug!("not now: {e}");
                 std::thread::sleep(moment);
                 moment = LONG_MOMENT.min(2 * moment);
             }

@@ -92,6 +92,17 @@ pub enum Error {
     Unsupported(String),
 }
 
+impl Error {
+    /// It may be otherwise in a moment, if the job goes on.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            Error::Passing(_) => true,
+            Error::Call(failure) | Error::Process { failure, .. } => failure.errno == Errno::EAGAIN,
+            _ => false,
+        }
+    }
+}
+
 fn blocked(blockers: &[Blocker]) -> String {
     let mut text = String::from("the job can't be checkpointed:");
     for blocker in blockers {

@@ -45,6 +45,13 @@ impl Snapshot {
         let mut words = [0_u64; 11];
         words[0] = flags;
         let args = program.put(&words.map(u64::to_ne_bytes).concat());
+        // A copy that is let go before it is told to end with ckrun does so at its first instruction: that writes to the area.
+        let area = visit.area();
+        program.call(
+            "keep ckrun's memory out of the copy",
+            libc::SYS_madvise,
+            &[area.start.into(), (area.end - area.start).into(), libc::MADV_DONTFORK.into()],
+        );
         let what = "copy the memory of the process";
         let made = program.call(what, libc::SYS_clone3, &[args.into(), args.len.into()]);
         let answers = visit.run(leader, &program)?;

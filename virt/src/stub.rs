@@ -82,9 +82,11 @@ unsafe extern "C" {
 }
 
 /// More bytes than any way back has.
-pub(crate) const MAX_WAY_BACK: usize = 448;
-/// More bytes than a visit needs for its code.
-pub(crate) const ROOM: u64 = 768;
+pub(crate) const MAX_WAY_BACK: usize = 376;
+/// The most bytes of an affinity that there is room for in a way back: 256 CPUs.
+pub(crate) const MAX_AFFINITY: usize = 32;
+/// More bytes than a visit needs for its code: a mark, the fixed part, and a way back for each of two threads.
+pub(crate) const ROOM: u64 = 1024;
 
 /// The fixed part: [`batch`] at offset 0, then [`handler`] and its restorer, then one word.
 pub(crate) fn code() -> &'static [u8] {
@@ -132,54 +134,62 @@ pub(crate) struct Steps {
 /// What the way back has to undo. Addresses are the task's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Undo {
-    /// ckrun's area and its length; the next four lie inside it.
+    /// ckrun's area and its length; the next one lies inside it.
     pub area: (u64, u64),
     /// The former action of SIGTRAP, a kernel sigaction.
     pub action: u64,
-    /// The former signal mask, 8 bytes.
-    pub mask: u64,
-    /// The former CPU affinity, and its length.
-    pub affinity: (u64, u64),
-    /// The top of a stack.
-    pub stack: u64,
 }
 
-/// Code that undoes what ckrun did and puts all registers back.
+/// A thread as it was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Former<'a> {
+    /// Its CPUs, in [`MAX_AFFINITY`] bytes at most; none if they are to stay as they are.
+    pub affinity: &'a [u8],
+    /// Its blocked signals.
+    pub mask: u64,
+    pub regs: &'a Registers,
+}
+
+/// Code, for address `at`, that undoes what ckrun did, if there is anything but what is the thread's own, and makes the thread
+/// what it was.
 ///
-/// Only `mov`, `push`, `popfq` and `syscall` are used after the flags are set, none of which changes them.
-pub(crate) fn way_back(undo: &Undo, regs: &Registers) -> (Vec<u8>, Steps) {
+/// It looks at nothing outside itself once the area is gone; the flags are popped off the code. Only `mov` and `syscall` are
+/// used after them, neither of which changes them.
+pub(crate) fn way_back(at: u64, undo: Option<&Undo>, former: &Former<'_>) -> (Vec<u8>, Steps) {
     let mut code = Assembler::default();
-    code.mov(RSP, undo.stack);
-    code.mov(RAX, regs.eflags);
-    code.bytes(&[0x50, 0x9d]); // push rax; popfq
-    let action = code.len();
-    code.call(libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, undo.action, 0, 8]);
-    code.call(libc::SYS_sched_setaffinity, &[0, undo.affinity.1, undo.affinity.0]);
+    let mask = code.data(at, former, &former.regs.eflags.to_le_bytes());
+    code.mov(RSP, mask + size_of::<u64>() as u64);
+    code.bytes(&[0x9d]); // popfq
+    let (mut action, mut unmap) = (0, 0);
+    if let Some(undo) = undo {
+        action = code.len();
+        code.call(libc::SYS_rt_sigaction, &[libc::SIGTRAP as u64, undo.action, 0, 8]);
+        unmap = code.len();
+        code.call(libc::SYS_munmap, &[undo.area.0, undo.area.1]);
+    }
+    code.set_affinity(at, former);
     // From here on signals may arrive, and their frames belong onto the task's own stack.
-    code.mov(RSP, regs.rsp);
-    code.call(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, undo.mask, 0, 8]);
-    let unmap = code.len();
-    code.call(libc::SYS_munmap, &[undo.area.0, undo.area.1]);
-    code.return_to(regs);
+    code.mov(RSP, former.regs.rsp);
+    code.call(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, mask, 0, 8]);
+    code.return_to(former.regs);
     (code.0, Steps { action, unmap })
 }
 
 /// Code, for address `at`, that maps an area of `len` bytes, readable and writable. The tracer stops the task right after
-/// the call. If it does not, it is dead: then the code unmaps the area again and puts back the mask and all registers.
-pub(crate) fn map_or_go_back(at: u64, len: u64, mask: u64, regs: &Registers) -> Vec<u8> {
+/// the call. If it does not, it is dead: then the code unmaps the area again and makes the thread what it was.
+pub(crate) fn map_or_go_back(at: u64, len: u64, former: &Former<'_>) -> Vec<u8> {
     let mut code = Assembler::default();
     let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-    // The mask comes first, where its address is known.
-    code.bytes(&[0xeb, 0x08]); // jmp over it
-    code.bytes(&mask.to_le_bytes());
+    let mask = code.data(at, former, &[]);
     code.call(libc::SYS_mmap, &[0, len, prot, flags, u64::MAX, 0]);
     code.bytes(&[0x48, 0x89, 0xc7]); // mov rdi, rax
     code.mov(RSI, len);
     code.mov(RAX, libc::SYS_munmap as u64);
     code.bytes(&[0x0f, 0x05]);
-    code.call(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, at + 2, 0, 8]);
-    code.return_to(regs);
+    code.set_affinity(at, former);
+    code.call(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, mask, 0, 8]);
+    code.return_to(former.regs);
     code.0
 }
 
@@ -243,6 +253,23 @@ impl Assembler {
         }
     }
 
+    /// What the code, at `at`, reads of itself, and a jump over it: CPUs, the signal mask, and `more`. The answer is the
+    /// address of the mask.
+    fn data(&mut self, at: u64, former: &Former<'_>, more: &[u8]) -> u64 {
+        let data = [former.affinity, &former.mask.to_le_bytes(), more].concat();
+        self.bytes(&[0xeb, data.len() as u8]); // jmp over it
+        let start = at + self.len();
+        self.bytes(&data);
+        start + former.affinity.len() as u64
+    }
+
+    /// Gives the thread its CPUs again, which [`Assembler::data`] has put first.
+    fn set_affinity(&mut self, at: u64, former: &Former<'_>) {
+        if !former.affinity.is_empty() {
+            self.call(libc::SYS_sched_setaffinity, &[0, former.affinity.len() as u64, at + 2]);
+        }
+    }
+
     fn call(&mut self, nr: libc::c_long, args: &[u64]) {
         for (register, arg) in ARGUMENTS.into_iter().zip(args) {
             self.mov(register, *arg);
@@ -277,5 +304,50 @@ impl Assembler {
         }
         self.bytes(&[0xff, 0x25, 0, 0, 0, 0]); // jmp [rip + 0]
         self.0.extend(rip.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_the_longest_code() {
+        const HIGH: u64 = u64::MAX >> 1;
+        let undo = Undo { area: (HIGH, HIGH), action: HIGH };
+        let regs = Registers {
+            r15: HIGH,
+            r14: HIGH,
+            r13: HIGH,
+            r12: HIGH,
+            rbp: HIGH,
+            rbx: HIGH,
+            r11: HIGH,
+            r10: HIGH,
+            r9: HIGH,
+            r8: HIGH,
+            rax: HIGH,
+            rcx: HIGH,
+            rdx: HIGH,
+            rsi: HIGH,
+            rdi: HIGH,
+            orig_rax: HIGH,
+            rip: HIGH,
+            cs: 0,
+            eflags: HIGH,
+            rsp: HIGH,
+            ss: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+        };
+        let former = Former { affinity: &[255; MAX_AFFINITY], mask: HIGH, regs: &regs };
+        let (longest, _) = way_back(HIGH - 1024, Some(&undo), &former);
+        assert!(longest.len() <= MAX_WAY_BACK, "{} bytes", longest.len());
+        assert!(map_or_go_back(HIGH - 1024, HIGH, &former).len() <= MAX_WAY_BACK);
+        assert!((crate::vdso::MARK.len() + code().len() + 2 * MAX_WAY_BACK) as u64 <= ROOM);
     }
 }

@@ -85,9 +85,20 @@ impl Tracee {
     /// Brings it from wherever the tracer has stopped it into an event stop, the only kind of stop from which the kernel
     /// restarts an interrupted call. No instruction of the thread runs: the request is seen on the way to user mode.
     pub(crate) fn settle(&self) -> Result<(), Failure> {
+        self.begin_to_settle()?;
+        self.settled()
+    }
+
+    /// The first half of [`Tracee::settle`]: it is on its way to the stop.
+    pub(crate) fn begin_to_settle(&self) -> Result<(), Failure> {
         let what = || format!("bring thread {} to a stop", self.pid);
         ptrace::interrupt(self.pid).doing(what)?;
-        ptrace::resume(self.pid, 0).doing(what)?;
+        ptrace::resume(self.pid, 0).doing(what)
+    }
+
+    /// The second half: waits for the stop.
+    pub(crate) fn settled(&self) -> Result<(), Failure> {
+        let what = || format!("bring thread {} to a stop", self.pid);
         wait_for_stop(self.pid)?.map(drop).ok_or_else(|| Failure::new(what(), Errno::ESRCH))
     }
 

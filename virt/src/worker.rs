@@ -84,15 +84,9 @@ impl Worker {
 
     /// Writes the program into the area; the answer is the registers to start it with.
     pub(crate) fn load(&self, program: &Program) -> Result<Registers, Failure> {
-        self.load_behind(&[], program)
-    }
-
-    /// Writes the program into the area, and `before` right before it.
-    pub(crate) fn load_behind(&self, before: &[u8], program: &Program) -> Result<Registers, Failure> {
         let base = self.area.start + HEADER;
         self.check_room(program.size())?;
-        let bytes = [before, &program.encode(base)].concat();
-        self.write(base - before.len() as u64, &bytes)?;
+        self.write(base, &program.encode(base))?;
         Ok(self.registers(base, program))
     }
 
