@@ -1,7 +1,8 @@
 //! Resource limits (getrlimit(2)).
 //!
 //! Per process. Restored in the leader when everything is there that they limit (descriptors, memory, pending signals),
-//! and before the credentials: raising a hard limit takes CAP_SYS_RESOURCE.
+//! and before the credentials: raising a hard limit takes CAP_SYS_RESOURCE. Only that of a user's processes comes to force
+//! after them: who becomes a user who has too many could not execute a program any more.
 //!
 //! The CPU time that a process has used is not carried: `cpu` counts anew.
 
@@ -149,16 +150,37 @@ impl Resource for Limits {
 
     fn restore(&self, program: &mut Program) {
         for (&kind, limit) in &self.0 {
-            let place = program.put(&[limit.soft.0, limit.hard.0].map(u64::to_ne_bytes).concat());
-            let what = format!(
-                "set the limit {} to {} (hard {}; to raise a hard limit takes CAP_SYS_RESOURCE)",
-                name(kind),
-                limit.soft,
-                limit.hard
-            );
-            let args = [0.into(), (kind as u32).into(), place.into(), 0.into()];
-            program.call(what, libc::SYS_prlimit64, &args);
+            if kind == Nproc {
+                // The kernel would say if this failed: it has been asked before.
+                let most = limit.hard.0.max(own_hard_limit(kind).unwrap_or(0));
+                Limit { soft: Amount(most), hard: Amount(most) }.set(kind, program);
+            } else {
+                limit.set(kind, program);
+            }
         }
+    }
+}
+
+impl Limits {
+    /// Adds the call that sets the limit that had to wait until the process has its credentials.
+    pub fn restore_last(&self, program: &mut Program) {
+        if let Some(limit) = self.get(Nproc) {
+            limit.set(Nproc, program);
+        }
+    }
+}
+
+impl Limit {
+    fn set(self, kind: Kind, program: &mut Program) {
+        let place = program.put(&[self.soft.0, self.hard.0].map(u64::to_ne_bytes).concat());
+        let what = format!(
+            "set the limit {} to {} (hard {}; to raise a hard limit takes CAP_SYS_RESOURCE)",
+            name(kind),
+            self.soft,
+            self.hard
+        );
+        let args = [0.into(), (kind as u32).into(), place.into(), 0.into()];
+        program.call(what, libc::SYS_prlimit64, &args);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::program::Program;
 use crate::status::Status;
 use crate::sys::ptrace::{self, Change};
 use crate::tracee::Tracee;
-use crate::visit::{Visit, stay_on_this_cpu};
+use crate::visit::{Lifted, Visit, stay_on_this_cpu};
 use crate::{Doing, Failure, Process};
 use crate::{listing, seize};
 use nix::errno::Errno;
@@ -54,7 +54,13 @@ impl Snapshot {
         );
         let what = "copy the memory of the process";
         let made = program.call(what, libc::SYS_clone3, &[args.into(), args.len.into()]);
-        let answers = visit.run(leader, &program)?;
+        let answers = match visit.run(leader, &program) {
+            Err(e) if e.errno == Errno::EAGAIN => {
+                let _lifted = Lifted::processes(leader.pid()).map_err(|_| e)?;
+                visit.run(leader, &program)?
+            }
+            answers => answers?,
+        };
         let id = answers.of(made).doing(|| what)? as i32;
         let born = ptrace::wait(Pid::from_raw(-1), libc::__WNOTHREAD).doing(|| what)?;
         let Some((copy, Change::Stopped(_))) = born else { return Err(Failure::new(what, Errno::ECHILD)) };

@@ -35,6 +35,10 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// Memory that the process has, in KiB, roughly.
     pub resident: u64,
+    /// Its address space, in KiB: what RLIMIT_AS bounds.
+    pub mapped: u64,
+    /// Private memory that is writable, in KiB, stacks aside: what RLIMIT_DATA bounds.
+    pub data: u64,
     /// How many threads the process has.
     pub threads: u32,
     /// Signals pending for the thread.
@@ -120,6 +124,8 @@ impl Status {
             b"Gid" => self.gid = four(value),
             b"Groups" => self.groups = list(value),
             b"VmRSS" => self.resident = kib(value),
+            b"VmSize" => self.mapped = kib(value),
+            b"VmData" => self.data = kib(value),
             b"Threads" => self.threads = value.parse().unwrap_or(0),
             b"SigPnd" => self.sig_pnd = hex(),
             b"ShdPnd" => self.shd_pnd = hex(),

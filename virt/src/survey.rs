@@ -15,7 +15,7 @@ use crate::resource::{Blocker, Stopped};
 use crate::status::Status;
 use crate::sysv::posix;
 use crate::timers::PosixTimers;
-use crate::{Error, Failure, cgroups, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual};
+use crate::{Error, Failure, cgroups, fd, mounts, network, sched, seccomp, signals, tmpfs, unusual, visit};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -110,6 +110,7 @@ fn process(
     let comm = task.comm();
     let mut found: Vec<_> = namespaces.left_by(task.host, task.pid, || comm.clone())?.into_iter().collect();
     found.extend(registers::program(task));
+    found.extend(visit::blocker(task)?);
     found.extend(PosixTimers::blockers(task, &PosixTimers::list(task)?));
     found.extend(memory::survey(task.host, task.pid, &comm, census, haste)?);
     Ok(found)

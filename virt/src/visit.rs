@@ -11,7 +11,10 @@
 //! program has a handler that leads to the way back of the thread on duty.
 
 mod duty;
+mod lifted;
 mod relay;
+
+pub(crate) use self::lifted::{Lifted, blocker};
 
 use self::duty::Duty;
 use crate::cpu::sleep::ERESTART_RESTARTBLOCK;
@@ -30,7 +33,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Room for a program of about 1,500 calls. It is never touched beyond what a program needs.
-const AREA: u64 = 160 << 10;
+pub(crate) const AREA: u64 = 160 << 10;
 /// Offsets in the header.
 const ACTION: u64 = 0;
 const NEW_ACTION: u64 = 32;
@@ -68,7 +71,13 @@ impl Visit {
         let worker = Worker { tracee: leader.clone(), code, area: 0..0, memory, hatch: None };
         let duty = Duty::new(leader, 0)?;
         let mut visit = Visit { worker, duty, cpu, inside: false, armed: false };
-        let start = visit.map_area()?;
+        let start = match visit.map_area() {
+            Err(e) if [Errno::ENOMEM, Errno::EAGAIN].contains(&e.errno) => {
+                let _lifted = Lifted::memory(pid).map_err(|_| e)?;
+                visit.map_area()?
+            }
+            mapped => mapped?,
+        };
         visit.worker.area = start..start + AREA;
 
         // From its first program on the leader is on the way back that is written here.

@@ -110,6 +110,9 @@ impl Making<'_> {
             timers.restore(&now, &mut program);
         }
         self.confine(pid, job.filters.same(&member.threads), &mut program);
+        if let Some(limits) = job.processes.limits.get(&pid) {
+            limits.restore_last(&mut program);
+        }
         restore(job.processes.dumpable.get(&pid), &mut program);
         Ok(program)
     }

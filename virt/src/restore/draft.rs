@@ -1,6 +1,7 @@
 //! A job as an image tells of it, before there is one: what is in its way here.
 
 use super::{Options, fault};
+use crate::capabilities::CAP_SYS_RESOURCE;
 use crate::clocks::Clocks;
 use crate::cpu::layout::Layout;
 use crate::cpu::vdso::Agreement;
@@ -208,6 +209,3 @@ fn limits(job: &Job) -> Result<Vec<(String, String)>, Error> {
     }
     Ok(problems)
 }
-
-/// `linux/capability.h`.
-const CAP_SYS_RESOURCE: u32 = 24;

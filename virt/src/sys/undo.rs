@@ -1,4 +1,4 @@
-//! Options of sockets that are changed for a moment, and put back also if ckrun is killed in it.
+//! Options of sockets and limits of processes that are changed for a moment, and put back also if ckrun is killed in it.
 //!
 //! For that a process waits for ckrun's end, which has ckrun's memory and descriptors. It is later than the job, which the
 //! kernel lets go at the same time, by some microseconds: what would harm the job even then is done [`apart`](super::apart).
@@ -10,10 +10,13 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// So many options can be changed at once.
+/// So many can be changed at once.
 const ROOM: usize = 16;
+/// What a note is about.
+const OPTION: u64 = 0;
+const LIMIT: u64 = 1;
 
 /// What was changed, and has to be put back.
 #[derive(Debug)]
@@ -23,11 +26,11 @@ pub struct Undo {
     watched: bool,
 }
 
-/// A descriptor, a level, a name and a value each.
+/// A descriptor, a level, a name and a value each; or a process, which limit, and the soft and the hard one.
 #[derive(Debug, Default)]
 struct Notes {
     count: AtomicUsize,
-    list: [[AtomicI32; 4]; ROOM],
+    list: [[AtomicU64; 5]; ROOM],
 }
 
 /// The process, and what it uses until it has gone.
@@ -65,22 +68,42 @@ impl Undo {
     /// Those of getsockopt(2), pidfd_open(2) and clone(2); `ENOSPC` when there are too many.
     pub fn note(&mut self, fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<i32, Errno> {
         let value = sockopt::number(fd, level, name)?;
+        let numbers = [fd.as_raw_fd(), level, name, value].map(|number| i64::from(number).cast_unsigned());
+        self.write([OPTION, numbers[0], numbers[1], numbers[2], numbers[3]])?;
+        Ok(value)
+    }
+
+    /// From now on the limit `kind` of a process that ckrun holds is to be as it is now. The answer is how that is.
+    ///
+    /// # Errors
+    /// Those of prlimit(2), pidfd_open(2) and clone(2); `ENOSPC` when there are too many.
+    pub fn note_limit(&mut self, process: Pid, kind: u32) -> Result<libc::rlimit, Errno> {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel stores the limit; there is no new one.
+        let got = unsafe { libc::prlimit(process.as_raw(), kind, std::ptr::null(), &raw mut limit) };
+        check(got.into())?;
+        let process = i64::from(process.as_raw()).cast_unsigned();
+        self.write([LIMIT, process, kind.into(), limit.rlim_cur, limit.rlim_max])?;
+        Ok(limit)
+    }
+
+    fn write(&mut self, note: [u64; 5]) -> Result<(), Errno> {
         if self.watched && self.watch.is_none() {
             self.watch = Some(Watch::begin(&self.notes)?);
         }
         let count = self.notes.count.load(Ordering::Relaxed);
         let place = self.notes.list.get(count).ok_or(Errno::ENOSPC)?;
-        for (place, number) in place.iter().zip([fd.as_raw_fd(), level, name, value]) {
+        for (place, number) in place.iter().zip(note) {
             place.store(number, Ordering::Relaxed);
         }
         self.notes.count.store(count + 1, Ordering::Release);
-        Ok(value)
+        Ok(())
     }
 
     /// Puts everything back.
     pub fn put_back(&mut self) {
         if let Err(errno) = self.notes.put_back() {
-            log::error!("put back an option of a socket: {errno}");
+            log::error!("put back an option of a socket, or a limit: {errno}");
         }
         self.notes.count.store(0, Ordering::Release);
     }
@@ -92,10 +115,19 @@ impl Notes {
         let count = self.count.load(Ordering::Acquire);
         let mut done = Ok(());
         for note in self.list.iter().take(count).rev() {
-            let [fd, level, name, value] = [0, 1, 2, 3].map(|at: usize| note[at].load(Ordering::Relaxed));
-            let size = size_of_val(&value) as libc::socklen_t;
-            // SAFETY: the kernel reads an int; the descriptor is still open, as `note` demands.
-            let set = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) };
+            let [what, whose, one, two, three] =
+                [0, 1, 2, 3, 4].map(|at: usize| note[at].load(Ordering::Relaxed));
+            let whose = whose as i32;
+            let set = if what == LIMIT {
+                let limit = libc::rlimit { rlim_cur: two, rlim_max: three };
+                // SAFETY: the kernel reads the limit.
+                unsafe { libc::prlimit(whose, one as u32, &raw const limit, std::ptr::null_mut()) }
+            } else {
+                let value = three as i32;
+                let size = size_of_val(&value) as libc::socklen_t;
+                // SAFETY: the kernel reads an int; the descriptor is still open, as `note` demands.
+                unsafe { libc::setsockopt(whose, one as i32, two as i32, (&raw const value).cast(), size) }
+            };
             done = done.and(check(set.into()).map(drop));
         }
         done
@@ -185,6 +217,57 @@ mod tests {
         let process = undo.watch.as_ref().unwrap().process;
         drop(undo);
         assert_eq!(waitpid(process, Some(WaitPidFlag::__WALL)), Err(Errno::ECHILD));
+    }
+
+    #[test]
+    fn limits_are_put_back_also_after_a_kill() {
+        const KIND: u32 = libc::RLIMIT_CORE;
+        let mut limited = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Pid::from_raw(limited.id().cast_signed());
+        let soft = |new: Option<u64>| {
+            let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            let get = |new, old| {
+                // SAFETY: the kernel reads the one and stores the other.
+                Errno::result(unsafe { libc::prlimit(process.as_raw(), KIND, new, old) }).unwrap()
+            };
+            get(std::ptr::null(), &raw mut old);
+            if let Some(new) = new {
+                get(&libc::rlimit { rlim_cur: new, ..old }, std::ptr::null_mut());
+            }
+            old.rlim_cur
+        };
+        soft(Some(7));
+        let mut undo = Undo::default();
+        assert_eq!(undo.note_limit(process, KIND).unwrap().rlim_cur, 7);
+        soft(Some(3));
+        drop(undo);
+        assert_eq!(soft(None), 7);
+        let (begun, begin) = pipe().unwrap();
+        // SAFETY: the child allocates a little, and no other thread of this test holds the allocator's lock for long.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let mut undo = Undo::default();
+                let _ = undo.note_limit(process, KIND);
+                soft(Some(3));
+                let _ = write(&begin, b"x");
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(read(&begun, &mut [0]), Ok(1));
+                assert_eq!(soft(None), 3);
+                kill(child, Signal::SIGKILL).unwrap();
+                waitpid(child, None).unwrap();
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while soft(None) != 7 {
+                    assert!(Instant::now() < deadline);
+                    std::thread::yield_now();
+                }
+            }
+        }
+        limited.kill().unwrap();
+        limited.wait().unwrap();
     }
 
     #[test]
