@@ -9,7 +9,6 @@
 #include <mqueue.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <sys/fanotify.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -99,14 +98,6 @@ static void set_bpf_program(void) {
     fd = (int)MUST(bpf(BPF_PROG_LOAD, &of));
 }
 static void verify_bpf_program(void) { MUST(fcntl(fd, F_GETFD)); }
-static void set_fanotify(void) {
-    fd = MUST(fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK, O_RDONLY));
-    MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN, AT_FDCWD, "/tmp"));
-}
-static void verify_fanotify(void) {
-    char event[256];
-    FAILS(read(fd, event, sizeof event), EAGAIN);
-}
 static void set_several(void) {
     set_io_uring();
     if (!MUST(fork())) {
@@ -371,7 +362,6 @@ static const struct mode modes[] = {
     {"io-uring", set_io_uring, verify_io_uring},
     {"bpf-maps", set_bpf_maps, verify_bpf_maps},
     {"bpf-program", set_bpf_program, verify_bpf_program},
-    {"fanotify", set_fanotify, verify_fanotify},
     {"userfaultfd", set_userfaultfd, verify_userfaultfd},
     {"several", set_several, verify_io_uring},
     {"unix-pair", set_unix_pair, verify_unix_pair},

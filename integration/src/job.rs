@@ -135,6 +135,26 @@ impl Job {
         self.container.no_trace();
     }
 
+    /// Two generations of a guest that does what it is about only as long as there is a file `/act`: it can tell what
+    /// happens during a checkpoint from what it has done itself.
+    pub fn survives_and_acts(self) {
+        let act = self.container.rootfs().join("act");
+        for image in ["first", "second"] {
+            fs::write(&act, "").expect("write a file");
+            self.is_well();
+            fs::remove_file(&act).expect("remove a file");
+            self.is_well();
+            self.leave_running(&self.image("besides"));
+            fs::remove_dir_all(self.image("besides")).expect("remove an image");
+            self.is_well();
+            let image = self.image(image);
+            self.checkpoint(&image);
+            self.restore(&image);
+        }
+        fs::write(&act, "").expect("write a file");
+        self.is_well();
+    }
+
     /// As [`Job::survives`]; or the checkpoint is refused, by words, before the job is stopped, and `--dry-run` says why.
     pub fn survives_or_is_refused(self, words: &[&str]) {
         let look = self.container.ckrun(&["checkpoint", "--dry-run", "ID"]);

@@ -41,7 +41,6 @@ kept_or_refused! {
     refused:
     io_uring: "fd" "io_uring";
     userfaultfd: "fd" "userfaultfd";
-    fanotify: "fd" "fanotify";
     bpf_program: "fd" "BPF program";
     queue_watched: "/queue" "mq_notify";
     queue_unlinked: "fd" "POSIX message queue" "no name";

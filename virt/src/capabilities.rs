@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 /// `linux/capability.h`.
 const CAP_SETPCAP: u32 = 8;
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 

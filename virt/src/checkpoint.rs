@@ -347,6 +347,7 @@ impl Steps<'_> {
             capture.census.find(device, inode)
         })?;
         files.write(image)?;
+        capture.census.name_builds()?;
         let mut table = self.options.table.clone().map_or_else(first_table, Ok)?;
         let mut seen = Seen::stopped(frozen);
         files.files.show(&mut seen);

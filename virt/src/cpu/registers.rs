@@ -6,8 +6,6 @@ use crate::sys::ptrace::{self, Registers};
 /// The registers as ptrace gives and takes them.
 pub type Raw = Registers;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::Read;
 
 /// `__USER_CS`, `__USER32_CS` and `__USER_DS` of `asm/segment.h`.
 const CODE: u64 = 0x33;
@@ -66,10 +64,11 @@ impl General {
 
 /// Names a process whose program is one of 32 bits, which can be seen while it runs.
 pub fn program(task: &Stopped) -> Option<Blocker> {
-    // The beginning of `Elf64_Ehdr`, and of `Elf32_Ehdr`: four letters and the class.
-    let mut ident = [0; 5];
-    File::open(format!("/proc/{}/exe", task.host)).ok()?.read_exact(&mut ident).ok()?;
-    (&ident == b"\x7fELF\x01").then(|| Blocker {
+    // The auxiliary vector is of pairs of a key, which is a small number, and a value that is not 0: the key is of 64 bits,
+    // or one of 32 that the value follows. The file itself tells it too, but who watches it would be told of that.
+    let auxv = crate::proc::read(&format!("/proc/{}/auxv", task.host)).ok()?;
+    let key = u64::from_ne_bytes(*auxv.first_chunk()?);
+    (key >> 32 != 0).then(|| Blocker {
         pid: task.pid,
         comm: task.comm(),
         what: "32-bit program".to_owned(),

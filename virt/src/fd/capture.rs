@@ -369,6 +369,7 @@ impl Job<'_> {
             Some(b"eventfd") => self.eventfd(node).map(Object::Eventfd),
             Some(b"eventpoll") => self.epoll(node).map(Object::Epoll),
             Some(b"inotify") => self.inotify(node).map(Object::Inotify),
+            Some(b"fanotify") => self.fanotify(node).map(Object::Fanotify),
             Some(b"pidfd") => self.pidfd(node).map(Object::Pidfd),
             Some(b"signalfd") => self.signalfd(node).map(Object::Signalfd),
             Some(b"timerfd") => self.timerfd(node).map(Object::Timerfd),

@@ -79,14 +79,12 @@ impl Files {
     /// The mount namespaces that are named.
     pub fn namespaces(&self) -> impl Iterator<Item = u32> {
         let descriptions = self.descriptions.iter().flat_map(|description| {
-            let (file, watches) = match &description.object {
-                Object::Socket(socket) => (socket.file().map(|(there, _)| there), &[][..]),
-                Object::Namespace(namespace) => (Some(namespace.number), &[][..]),
-                Object::Inotify(inotify) => (None, &inotify.watches[..]),
-                _ => (None, &[][..]),
+            let file = match &description.object {
+                Object::Socket(socket) => socket.file().map(|(there, _)| there),
+                Object::Namespace(namespace) => Some(namespace.number),
+                _ => None,
             };
-            let watched = watches.iter().map(|watch| watch.namespace);
-            [description.namespace].into_iter().chain(file).chain(watched)
+            [description.namespace].into_iter().chain(file).chain(description.object.watched())
         });
         let ghosts = self.ghosts.iter().map(|ghost| ghost.namespace);
         let fifos = self.fifos.iter().map(|fifo| fifo.namespace);
@@ -119,6 +117,7 @@ impl Files {
             }),
             Object::Socket(socket) => socket.wrong(self),
             Object::Inotify(inotify) => inotify.wrong(self),
+            Object::Fanotify(fanotify) => fanotify.wrong(self),
             Object::Queue(queue) => queue.wrong(),
             Object::Tun(tun) => tun.wrong(),
             Object::BpfMap(map) => map.wrong(),

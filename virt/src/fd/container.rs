@@ -106,6 +106,18 @@ impl Container {
         self.mounts.values()
     }
 
+    /// All mounts, by their ids.
+    pub fn numbered(&self) -> impl Iterator<Item = (u64, &Mount)> {
+        self.mounts.iter().map(|(id, mount)| (*id, mount))
+    }
+
+    /// The id of the mount that `path` leads to.
+    pub fn mount_at(&self, path: &[u8]) -> Result<Option<u64>, Failure> {
+        let what = || format!("look at {} in the container", String::from_utf8_lossy(path));
+        let there = open(self.root(), path, OFlags::PATH)?;
+        there.map(|there| mount_of(&there).doing(what)).transpose().map(|found| Some(found?.0))
+    }
+
     /// The mounts of a type of file system.
     pub fn mounted<'a>(&'a self, kind: &'a [u8]) -> impl Iterator<Item = &'a Mount> {
         self.mounts.values().filter(move |mount| mount.kind == kind)

@@ -20,6 +20,7 @@ mod container;
 mod device;
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
 mod finish;
 mod ghost;
@@ -53,6 +54,7 @@ mod terminal;
 mod tests;
 mod timerfd;
 mod tun;
+mod watched;
 
 pub(crate) use capture::{capture, survey};
 pub use captured::Captured;
@@ -209,6 +211,8 @@ pub enum Object {
     Memfd(memfd::MemfdUse),
     /// Watches of files.
     Inotify(inotify::Inotify),
+    /// Marks of files, mounts and file systems.
+    Fanotify(fanotify::Fanotify),
     /// A POSIX message queue.
     Queue(queue::Queue),
     /// A handle of a namespace.

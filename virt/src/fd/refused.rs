@@ -79,7 +79,6 @@ fn reason(seen: &Seen) -> (String, &'static str) {
         b"io_uring" => ("io_uring".into(), "its rings and its requests are known to the kernel alone"),
         b"userfaultfd" => ("userfaultfd".into(), "page faults are handled by the job itself"),
         b"perf_event" => ("perf event".into(), "a counter of this host"),
-        b"fanotify" => ("fanotify".into(), "watches of whole mounts can't be checkpointed yet"),
         b"bpf-prog" => (
             "BPF program".into(),
             "it was checked and translated by this kernel, which does not tell the original",

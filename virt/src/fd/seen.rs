@@ -61,6 +61,11 @@ impl Info {
         self.field(name).and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 
+    /// What stands behind a first word and a space in all lines that begin so.
+    pub fn rows<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a str> + Clone {
+        self.text.lines().filter_map(move |line| line.strip_prefix(word)?.strip_prefix(' '))
+    }
+
     /// What stands behind `name:` in all lines that begin so.
     pub fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.text.lines().filter_map(move |line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))

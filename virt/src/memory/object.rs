@@ -199,6 +199,22 @@ impl Census {
         File::open(link).doing(|| format!("open {link}"))
     }
 
+    /// Reads the build ids of the files, as long as the processes that they were found in are there. Who watches the files is
+    /// told: a job that does so must have been looked at before.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn name_builds(&mut self) -> Result<(), Failure> {
+        for (object, link) in self.objects.iter_mut().zip(&self.links) {
+            if let Kind::File { build, .. } = &mut object.kind {
+                // Of a file of FUSE, whose server is told of each close(2), this also takes what was written to mappings of
+                // it to the server (the kernel's fuse_flush), before its plugin saves.
+                *build = build_id::of(&File::open(link).doing(|| format!("open {link}"))?);
+            }
+        }
+        Ok(())
+    }
+
     /// The object behind `link`, a link of `/proc/PID` to an open or mapped file that the kernel calls `name`.
     pub(super) fn enter(&mut self, name: Name, link: &str) -> Result<Result<u32, Obstacle>, Failure> {
         if let Some(known) = self.known.get(&name) {
@@ -308,10 +324,7 @@ impl Census {
         let (namespace, root) = self.home(link)?;
         if same_at(root, path, stat)? {
             let modified = (stat.st_mtime, stat.st_mtime_nsec as u32);
-            // Of a file of FUSE, whose server is told of each close(2), this also takes what was written to mappings of it to the
-            // server (the kernel's fuse_flush), before its plugin saves.
-            let build = build_id::of(&File::open(link).doing(|| format!("open {link}"))?);
-            return Ok(Ok(Kind::File { path: path.into(), modified, build, namespace }));
+            return Ok(Ok(Kind::File { path: path.into(), modified, build: None, namespace }));
         }
         if stat.st_nlink > 0 {
             let now = std::fs::read_link(link);

@@ -1,7 +1,7 @@
 //! A job as an image tells of it, before there is one: what is in its way here.
 
 use super::{Options, fault};
-use crate::capabilities::CAP_SYS_RESOURCE;
+use crate::capabilities::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE};
 use crate::clocks::Clocks;
 use crate::cpu::layout::Layout;
 use crate::cpu::vdso::Agreement;
@@ -72,6 +72,13 @@ impl<'a> Draft<'a> {
         let Draft { image, job, .. } = self;
         image.json::<Clocks>(Clocks::FILE)?;
         tmpfs::Contents::open(image)?;
+        let may = |pid: &i32| {
+            let creds = job.threads.creds.get(pid);
+            creds.is_some_and(|creds| creds.capabilities.permitted.0 >> CAP_SYS_ADMIN & 1 == 1)
+        };
+        if job.files.privileged().any(|holders| !holders.iter().any(may)) {
+            return Err(Error::Damaged("files.json: a fanotify without a process that may have it".into()));
+        }
         let here = Host::here()?;
         let hosts = image.manifest().host.problems(&here, &options.unused);
         let inside = in_the_vdso(job, image, &here);

@@ -4,6 +4,7 @@ mod affinity;
 mod apart;
 pub mod bpf;
 mod clone;
+pub mod fanotify;
 pub mod handle;
 pub mod kcmp;
 mod mount;

@@ -318,7 +318,19 @@ pub fn family() -> Vec<OwnedFd> {
 
 pub fn refused() -> Vec<OwnedFd> {
     // SAFETY: numbers.
-    let watches = owned(unsafe { libc::fanotify_init(libc::FAN_CLASS_NOTIF, 0) });
+    let watches = owned(unsafe { libc::fanotify_init(libc::FAN_CLASS_CONTENT, 0) });
+    drop(open("asks", libc::O_RDWR));
+    // SAFETY: the path lives through the call.
+    let marked = unsafe {
+        libc::fanotify_mark(
+            watches.as_raw_fd(),
+            libc::FAN_MARK_ADD,
+            libc::FAN_OPEN_PERM,
+            libc::AT_FDCWD,
+            c"asks".as_ptr(),
+        )
+    };
+    assert_eq!(marked, 0);
     // SAFETY: numbers; 1 is UFFD_USER_MODE_ONLY.
     let faults = owned(unsafe { libc::syscall(libc::SYS_userfaultfd, 1) } as i32);
     // SAFETY: numbers.
