@@ -230,6 +230,28 @@ static void verify_pending(void) {
     no_more();
     queue_all();
 }
+/* Very many, in the queues of the process and of its thread. */
+enum { FLOOD = 3500 };
+static void set_pending_many(void) {
+    block_all();
+    siginfo_t info = {.si_code = SI_QUEUE};
+    for (int i = 0; i < FLOOD; i++) {
+        info.si_value.sival_ptr = (void *)(intptr_t)i;
+        MUST(syscall(SYS_rt_tgsigqueueinfo, getpid(), getpid(), SIGRTMIN, &info));
+        MUST(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){.sival_int = i}));
+    }
+}
+static void verify_pending_many(void) {
+    static int next;
+    siginfo_t info = {.si_code = SI_QUEUE};
+    for (int i = 0; i < FLOOD / 20; i++, next = (next + 1) % FLOOD) {
+        take(SIGRTMIN, SI_QUEUE, next);
+        take(SIGRTMIN + 1, SI_QUEUE, next);
+        info.si_value.sival_ptr = (void *)(intptr_t)next;
+        MUST(syscall(SYS_rt_tgsigqueueinfo, getpid(), getpid(), SIGRTMIN, &info));
+        MUST(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){.sival_int = next}));
+    }
+}
 /* In the queues of threads */
 static pid_t tids[4];
 static void *pending_in_thread(void *thread) {
@@ -491,6 +513,44 @@ static void verify_exception(void) {
     except();
 }
 
+/* Timers that go off once, soon, in many processes: some do so while the job stands still. Each signal comes once. */
+enum { SOONERS = 24 };
+static _Noreturn void wait_for_timers(int heart) {
+    int signal = heart % 3 ? SIGRTMIN + 1 : SIGALRM;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signal);
+    MUST(sigprocmask(SIG_BLOCK, &set, NULL));
+    timer_t timer;
+    struct sigevent event = {.sigev_notify = heart % 3 == 1 ? SIGEV_SIGNAL : SIGEV_THREAD_ID, .sigev_signo = signal};
+    event._sigev_un._tid = gettid();
+    if (heart % 3) MUST(timer_create(CLOCK_MONOTONIC, &event, &timer));
+    struct timespec patience = {120, 0};
+    for (long n = 1;; n++) {
+        long soon = 1000 + n * 997 % 8000; /* microseconds */
+        struct itimerspec once = {.it_value.tv_nsec = soon * 1000};
+        struct itimerval alarm = {.it_value.tv_usec = soon};
+        double since = now(CLOCK_MONOTONIC);
+        if (heart % 3) MUST(timer_settime(timer, 0, &once, NULL));
+        else MUST(setitimer(ITIMER_REAL, &alarm, NULL));
+        siginfo_t info;
+        while (sigtimedwait(&set, &info, &patience) != signal)
+            if (errno != EINTR) bad("heart %d: timer %ld of %ld us has not gone off", heart, n, soon);
+        EQUAL(info.si_code, heart % 3 ? SI_TIMER : SI_KERNEL);
+        /* The one before may have done so twice. */
+        double took = now(CLOCK_MONOTONIC) - since;
+        if (took < ((double)soon - 200) / 1e6) bad("heart %d: timer %ld of %ld us went off after %.6f s", heart, n, soon, took);
+        atomic_fetch_add(&shared->beats[heart], 1);
+    }
+}
+static void set_soon(void) {
+    signals_expected = 1;
+    share();
+    for (int heart = 0; heart < SOONERS; heart++)
+        if (!MUST(fork())) wait_for_timers(heart);
+}
+static void verify_soon(void) { all_alive(SOONERS); }
+
 static const struct mode modes[] = {
     {"handlers", set_handlers, verify_handlers},
     {"trap-ignored", set_trap_ignored, verify_trap_ignored},
@@ -500,6 +560,7 @@ static const struct mode modes[] = {
     {"in-handler", set_in_handler, verify_in_handler},
     {"exception", set_exception, verify_exception},
     {"pending", set_pending, verify_pending},
+    {"pending-many", set_pending_many, verify_pending_many},
     {"pending-in-threads", set_pending_in_threads, verify_pending_in_threads},
     {"waiters", set_waiters, verify_waiters},
     {"itimer", set_itimer, verify_itimer},
@@ -508,6 +569,7 @@ static const struct mode modes[] = {
     {"timer-of-thread", set_timer_of_thread, verify_timer_of_thread},
     {"timer-overrun", set_overrun, verify_overrun},
     {"flood", set_flood, verify_flood},
+    {"soon", set_soon, verify_soon},
     {0},
 };
 int main(int argc, char **argv) { return guest(argc, argv, modes); }

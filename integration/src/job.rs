@@ -5,10 +5,13 @@ use crate::guests::guest;
 use crate::pipes::{await_end, pidfd};
 use crate::run::{Ended, finish, install};
 use crate::status::Status;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// A container in which a guest runs. Its streams lead nowhere.
 #[derive(Debug)]
@@ -188,6 +191,18 @@ impl Job {
             assert!(refused.stderr.contains(word), "{word:?} is not in {:?}", refused.stderr);
         }
         self.is_unharmed(&image);
+    }
+
+    /// ckrun, stopped at some point of its work.
+    pub fn stopped_at(&self, point: &str, words: &[&str]) -> (Child, Pid) {
+        let mut command = self.container.command(words);
+        command.env("CKRUN_FAULT", format!("stop@{point}"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("spawn ckrun");
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("wait for ckrun");
+        assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP), "{point}");
+        (child, pid)
     }
 
     /// After a checkpoint that failed: the job goes on and there is no image, not even half of one.

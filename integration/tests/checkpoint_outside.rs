@@ -8,12 +8,9 @@ use ckrun_integration::pipes::PATIENCE;
 use ckrun_integration::run::finish;
 use ckrun_virt::sys::sockopt;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -152,20 +149,6 @@ impl Kept {
     }
 }
 
-/// ckrun, stopped at some point.
-fn stopped(job: &Job, point: &str, words: &[&str]) -> (Child, Pid) {
-    let mut command = job.container.command(words);
-    command.env("CKRUN_FAULT", format!("stop@{point}"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    let pid = Pid::from_raw(child.id().cast_signed());
-    assert_eq!(
-        waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap(),
-        WaitStatus::Stopped(pid, Signal::SIGSTOP)
-    );
-    (child, pid)
-}
-
 /// Nobody has said what is to become of it.
 #[test]
 fn it_is_refused() {
@@ -219,7 +202,7 @@ fn nobody_answers_while_the_job_is_away() {
     let kept = Kept::up();
     for round in 0..2 {
         let image = kept.job.image(&format!("image-{round}"));
-        let (mut ckrun, pid) = stopped(&kept.job, "checkpoint:tmpfs", &kept.checkpoint(&image));
+        let (mut ckrun, pid) = kept.job.stopped_at("checkpoint:tmpfs", &kept.checkpoint(&image));
         kept.hears_nothing();
         kill(pid, Signal::SIGCONT).unwrap();
         assert!(ckrun.wait().unwrap().success());
@@ -245,7 +228,7 @@ fn a_checkpoint_that_comes_to_nothing_leaves_no_wall() {
     let kept = Kept::up();
     for point in ["checkpoint:tmpfs", "checkpoint:commit", "checkpoint:committed"] {
         let image = kept.job.image(&point.replace(':', "-"));
-        let (mut ckrun, pid) = stopped(&kept.job, point, &kept.checkpoint(&image));
+        let (mut ckrun, pid) = kept.job.stopped_at(point, &kept.checkpoint(&image));
         kept.hears_nothing();
         kill(pid, Signal::SIGKILL).unwrap();
         assert!(!ckrun.wait().unwrap().success());

@@ -196,12 +196,13 @@ impl Capture {
         for ((thread, asked), told) in others.iter().zip(&asked).zip(&told) {
             self.take_thread(&thread.stopped, asked, told)?;
         }
+        let interval = self.job.processes.timers.get(&task.pid);
         if let Some(shared) = self.job.processes.pending.get_mut(&task.pid) {
-            shared.leave_to(&timers);
+            shared.leave_to(task, interval, &timers);
         }
-        for thread in &process.threads {
-            if let Some(own) = self.job.threads.pending.get_mut(&thread.stopped.tid) {
-                own.leave_to(&timers);
+        for Thread { stopped, .. } in &process.threads {
+            if let Some(own) = self.job.threads.pending.get_mut(&stopped.tid) {
+                own.leave_to(stopped, interval, &timers);
             }
         }
         self.job.timers.insert(task.pid, timers);

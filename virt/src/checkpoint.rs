@@ -20,7 +20,7 @@ use crate::storing::{Load, Storing};
 use crate::survey::survey;
 use crate::table::{Generation, Seen, Table, Time};
 use crate::visit::stay_on_this_cpu;
-use crate::{Error, fault, fd, memory, mounts, network, tmpfs};
+use crate::{Error, arrivals, fault, fd, memory, mounts, network, tmpfs};
 use nix::unistd::Pid;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -378,6 +378,7 @@ impl Steps<'_> {
             frozen.threads().map(|thread| (thread.stopped.host.as_raw(), thread.stopped.tid)).collect();
         let whole = self.options.own_cgroups;
         capture.job.cgroups = cgroups::capture(self.init, &self.options.cgroups, whole, &tids, &self.thawed)?;
+        arrivals::note(frozen, &mut capture.job)?;
         Ok(capture)
     }
 }

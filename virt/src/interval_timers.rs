@@ -6,6 +6,7 @@
 use crate::Failure;
 use crate::program::{Answers, Place, Program};
 use crate::resource::{Resource, Stopped};
+use crate::signals::Queued;
 use serde::{Deserialize, Serialize};
 
 /// The three timers of setitimer(2): real time, the process's user time, its CPU time.
@@ -42,6 +43,14 @@ impl Interval {
 
     pub(crate) fn is_armed(&self) -> bool {
         self.left != [0, 0]
+    }
+}
+
+impl IntervalTimers {
+    /// It has sent this signal since it was asked, and will do so when it is made again. The others run only when the process
+    /// does.
+    pub(crate) fn will_send(&self, queued: &Queued) -> bool {
+        queued.is_of_alarm() && self.real.is_armed()
     }
 }
 

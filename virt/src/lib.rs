@@ -22,6 +22,7 @@
 //! - [`cpu`]: what a thread has in the CPU;
 //! - [`error`]: a failed call, said so that a person can act on it.
 
+mod arrivals;
 pub mod capabilities;
 pub mod capture;
 pub mod cgroups;

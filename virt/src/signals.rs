@@ -4,12 +4,14 @@
 //!   ignores SIGCHLD would reap them. SIGTRAP's action is the exception, see [`Actions::trap`].
 //! - [`AltStack`] per thread, at any time.
 //! - [`Pending`] per thread and [`SharedPending`] per process (in its leader), after the actions (to ignore a signal
-//!   discards it), before the limits (they bound the queue), while all signals are blocked.
+//!   discards it), before the limits (they bound the queue), while all signals are blocked. They are read when the timers
+//!   have been: one that goes off while the job stands still has sent its signal then, or is yet to do so.
 //!
 //! The mask is read and set by ptrace: see [`Tracee`](crate::tracee::Tracee). That a group is stopped (job control) is the
 //! matter of the tree of processes.
 
 use crate::hex::Hex;
+use crate::interval_timers::IntervalTimers;
 use crate::program::{Answers, Arg, Place, Program};
 use crate::resource::{Blocker, Resource, Stopped};
 use crate::sys::peek::{RawSiginfo, queued_signals};
@@ -25,6 +27,8 @@ const SIGNALS: i32 = 64;
 pub(crate) const SET: u64 = 8;
 /// `SI_TKILL` is -6; with `SI_USER` (0) and the kernel's own codes (above 0) a task may say it to itself alone.
 const SI_USER: i32 = 0;
+/// `asm-generic/siginfo.h`; not in libc.
+const SI_KERNEL: i32 = 0x80;
 
 /// What a process does about one signal: `struct sigaction` as the kernel has it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +201,16 @@ pub struct Queued {
 }
 
 impl Queued {
+    /// A timer has sent it.
+    pub(crate) fn is_of_timer(&self) -> bool {
+        self.code == libc::SI_TIMER || self.is_of_alarm()
+    }
+
+    /// The interval timer of real time has sent it.
+    pub(crate) fn is_of_alarm(&self) -> bool {
+        self.signal == libc::SIGALRM && self.code == SI_KERNEL
+    }
+
     fn read(raw: &RawSiginfo) -> Queued {
         let word = |at: usize| raw[at..at + 4].try_into().map_or(0, i32::from_ne_bytes);
         let long = |at: usize| Hex(raw[at..at + 8].try_into().map_or(0, u64::from_ne_bytes));
@@ -225,18 +239,40 @@ pub struct Pending(pub Vec<Queued>);
 #[serde(transparent)]
 pub struct SharedPending(pub Vec<Queued>);
 
+/// As many signals as are queued at once: a process may have a hundred thousand, and a program must fit into ckrun's area.
+const PIECE: usize = 1000;
+
 impl Pending {
-    /// Forgets the signals that `timers` will send again by themselves.
-    pub fn leave_to(&mut self, timers: &PosixTimers) {
-        self.0.retain(|queued| !timers.will_send(queued));
+    /// The same signals in pieces, in their order.
+    pub fn pieces(&self) -> impl Iterator<Item = Pending> {
+        self.0.chunks(PIECE).map(|piece| Pending(piece.to_vec()))
+    }
+
+    /// Forgets the signals that the process's timers will send again by themselves; `task` is as it was when it had stopped.
+    pub fn leave_to(&mut self, task: &Stopped, interval: Option<&IntervalTimers>, timers: &PosixTimers) {
+        leave_to(&mut self.0, task.status.sig_pnd, interval, timers);
     }
 }
 
 impl SharedPending {
-    /// As [`Pending::leave_to`].
-    pub fn leave_to(&mut self, timers: &PosixTimers) {
-        self.0.retain(|queued| !timers.will_send(queued));
+    /// As [`Pending::pieces`].
+    pub fn pieces(&self) -> impl Iterator<Item = SharedPending> {
+        self.0.chunks(PIECE).map(|piece| SharedPending(piece.to_vec()))
     }
+
+    /// As [`Pending::leave_to`].
+    pub fn leave_to(&mut self, task: &Stopped, interval: Option<&IntervalTimers>, timers: &PosixTimers) {
+        leave_to(&mut self.0, task.status.shd_pnd, interval, timers);
+    }
+}
+
+/// Of a signal that has come since the thread stopped, the timer may have been asked before it went off, or after that.
+fn leave_to(queue: &mut Vec<Queued>, before: u64, interval: Option<&IntervalTimers>, timers: &PosixTimers) {
+    queue.retain(|queued| {
+        let new = !Hex(before).has(bit(queued.signal));
+        let again = interval.is_some_and(|interval| new && interval.will_send(queued));
+        !again && !timers.will_send(queued, new)
+    });
 }
 
 impl Resource for Pending {
@@ -300,14 +336,15 @@ pub(crate) fn stop_pending(task: &Stopped) -> bool {
     Hex(task.status.sig_pnd | task.status.shd_pnd).has(bit(libc::SIGSTOP))
 }
 
-/// To a stopped process one SIGSTOP more makes no difference, and whatever lets the process go on discards it.
+/// To a stopped process one SIGSTOP more makes no difference, and whatever lets the process go on discards it. A SIGTRAP that
+/// somebody outside has sent while the job stood still would be taken for the stub's own.
 fn without_stops(queue: &[Queued]) -> impl Iterator<Item = &Queued> {
-    queue.iter().filter(|queued| queued.signal != libc::SIGSTOP)
+    queue.iter().filter(|queued| ![libc::SIGSTOP, libc::SIGTRAP].contains(&queued.signal))
 }
 
-/// Reads a queue in its order. `set` is what `status` says of it: empty queues are not asked for.
+/// Reads a queue in its order. `set` is what `status` said of it when the thread had stopped: more may have come since.
 fn queue(task: &Stopped, shared: bool, set: u64) -> Result<Vec<Queued>, Failure> {
-    let mut signals = if set == 0 { Vec::new() } else { read_queue(task.host, shared)? };
+    let mut signals = read_queue(task.host, shared)?;
     // When a queue is full the kernel only notes that the signal is there. It is then delivered as one of nobody's.
     let told = signals.iter().fold(0, |set, queued| set | 1_u64.checked_shl(bit(queued.signal)).unwrap_or(0));
     let untold = |n| Queued { signal: n as i32 + 1, errno: 0, code: SI_USER, fields: [Hex(0); 4] };

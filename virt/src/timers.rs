@@ -177,12 +177,12 @@ impl PosixTimers {
         Ok(Now(places.into_iter().map(|(clock, place)| (clock, read_clock(&answers, place))).collect()))
     }
 
-    /// Such a signal is among what they do when they are made again.
-    pub(crate) fn will_send(&self, queued: &Queued) -> bool {
-        let same = |timer: &PosixTimer| {
-            timer.waiting.is_some() && sender(queued) == Some(timer.id) && queued.signal == timer.signal
-        };
-        self.0.iter().any(same)
+    /// Such a signal is among what they do when they are made again. If it is `new`, it has come since the job stopped: when
+    /// the timer was asked it had gone off already, or was about to.
+    pub(crate) fn will_send(&self, queued: &Queued, new: bool) -> bool {
+        let same = |timer: &PosixTimer| sender(queued) == Some(timer.id) && queued.signal == timer.signal;
+        let again = |timer: &PosixTimer| timer.waiting.is_some() || new && timer.was_about_to_go_off();
+        self.0.iter().any(|timer| same(timer) && again(timer))
     }
 
     /// Adds the calls that make them again, for the leader of the process, in which it is now `now`.
@@ -259,6 +259,12 @@ fn skip_ids(count: i32, program: &mut Program) {
 }
 
 impl PosixTimer {
+    /// It was armed when it was asked, and has not begun anew since it went off: then nearly all of its interval would be left.
+    fn was_about_to_go_off(&self) -> bool {
+        let [left, interval] = [self.time.left, self.time.interval].map(nanoseconds);
+        self.time.is_armed() && (interval == 0 || left <= interval / 2)
+    }
+
     /// `struct sigevent`.
     fn event(&self) -> [u8; 64] {
         let mut event = [0; 64];

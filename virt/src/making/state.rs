@@ -91,8 +91,8 @@ impl Making<'_> {
         self.own(pid, &mut program)?;
         hush_children(job, pid, &mut program);
         restore(job.processes.actions.get(&pid), &mut program);
-        restore(job.processes.pending.get(&pid), &mut program);
-        restore(job.threads.pending.get(&pid), &mut program);
+        self.queue(pid, job.processes.pending.get(&pid).iter().flat_map(|all| all.pieces()), &mut program)?;
+        self.queue(pid, job.threads.pending.get(&pid).iter().flat_map(|own| own.pieces()), &mut program)?;
         if member.threads.len() > 1 {
             self.leader(pid, |worker| worker.run(&std::mem::take(&mut program)).map(drop))?;
             self.others(member)?;
@@ -127,13 +127,30 @@ impl Making<'_> {
             for &tid in tids {
                 let mut program = Program::new();
                 self.own(tid, &mut program)?;
-                restore(job.threads.pending.get(&tid), &mut program);
+                let pending = job.threads.pending.get(&tid);
+                self.queue(tid, pending.iter().flat_map(|own| own.pieces()), &mut program)?;
                 self.confine(tid, for_all, &mut program);
                 programs.push((tid, program));
             }
             let with = |(tid, program)| Some((tid, self.threads.get(&tid)?, program));
             let tasks: Vec<_> = programs.into_iter().filter_map(with).collect();
             crew::run(&tasks).map_err(|(tid, failure)| blame(job, tid, failure))?;
+        }
+        Ok(())
+    }
+
+    /// Queues the signals that wait. What has been gathered runs when there are as many as fit into a program.
+    fn queue<T: Resource>(
+        &mut self,
+        tid: i32,
+        pieces: impl Iterator<Item = T>,
+        program: &mut Program,
+    ) -> Result<(), Error> {
+        for (n, piece) in pieces.enumerate() {
+            if n > 0 {
+                self.task(tid, |worker| worker.run(&std::mem::take(program)).map(drop))?;
+            }
+            piece.restore(program);
         }
         Ok(())
     }

@@ -181,8 +181,8 @@ fn overruns_are_counted_on() {
         let waiting: Vec<_> = state.iter().map(|timer| (timer.id, timer.waiting.is_some())).collect();
         assert_eq!(waiting, [(2, false), (1, true), (0, true)]);
         assert_eq!((own.0.len(), shared.0.len()), (1, 4));
-        own.leave_to(&state);
-        shared.leave_to(&state);
+        own.leave_to(&task, None, &state);
+        shared.leave_to(&task, None, &state);
         let brief: Vec<_> = shared.0.iter().map(|queued| (queued.signal, queued.code)).collect();
         assert_eq!((own.0.len(), brief), (0, vec![(51, SI_TIMER), (50, SI_QUEUE), (50, SI_QUEUE)]));
 
