@@ -747,6 +747,53 @@ static void verify_edge(void) {
     EQUAL(event.events, EPOLLIN);
     get(b, 0);
 }
+/* There is no room. */
+static void stuff(void) {
+    static char bytes[1 << 16];
+    while (send(a, bytes, sizeof bytes, MSG_DONTWAIT) > 0) {}
+    EQUAL(errno, EAGAIN);
+}
+static void set_full_edge(void) {
+    struct epoll_event event = {.events = EPOLLOUT | EPOLLET, .data.u64 = 5};
+    set_pair();
+    set(a, SOL_SOCKET, SO_SNDBUF, 1 << 16);
+    set_of = MUST(epoll_create1(0));
+    MUST(epoll_ctl(set_of, EPOLL_CTL_ADD, a, &event));
+    EQUAL(MUST(epoll_wait(set_of, &event, 1, 0)), 1);
+    /* What is on its way to the other end takes a while to be there. */
+    do stuff();
+    while (epoll_wait(set_of, &event, 1, 10) == 1);
+}
+static void verify_full_edge(void) {
+    static char bytes[1 << 16];
+    static int turn;
+    if (++turn % 20) return;
+    struct epoll_event event;
+    int tries = 0;
+    do {
+        if (++tries > 6000) bad("nobody says that there is room");
+        while (recv(b, bytes, sizeof bytes, MSG_DONTWAIT) > 0) {}
+    } while (MUST(epoll_wait(set_of, &event, 1, 10)) == 0);
+    EQUAL(event.events, EPOLLOUT);
+    do stuff();
+    while (epoll_wait(set_of, &event, 1, 10) == 1);
+}
+/* What is watched is on its way: the kernel holds it back for its pace, which it keeps from the tenth packet on. */
+static void set_arriving(void) {
+    set_edge();
+    for (int i = 0; i < 12; i++) verify_edge();
+    set(a, SOL_SOCKET, SO_MAX_PACING_RATE, 40);
+    put(a, 0);
+    get(b, 0);
+    put(a, 0);
+}
+static void verify_arriving(void) {
+    struct epoll_event event;
+    EQUAL(MUST(epoll_wait(set_of, &event, 1, 120000)), 1);
+    EQUAL(event.data.u64, 5);
+    get(b, 0);
+    put(a, 0);
+}
 
 /* Datagrams */
 static void set_udp(void) {
@@ -996,6 +1043,8 @@ static const struct mode modes[] = {
     {"torrent", set_torrent, verify_torrent},
     {"torrent-6", set_torrent_6, verify_torrent},
     {"edge", set_edge, verify_edge},
+    {"full-edge", set_full_edge, verify_full_edge},
+    {"arriving", set_arriving, verify_arriving},
     {"udp", set_udp, verify_udp},
     {"udp-6", set_udp_6, verify_udp},
     {"udp-connected", set_udp_connected, verify_udp_connected},

@@ -475,6 +475,28 @@ static void verify_unseen_edge(void) {
     unready(from);
     ready(to);
 }
+/* A pipe is full of pieces that do not fill its pages. Whoever reads tells a writer of room only if there was none before. */
+static void stuff(void) {
+    static char piece[3000];
+    while (write(to, piece, sizeof piece) == sizeof piece) {}
+    EQUAL(errno, EAGAIN);
+}
+static void set_full_edge(void) {
+    pair(&from, &to, O_NONBLOCK);
+    set = MUST(epoll_create1(0));
+    watch(set, to, EPOLLOUT | EPOLLET, 99);
+    reports(set, 1, 99, EPOLLOUT);
+    stuff();
+    reports(set, 0, 0, 0);
+}
+static void verify_full_edge(void) {
+    static char pieces[1 << 16];
+    struct epoll_event event;
+    CHECK(MUST(read(from, pieces, sizeof pieces)) > 0);
+    EQUAL(MUST(epoll_wait(set, &event, 1, 120000)), 1);
+    EQUAL(event.events, EPOLLOUT);
+    stuff();
+}
 /* A thread waits, without end and with one that is far away. */
 static void *epoll_waits(void *timeout) {
     struct epoll_event event;
@@ -603,6 +625,7 @@ static const struct mode modes[] = {
     {"epoll-oneshot", set_oneshot, verify_oneshot},
     {"epoll-closed-number", set_closed_number, verify_closed_number},
     {"epoll-edge", set_edge, verify_edge},
+    {"epoll-full-edge", set_full_edge, verify_full_edge},
     {"epoll-unseen-edge", set_unseen_edge, verify_unseen_edge},
     {"epoll-waiter", set_epoll_waiter, verify_epoll_waiter},
     {"epoll-waiter-timeout", set_epoll_waiter_with_timeout, verify_epoll_waiter},

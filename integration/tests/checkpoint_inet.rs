@@ -8,8 +8,8 @@ use ckrun_integration::modes_survive;
 modes_survive!("inet":
     listen listen_6 listen_dual reuseport idle idle_6 pair pair_6 pair_mapped pair_alone full grown grown_6
     close_wait close_wait_6 peer_gone fin_wait1 fin_wait1_6 last_ack last_ack_6 drain closed closed_6 closed_one
-    reset foreign no_reading waiting waiting_6 slow_to_accept connecting options cork between torrent torrent_6 edge udp udp_6 udp_connected
-    udp_queue udp_queue_6 udp_shut groups raw
+    reset foreign no_reading waiting waiting_6 slow_to_accept connecting options cork between torrent torrent_6 edge full_edge arriving
+    udp udp_6 udp_connected udp_queue udp_queue_6 udp_shut groups raw
     ; else "waiting-with-data" "udp-corked" "line" "line-or-end"
 );
 

@@ -8,7 +8,8 @@
 
 use super::capture::Job;
 use super::making::Making;
-use super::{Description, Object, Trouble};
+use super::stream::ready;
+use super::{Description, Files, Object, Trouble};
 use crate::program::Program;
 use crate::sys::kcmp::{EpollSlot, compare_epoll_target};
 use crate::{Doing, Failure};
@@ -17,11 +18,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// The events that the kernel reports whether they are wanted or not. An entry that has reported, with EPOLLONESHOT, and
 /// was not set again, has not even these.
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+/// How many entries are looked at, or set, at once.
+const MANY: usize = 64;
+/// `sizeof(struct pollfd)`.
+const POLLFD: usize = 8;
 
 /// A set of watched descriptions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,9 +51,29 @@ pub struct Entry {
     pub events: u32,
     /// What is reported with them.
     pub data: u64,
+    /// Which of the events there are, though the epoll has nothing to report: they have been reported (EPOLLET).
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub reported: u32,
+}
+
+fn is_none(events: &u32) -> bool {
+    *events == 0
 }
 
 impl Entry {
+    /// Its events are reported when they come, and not as long as they last.
+    fn is_of_edges(&self) -> bool {
+        self.events & libc::EPOLLET as u32 != 0 && !self.is_disabled()
+    }
+
+    /// `struct pollfd`: the question which of its events there are. epoll and poll give them the same bits.
+    fn question(&self, fd: RawFd) -> [u8; POLLFD] {
+        let mut bytes = [0; POLLFD];
+        bytes[..4].copy_from_slice(&fd.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&(self.events as u16).to_ne_bytes());
+        bytes
+    }
+
     /// It has reported, and waits to be set again.
     fn is_disabled(&self) -> bool {
         self.events & ALWAYS == 0
@@ -113,6 +138,7 @@ impl Job<'_> {
                 description: self.description(target, line.fd),
                 events: line.events,
                 data: line.data,
+                reported: 0,
             });
         }
         self.watched.insert(node, targets);
@@ -136,6 +162,11 @@ impl Job<'_> {
                 self.files.descriptions.get_mut(id)
             {
                 epoll.quiet = askable && is_quiet(&self.graph.take(node)?)?;
+                let entries = epoll.entries.iter_mut().zip(&self.watched[&node]);
+                for (entry, &target) in entries.filter(|(entry, _)| epoll.quiet && entry.is_of_edges()) {
+                    let wanted = PollFlags::from_bits_retain(entry.events as u16);
+                    entry.reported = ready(self.graph.take(target)?.as_fd(), wanted).bits().into();
+                }
             }
         }
         Ok(())
@@ -211,8 +242,8 @@ impl Epoll {
     fn add(&self, entry: &Entry, own: RawFd, making: &mut Making<'_>) {
         let from = making.at(entry.description);
         // A stream that was watched may be one now that can't be: a file instead of a terminal, say. It is always ready.
-        let strict = !making.is_given(entry.description);
-        add(entry, own, from, making.is_taken(entry.fd), making.free(), strict, &mut making.program);
+        let way = if making.is_given(entry.description) { Way::Try } else { Way::Add };
+        watch(entry, own, from, making.is_taken(entry.fd), making.free(), way, &mut making.program);
     }
 
     /// Takes the reports of what has been reported before.
@@ -225,15 +256,65 @@ impl Epoll {
     }
 }
 
-/// Adds an entry to the epoll `own`: `from` lends its description to number `entry.fd`. If that is `taken`, what is
+impl Files {
+    /// Looks once more at what quiet epolls watch, now that everything is there. What is ready now, and was not when it was
+    /// captured, has not been reported; if [`Epoll::settle`] has taken it for reported, nobody would ever hear of it.
+    /// (A pipe that was full of small pieces may have room; a socket that was full has been filled since.) A socket without
+    /// room also has to be asked, or it would not tell when it has some.
+    pub(super) fn look_again(&self, making: &mut Making<'_>) -> Result<(), Failure> {
+        let mut watched = Vec::new();
+        for (id, description) in (0..).zip(&self.descriptions) {
+            let Object::Epoll(epoll) = &description.object else { continue };
+            let there = |entry: &&Entry| {
+                entry.is_of_edges()
+                    && !making.is_late(entry.description)
+                    && !making.is_given(entry.description)
+            };
+            let entries = epoll.entries.iter().filter(|_| epoll.quiet).filter(there);
+            watched.extend(entries.map(|entry| (making.at(id), entry)));
+        }
+        for watched in watched.chunks(MANY) {
+            let questions =
+                watched.iter().flat_map(|(_, entry)| entry.question(making.at(entry.description)));
+            let mut program = Program::new();
+            let place = program.put(&questions.collect::<Vec<u8>>());
+            let args = [place.into(), watched.len().into(), 0.into()];
+            program.call("look at what epolls watch", libc::SYS_poll, &args);
+            let answers = making.worker.run(&program)?;
+            for (n, (own, entry)) in watched.iter().enumerate() {
+                // The upper half of the second word.
+                let there = answers.u32(place, n * POLLFD + 4) >> 16;
+                if there & !entry.reported != 0 {
+                    let (from, taken) = (making.at(entry.description), making.is_taken(entry.fd));
+                    watch(entry, *own, from, taken, making.free(), Way::Again, &mut making.program);
+                }
+            }
+            making.run()?;
+        }
+        Ok(())
+    }
+}
+
+/// How an entry is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It is new.
+    Add,
+    /// It is new, unless its description can't be watched.
+    Try,
+    /// It is there, and is to report what is ready.
+    Again,
+}
+
+/// Sets an entry of the epoll `own`: `from` lends its description to number `entry.fd`. If that is `taken`, what is
 /// there waits at number `free` or above.
-pub(super) fn add(
+pub(super) fn watch(
     entry: &Entry,
     own: RawFd,
     from: RawFd,
     taken: Option<bool>,
     free: RawFd,
-    strict: bool,
+    way: Way,
     program: &mut Program,
 ) {
     let lent = entry.fd;
@@ -247,11 +328,12 @@ pub(super) fn add(
     if from != lent {
         program.call("lend a number", libc::SYS_dup3, &[from.into(), lent.into(), cloexec.into()]);
     }
-    let args = [own.into(), libc::EPOLL_CTL_ADD.into(), lent.into(), event.into()];
-    if strict {
-        program.call(what, libc::SYS_epoll_ctl, &args);
-    } else {
+    let operation = if way == Way::Again { libc::EPOLL_CTL_MOD } else { libc::EPOLL_CTL_ADD };
+    let args = [own.into(), operation.into(), lent.into(), event.into()];
+    if way == Way::Try {
         program.attempt(what, libc::SYS_epoll_ctl, &args);
+    } else {
+        program.call(what, libc::SYS_epoll_ctl, &args);
     }
     match (aside, taken) {
         (Some(aside), Some(cloexec)) => {

@@ -143,7 +143,7 @@ impl Files {
                 let held = self.processes.get(&pid).into_iter().flat_map(|holdings| &holdings.descriptors);
                 let taken = held.clone().find(|held| held.fd == entry.fd).map(|held| held.cloexec);
                 let mut program = Program::new();
-                epoll::add(&entry, own, aside, taken, made.free(), true, &mut program);
+                epoll::watch(&entry, own, aside, taken, made.free(), epoll::Way::Add, &mut program);
                 program.call("close a descriptor", libc::SYS_close, &[aside.into()]);
                 worker.run(&program)?;
             }

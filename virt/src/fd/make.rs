@@ -182,9 +182,11 @@ impl Files {
         }
         making.run()?;
         self.fill(&making, image)?;
-        let late = sockets.fill(self, &mut making, image, options)?;
+        let filled = sockets.fill(self, &mut making, image, options)?;
         self.settle_terminals(&making)?;
         self.settle(&mut making)?;
+        let late = filled.send(making.worker.host())?;
+        self.look_again(&mut making)?;
         let mut holders = HashMap::new();
         for (&pid, holdings) in &self.processes {
             for held in &holdings.descriptors {

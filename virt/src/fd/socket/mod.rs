@@ -158,13 +158,13 @@ pub(super) fn make(files: &Files, making: &mut Making<'_>) -> Result<Unmade, Err
 impl Unmade {
     /// Puts into all sockets what waits in them, and then sets what would have been in the way.
     /// The answer is what has to wait until the job is let go.
-    pub(super) fn fill(
+    pub(super) fn fill<'a>(
         self,
-        files: &Files,
+        files: &'a Files,
         making: &mut Making<'_>,
         image: &Image,
         wanted: &restore::Options,
-    ) -> Result<inet::Late, Error> {
+    ) -> Result<inet::Filled<'a>, Error> {
         if let Some(unix) = self.unix {
             unix.fill(files, making, image, wanted)?;
         }

@@ -17,6 +17,7 @@ use crate::restore::Options;
 use crate::sys::sockopt;
 use crate::{Doing, Error, Failure};
 use rustix::net::Shutdown;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -77,14 +78,38 @@ impl Sleeper {
     }
 }
 
-/// Gives all of them their addresses, options, connections and contents; the answer is what is to come with the job's
-/// release.
-pub(crate) fn fill(
-    files: &Files,
+/// All of them as they were, but for what was on its way.
+pub(crate) struct Filled<'a> {
+    late: Late,
+    /// Ends within the job that have something to send.
+    senders: Vec<(Begun<'a>, Queues)>,
+}
+
+impl Filled<'_> {
+    /// Sends what was on its way within the job, when those are there who watch for it: it has not been reported yet. The answer
+    /// is what is to come with the job's release.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn send(self, init: nix::unistd::Pid) -> Result<Late, Failure> {
+        if !self.senders.is_empty() {
+            let forger = forger(init, self.senders.iter().map(|(one, _)| one.inet))?;
+            for (one, queues) in &self.senders {
+                go_on(one.fd(), one.inet, queues, &forger)?;
+                one.last()?;
+            }
+        }
+        Ok(self.late)
+    }
+}
+
+/// Gives all of them their addresses, options, connections and contents.
+pub(crate) fn fill<'a>(
+    files: &'a Files,
     making: &mut Making<'_>,
     image: &Image,
     wanted: &Options,
-) -> Result<Late, Error> {
+) -> Result<Filled<'a>, Error> {
     let mut begun = Vec::new();
     for (id, socket, inet) in inets(files) {
         let fd = making.worker.pidfd_getfd(making.at(id))?;
@@ -92,7 +117,7 @@ pub(crate) fn fill(
         begun.push(Begun { fd, socket, inet, id });
     }
     if begun.is_empty() {
-        return Ok(Late::default());
+        return Ok(Filled { late: Late::default(), senders: Vec::new() });
     }
     making.run()?;
     for one in &begun {
@@ -136,8 +161,13 @@ pub(crate) fn fill(
     for (one, _, connection, _) in inside.iter().filter(|(_, link, ..)| **link == Link::Gone) {
         one.part(connection, init)?;
     }
-    for (one, _, _, queues) in inside.iter().filter(|(_, link, ..)| made(link)) {
-        go_on(one.fd(), one.inet, queues, &forger)?;
+    let mut to_send = BTreeMap::new();
+    for (one, link, connection, queues) in &mut inside {
+        if **link == Link::Inside && !connection.unsent(queues).is_empty() {
+            to_send.insert(one.id, std::mem::take(queues));
+        } else if made(link) {
+            go_on(one.fd(), one.inet, queues, &forger)?;
+        }
     }
     for (one, link, connection, queues) in &inside {
         match link {
@@ -148,7 +178,12 @@ pub(crate) fn fill(
             _ => {}
         }
     }
-    for one in &begun {
+    let mut senders = Vec::new();
+    for one in begun {
+        if let Some(queues) = to_send.remove(&one.id) {
+            senders.push((one, queues));
+            continue;
+        }
         match &one.inet.phase {
             Phase::Connecting { peer } => one.begin_to_connect(*peer)?,
             Phase::Datagrams { content, received, .. } => {
@@ -159,7 +194,7 @@ pub(crate) fn fill(
         }
         one.last()?;
     }
-    Ok(late)
+    Ok(Filled { late, senders })
 }
 
 fn inets(files: &Files) -> impl Iterator<Item = (u32, &Socket, &Inet)> {

@@ -27,7 +27,7 @@ pub use groups::Membership;
 pub use leaving::Connections;
 pub use links::Links;
 pub(super) use links::same_namespace;
-pub(crate) use make::{Late, fill};
+pub(crate) use make::{Filled, Late, fill};
 pub use owned::Renewed;
 pub(crate) use tcp::Read;
 pub(super) use tcp::ready;
