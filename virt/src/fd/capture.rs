@@ -333,6 +333,9 @@ impl Job<'_> {
         let mut locks = Locks::parse(|| seen.name(), seen.info.lines("lock"))?;
         locks.flocker = locks.flocker.and_then(|host| self.virtual_id(host));
         let (owner, signal) = if seen.path_only() { (None, None) } else { self.owner(node)? };
+        if owner.is_some() && matches!(object, Object::Directory(_)) {
+            return Err(owner::watched_directory(self.graph.nodes[node].seen.name()));
+        }
         let position = if object.has_position() { seen.info.position } else { 0 };
         Ok(Description { flags: seen.info.flags, position, owner, signal, locks, namespace, object })
     }

@@ -50,6 +50,13 @@ impl Files {
             }
             finish_one(description, held.fd, program);
         }
+        if self.processes.keys().next() == Some(&pid) {
+            for &id in made.on_their_way() {
+                if let Some(description) = self.description(id) {
+                    finish_one(description, made.at(id), program);
+                }
+            }
+        }
         if let Some(kept) = way_back {
             program.call("go back to a deleted directory", libc::SYS_fchdir, &[kept.into()]);
             program.call("close a descriptor", libc::SYS_close, &[kept.into()]);
@@ -194,6 +201,15 @@ fn receive(worker: &mut Worker, made: &Made, fd: std::os::fd::BorrowedFd<'_>) ->
     let answers = worker.run(&program)?;
     let number = answers.of(aside).map_err(|errno| Failure::new("move a descriptor", errno))?;
     RawFd::try_from(number).map_err(|_| Failure::new("move a descriptor", Errno::EBADF))
+}
+
+impl Description {
+    /// [`finish_one`] has something to do for it.
+    pub(super) fn has_to_wait(&self) -> bool {
+        let runs = matches!(&self.object, Object::Timerfd(timerfd) if !timerfd.is_due());
+        let tells = self.signal.is_some() || self.owner.is_some() || self.flags & libc::O_ASYNC as u32 != 0;
+        runs || tells || self.locks.flock.is_some() || self.locks.lease.is_some()
+    }
 }
 
 fn finish_one(description: &Description, fd: RawFd, program: &mut Program) {

@@ -5,6 +5,7 @@
 //! to be filled, ckrun does from outside, between two programs.
 
 use super::making::{self, Making, SETTABLE};
+use super::told::Told;
 use super::{Files, Object, Renewed, inotify, socket};
 use crate::image::Image;
 use crate::mounts::Namespace;
@@ -32,10 +33,15 @@ pub struct Made {
     roots: Vec<Rc<OwnedFd>>,
     /// The namespaces, by the numbers that every process has for them.
     namespaces: Vec<Namespace<RawFd>>,
+    /// Descriptions that nobody has, for they are on their way to somebody, and that something is to be done for when all tasks
+    /// are there.
+    on_their_way: Vec<u32>,
     /// Of those who have a description, the one who does for it what only one has to do; best the one who has locked it.
     holders: HashMap<u32, (i32, RawFd)>,
     /// What leads out of the job.
     late: socket::inet::Late,
+    /// Sockets about which the job is told by signals.
+    told: Vec<Rc<Told>>,
 }
 
 impl Made {
@@ -69,17 +75,23 @@ impl Made {
         self.holders.get(&description).copied()
     }
 
+    /// Descriptions that the first process is to look after.
+    pub(super) fn on_their_way(&self) -> &[u32] {
+        &self.on_their_way
+    }
+
     /// The connections that were made anew.
     pub fn renewed(&self) -> &[Renewed] {
         &self.late.renewed
     }
 
-    /// Lets everything that leads out of the job come to life; `init` is the job's first process. Nothing may fail after
+    /// Lets what is to be told by signals be told, and everything that leads out of the job come to life; `init` is the job's first process. Nothing may fail after
     /// that. The answer is to be dropped when there is time for it.
     ///
     /// # Errors
     /// The kernel's.
     pub fn wake(&self, init: Pid) -> Result<Option<Rubble>, Failure> {
+        self.told.iter().try_for_each(|told| told.settle())?;
         self.late.wake(init)
     }
 
@@ -187,6 +199,7 @@ impl Files {
         self.settle(&mut making)?;
         let late = filled.send(making.worker.host())?;
         self.look_again(&mut making)?;
+        let told = self.told(&making)?.into_iter().map(Rc::new).collect();
         let mut holders = HashMap::new();
         for (&pid, holdings) in &self.processes {
             for held in &holdings.descriptors {
@@ -200,15 +213,31 @@ impl Files {
         }
         self.enter_remains(&mut making)?;
         let namespaces = std::mem::take(&mut making.namespaces);
+        let on_their_way: Vec<u32> = (0..)
+            .zip(&self.descriptions)
+            .filter(|(id, description)| !holders.contains_key(id) && description.has_to_wait())
+            .map(|(id, _)| id)
+            .collect();
         let hatch = making.worker.hatch.iter().map(|hatch| hatch.there);
         let keep = hatch.chain(namespaces.iter().flat_map(|namespace| [namespace.handle, namespace.root]));
-        let keep = keep.collect();
+        let keep = keep.chain(on_their_way.iter().map(|&id| making.at(id))).collect();
         let slaves = making.terminals.iter().map(|numbers| numbers.slave).collect();
         let roots = making.roots();
         let of_tasks = self.ghosts.iter().map(|ghost| ghost.task.is_some());
         let ghosts =
             making.ghosts.iter().zip(of_tasks).map(|(fd, of_task)| (!of_task).then_some(*fd)).collect();
-        Ok(Made { base: making.base, keep, ghosts, slaves, roots, namespaces, holders, late })
+        Ok(Made {
+            base: making.base,
+            keep,
+            ghosts,
+            slaves,
+            roots,
+            namespaces,
+            on_their_way,
+            holders,
+            late,
+            told,
+        })
     }
 
     /// What is in pipes and files is put there from outside.

@@ -53,6 +53,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod timerfd;
+mod told;
 mod tun;
 mod watched;
 

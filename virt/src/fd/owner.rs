@@ -76,6 +76,12 @@ impl Job<'_> {
     }
 }
 
+/// A directory has an owner since somebody asked to be told of its changes (fcntl(2), F_NOTIFY).
+pub(super) fn watched_directory(name: String) -> Trouble {
+    let why = "it was watched by dnotify (F_NOTIFY), and the kernel does not tell for what";
+    Trouble::refused(name, why).or("close it, or watch it by inotify(7)".into())
+}
+
 impl Owner {
     /// Sets the owner in the name of who did.
     pub(super) fn set(&self, fd: RawFd, program: &mut Program) {
