@@ -644,6 +644,39 @@ static void verify_numbers(int of) {
     MUST(getsockopt(of, IPPROTO_TCP, TCP_CONGESTION, text, &size));
     EQUAL(strcmp(text, "reno"), 0);
 }
+/* Options that are more than a number, and some that only newer kernels have. */
+static const struct {
+    int six, level, option, bytes;
+    unsigned char value[8];
+} strings[] = {
+    {0, IPPROTO_IP, IP_OPTIONS, 4, {1, 1, 1, 0}},
+    {1, IPPROTO_IPV6, IPV6_HOPOPTS, 8, {0, 0, 1, 4}},
+    {1, IPPROTO_IPV6, IPV6_DSTOPTS, 8, {0, 0, 1, 4}},
+    {0, SOL_SOCKET, SO_TXTIME, 8, {CLOCK_MONOTONIC, 0, 0, 0, 1}},
+    {0, IPPROTO_UDP, 100 /* UDP_ENCAP */, 4, {2}},
+    {0, SOL_SOCKET, 82 /* SO_RCVPRIORITY */, 4, {1}},
+};
+enum { STRINGS = sizeof strings / sizeof *strings };
+static int of_strings[2], has[STRINGS];
+static void set_strings(void) {
+    of_strings[0] = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+    of_strings[1] = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+    for (int i = 0; i < STRINGS; i++) {
+        int of = of_strings[strings[i].six];
+        has[i] = !setsockopt(of, strings[i].level, strings[i].option, strings[i].value, (socklen_t)strings[i].bytes);
+        if (!has[i]) EQUAL(errno, ENOPROTOOPT);
+    }
+}
+static void verify_strings(void) {
+    for (int i = 0; i < STRINGS; i++) {
+        unsigned char is[64] = {0};
+        socklen_t size = sizeof is;
+        if (!has[i]) continue;
+        MUST(getsockopt(of_strings[strings[i].six], strings[i].level, strings[i].option, is, &size));
+        EQUAL(size, strings[i].bytes);
+        if (memcmp(is, strings[i].value, size)) bad("option %d of %d is another one", strings[i].option, strings[i].level);
+    }
+}
 static void set_options(void) {
     family = AF_INET6;
     set_pair_mapped();
@@ -655,6 +688,8 @@ static void set_options(void) {
     set(second, IPPROTO_TCP, TCP_DEFER_ACCEPT, 7);
     set(second, IPPROTO_TCP, TCP_FASTOPEN, 9);
     set(second, IPPROTO_TCP, TCP_MAXSEG, 900);
+    set(second, IPPROTO_TCP, TCP_WINDOW_CLAMP, 30000);
+    set_strings();
 }
 static void verify_options(void) {
     verify_numbers(a), verify_numbers(second);
@@ -664,6 +699,8 @@ static void verify_options(void) {
     EQUAL(on(second, IPPROTO_TCP, TCP_DEFER_ACCEPT), 7);
     EQUAL(on(second, IPPROTO_TCP, TCP_FASTOPEN), 9);
     EQUAL(on(second, IPPROTO_TCP, TCP_MAXSEG), 900);
+    EQUAL(on(second, IPPROTO_TCP, TCP_WINDOW_CLAMP), 30000);
+    verify_strings();
     get(b, 0), get(a, 1), put(a, 0), put(b, 1);
 }
 /* Held back until there is more. */

@@ -18,6 +18,7 @@ const SO_BUF_LOCK: i32 = 72;
 const SO_RCVMARK: i32 = 75;
 const SO_PASSPIDFD: i32 = 76;
 const SO_PASSRIGHTS: i32 = 83;
+const SO_RCVPRIORITY: i32 = 82;
 const SO_TXREHASH: i32 = 74;
 /// Of SO_BUF_LOCK (`linux/socket.h`): the size was set by the program.
 const SEND_LOCK: i32 = 1;
@@ -25,7 +26,7 @@ const RECEIVE_LOCK: i32 = 2;
 
 /// Options that are a number; the names are those of socket(7), less `SO_`. The first ones have to be there before the
 /// socket has an address. SO_INCOMING_CPU is not among them: it tells where the last packet came to.
-const NUMBERS: [(&str, i32); 32] = [
+const NUMBERS: [(&str, i32); 33] = [
     ("debug", libc::SO_DEBUG),
     ("reuseaddr", libc::SO_REUSEADDR),
     ("reuseport", libc::SO_REUSEPORT),
@@ -51,6 +52,7 @@ const NUMBERS: [(&str, i32); 32] = [
     ("timestamping-new", SO_TIMESTAMPING_NEW),
     ("rxq-ovfl", libc::SO_RXQ_OVFL),
     ("rcvmark", SO_RCVMARK),
+    ("rcvpriority", SO_RCVPRIORITY),
     ("wifi-status", libc::SO_WIFI_STATUS),
     ("select-err-queue", libc::SO_SELECT_ERR_QUEUE),
     ("busy-poll", libc::SO_BUSY_POLL),

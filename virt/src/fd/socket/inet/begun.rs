@@ -5,7 +5,7 @@ use super::forge::Forger;
 use super::links::Link;
 use super::options::{self, When};
 use super::repair::{self, Info, Queues};
-use super::{Inet, Phase, address, groups, owned, reading};
+use super::{Inet, Phase, address, groups, owned, reading, strings};
 use crate::fd::socket::Socket;
 use crate::namespace::{Kind, Namespace};
 use crate::sys::sockopt;
@@ -48,6 +48,7 @@ impl Begun<'_> {
     pub fn first(&self) -> Result<(), Failure> {
         self.socket.options.early(self.fd())?;
         options::set(self.fd(), self.socket.class.protocol, &self.inet.numbers, When::First)?;
+        strings::set(self.fd(), &self.inet.strings)?;
         if let Some(name) = &self.inet.congestion {
             sockopt::set(self.fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, name.as_bytes())
                 .doing(|| format!("choose the congestion control {name}"))?;

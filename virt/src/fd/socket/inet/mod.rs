@@ -21,6 +21,7 @@ mod options;
 mod owned;
 mod reading;
 mod repair;
+mod strings;
 mod tcp;
 
 pub use groups::Membership;
@@ -45,6 +46,7 @@ use options::Numbers;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use strings::Strings;
 
 /// A socket of an internet protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,9 @@ pub struct Inet {
     pub foreign: bool,
     /// Options of its protocols that are numbers.
     pub numbers: Numbers,
+    /// Options of its protocols that are more than that.
+    #[serde(default, skip_serializing_if = "Strings::is_empty")]
+    pub strings: Strings,
     /// The name of TCP's way to avoid congestion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion: Option<String>,
@@ -197,6 +202,7 @@ impl Job<'_> {
             local,
             foreign,
             numbers,
+            strings: if self.running() { Strings::new() } else { strings::read(fd.as_fd()) },
             congestion: congestion.map(|name| String::from_utf8_lossy(name).into_owned()),
             buffers: (number(libc::SO_SNDBUF), number(libc::SO_RCVBUF)),
             shutdown: half(self, &phase),
@@ -236,6 +242,9 @@ impl Inet {
     /// Why an image can't be right.
     pub(super) fn wrong(&self) -> Option<String> {
         if let Some(name) = options::unknown(&self.numbers) {
+            return Some(format!("an unknown option {name}"));
+        }
+        if let Some(name) = strings::unknown(&self.strings) {
             return Some(format!("an unknown option {name}"));
         }
         if let Some(why) = groups::wrong(&self.groups) {

@@ -5,6 +5,7 @@
 use crate::sys::sockopt;
 use crate::{Doing, Failure};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP};
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
@@ -98,7 +99,12 @@ const KNOWN: &[Known] = &[
     ("tcp-fastopen-no-cookie", IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, First),
     ("tcp-inq", IPPROTO_TCP, libc::TCP_INQ, Last),
     ("tcp-tx-delay", IPPROTO_TCP, 37, Last),
+    ("tcp-window-clamp", IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, First),
+    ("tcp-rto-max-ms", IPPROTO_TCP, 44, First),
+    ("tcp-rto-min-us", IPPROTO_TCP, 45, First),
+    ("tcp-delack-max-us", IPPROTO_TCP, 46, First),
     ("udp-cork", IPPROTO_UDP, 1, Last),
+    ("udp-encap", IPPROTO_UDP, 100, First),
     ("udp-no-check6-tx", IPPROTO_UDP, 101, First),
     ("udp-no-check6-rx", IPPROTO_UDP, 102, First),
     ("udp-segment", IPPROTO_UDP, 103, First),
@@ -107,12 +113,18 @@ const KNOWN: &[Known] = &[
     ("udplite-recv-cscov", libc::IPPROTO_UDPLITE, 11, First),
 ];
 
+/// Of those that older kernels do not have, what a new socket has.
+const USUAL: [(&str, i32); 3] =
+    [("tcp-rto-max-ms", 120_000), ("tcp-rto-min-us", 200_000), ("tcp-delack-max-us", 200_000)];
+
 /// Reads all options that a socket of this protocol has; some are there for some families and types only.
 pub fn read(fd: BorrowedFd<'_>, protocol: i32) -> Numbers {
     let mut numbers = Numbers::new();
     for (name, level, option, _) in known(protocol) {
         // A connection has things to say that a socket is told only before it is one.
-        if let Ok(value) = sockopt::number(fd, *level, *option) {
+        if let Ok(value) = sockopt::number(fd, *level, *option)
+            && !USUAL.contains(&(*name, value))
+        {
             numbers.insert((*name).to_owned(), value);
         }
     }
@@ -126,9 +138,12 @@ pub fn read(fd: BorrowedFd<'_>, protocol: i32) -> Numbers {
 pub fn set(fd: BorrowedFd<'_>, protocol: i32, numbers: &Numbers, when: When) -> Result<(), Failure> {
     for (name, level, option, _) in known(protocol).filter(|known| known.3 == when) {
         let Some(&wanted) = numbers.get(*name) else { continue };
-        if sockopt::number(fd, *level, *option) != Ok(wanted) {
-            sockopt::set_number(fd, *level, *option, wanted)
-                .doing(|| format!("set the option {name} of a socket to {wanted}"))?;
+        match sockopt::number(fd, *level, *option) {
+            Ok(is) if is == wanted => {}
+            // An older kernel, which does not have it, and does as if it were off.
+            Err(Errno::ENOPROTOOPT) if wanted == 0 => {}
+            _ => sockopt::set_number(fd, *level, *option, wanted)
+                .doing(|| format!("set the option {name} of a socket to {wanted}"))?,
         }
     }
     Ok(())

@@ -182,7 +182,7 @@ fn upper(fd: BorrowedFd<'_>) -> Option<String> {
 
 /// What a connection has no use for any more, and would be in the way of one that is made anew.
 pub(super) fn forget_what_only_new_sockets_take(numbers: &mut Numbers) {
-    for name in ["tcp-fastopen-connect", "tcp-maxseg"] {
+    for name in ["tcp-fastopen-connect", "tcp-maxseg", "tcp-window-clamp"] {
         numbers.remove(name);
     }
 }
