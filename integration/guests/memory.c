@@ -1,6 +1,7 @@
 /* Memory: what is mapped where, with which content, shared with whom. */
 #include "guest.h"
 #include <linux/aio_abi.h>
+#include <semaphore.h>
 #include <sys/auxv.h>
 #include <sys/ipc.h>
 #include <sys/shm.h>
@@ -394,6 +395,54 @@ static void set_posix_unlinked(void) {
     MUST(shm_unlink("/shared"));
 }
 
+/* POSIX semaphores are mapped files, made under a passing name. Each side has opened them by themselves. */
+static sem_t *question, *reply;
+static sem_t *semaphore(const char *name, int flags) {
+    sem_t *opened = sem_open(name, flags, 0600, 0);
+    if (opened == SEM_FAILED) bad("sem_open %s: %s", name, strerror(errno));
+    return opened;
+}
+static void wait_for(sem_t *semaphore) {
+    struct timespec end;
+    MUST(clock_gettime(CLOCK_MONOTONIC, &end));
+    end.tv_sec += 15;
+    while (sem_clockwait(semaphore, CLOCK_MONOTONIC, &end))
+        if (errno != EINTR) bad("wait for a semaphore: %s", strerror(errno));
+}
+static void set_posix_semaphores(void) {
+    question = semaphore("/asked", O_CREAT), reply = semaphore("/told", O_CREAT);
+    if (MUST(fork())) {
+        wait_for(reply);
+        return;
+    }
+    /* Else it would be given the mappings that it has inherited. */
+    MUST(sem_close(question));
+    MUST(sem_close(reply));
+    question = semaphore("/asked", 0), reply = semaphore("/told", 0);
+    for (;;) {
+        MUST(sem_post(reply));
+        MUST(sem_wait(question));
+    }
+}
+static void verify_posix_semaphores(void) {
+    MUST(sem_post(question));
+    wait_for(reply);
+    FAILS(sem_trywait(reply), EAGAIN);
+}
+static void verify_posix_semaphores_named(void) {
+    verify_posix_semaphores();
+    sem_t *again = semaphore("/told", 0);
+    FAILS(sem_trywait(again), EAGAIN);
+    MUST(sem_post(reply));
+    wait_for(again);
+    MUST(sem_close(again));
+}
+static void set_posix_semaphores_unlinked(void) {
+    set_posix_semaphores();
+    MUST(sem_unlink("/asked"));
+    MUST(sem_unlink("/told"));
+}
+
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #endif
@@ -460,6 +509,27 @@ static void verify_file_shared(void) {
 static void set_file_shared_deleted(void) {
     set_file_shared();
     MUST(unlink("/tmp/mapped"));
+}
+/* Never had a name, and can get one, but only once. */
+static void set_file_shared_nameless(void) {
+    file = MUST(open("/tmp", O_TMPFILE | O_RDWR, 0600));
+    MUST(ftruncate(file, 8 * PAGE));
+    here = MUST(mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+    fill((char *)here, 8 * PAGE, 5);
+    atomic_store(here, 0);
+}
+static void verify_file_shared_nameless(void) {
+    struct stat about;
+    char path[32];
+    verify_file_shared();
+    MUST(fstat(file, &about));
+    EQUAL(about.st_nlink, 0);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    MUST(linkat(AT_FDCWD, path, AT_FDCWD, "/tmp/linked", AT_SYMLINK_FOLLOW));
+    MUST(unlink("/tmp/linked"));
+    MUST(munmap(here, 8 * PAGE));
+    MUST(close(file));
+    set_file_shared_nameless();
 }
 
 /* The program's own areas */
@@ -597,6 +667,8 @@ static const struct mode modes[] = {
     {"sysv-alone", set_sysv_alone, verify_sysv_alone},
     {"posix", set_posix, verify_posix},
     {"posix-unlinked", set_posix_unlinked, verify_ping_pong},
+    {"posix-semaphores", set_posix_semaphores, verify_posix_semaphores_named},
+    {"posix-semaphores-unlinked", set_posix_semaphores_unlinked, verify_posix_semaphores},
     {"guard", set_guard, verify_guard},
     {"mseal", set_mseal, verify_mseal},
     {"file-private", set_file_private, verify_changed_page},
@@ -604,6 +676,7 @@ static const struct mode modes[] = {
     {"file-deleted", set_file_deleted, verify_changed_page},
     {"file-shared", set_file_shared, verify_file_shared},
     {"file-shared-deleted", set_file_shared_deleted, verify_file_shared},
+    {"file-shared-nameless", set_file_shared_nameless, verify_file_shared_nameless},
     {"program", set_program, verify_program},
     {"code", set_code, verify_code},
     {"changes", set_nothing, verify_changes},

@@ -123,11 +123,6 @@ impl Container {
         self.mounts.values().filter(move |mount| mount.kind == kind)
     }
 
-    /// Opens the directory at `path`; None when there is none.
-    pub fn directory(&self, path: &[u8]) -> Result<Option<OwnedFd>, Failure> {
-        open(self.root(), path, OFlags::RDONLY | OFlags::DIRECTORY)
-    }
-
     /// The container's root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.space.root.as_fd()
@@ -172,18 +167,7 @@ impl Container {
 
     /// Another name for the file `stat` in the directory that `path` is in.
     pub fn other_name(&self, path: &[u8], stat: &Stat) -> Result<Option<Vec<u8>>, Failure> {
-        let directory = parent(path);
-        let Some(fd) = self.directory(directory)? else { return Ok(None) };
-        let what = || format!("read the directory {}", String::from_utf8_lossy(directory));
-        for entry in rustix::fs::Dir::read_from(&fd).doing(what)? {
-            let entry = entry.doing(what)?;
-            let name = entry.file_name();
-            if rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| same(&there, stat))
-            {
-                return Ok(Some(join(directory, name.to_bytes())));
-            }
-        }
-        Ok(None)
+        other_name(self.root(), path, stat)
     }
 }
 
@@ -211,6 +195,21 @@ pub(crate) fn same(a: &Stat, b: &Stat) -> bool {
 /// What is at `path` below the root directory `root`: with stat(2)'s answer, not following a last symbolic link.
 pub(crate) fn find(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>, Failure> {
     look(root, path, OFlags::NOFOLLOW)
+}
+
+/// Another name for the file `stat` in the directory below `root` that `path` is in.
+pub(crate) fn other_name(root: BorrowedFd<'_>, path: &[u8], stat: &Stat) -> Result<Option<Vec<u8>>, Failure> {
+    let directory = parent(path);
+    let Some(fd) = open(root, directory, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(None) };
+    let what = || format!("read the directory {}", String::from_utf8_lossy(directory));
+    for entry in rustix::fs::Dir::read_from(&fd).doing(what)? {
+        let entry = entry.doing(what)?;
+        let name = entry.file_name();
+        if rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|there| same(&there, stat)) {
+            return Ok(Some(join(directory, name.to_bytes())));
+        }
+    }
+    Ok(None)
 }
 
 /// [`find`] as a program finds it that opens `path`.

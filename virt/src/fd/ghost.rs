@@ -178,7 +178,9 @@ impl Ghost {
             let own = making.shared(shared);
             making.ghosts.push(own);
             for (at, description) in uses {
-                making.reopen(own, description.flags, making.at(at as u32));
+                // O_DIRECTORY is part of O_TMPFILE; here it would ask for a directory.
+                let part = if description.flags & TMPFILE == 0 { 0 } else { libc::O_DIRECTORY as u32 };
+                making.reopen(own, description.flags & !part, making.at(at as u32));
             }
             return Ok(());
         }

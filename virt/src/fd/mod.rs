@@ -67,7 +67,8 @@ pub use socket::inet::{Connections, Renewed};
 
 pub(crate) use capture::Job;
 pub(crate) use container::{
-    Container, Mount, find_followed, join, mount_id, mounted, mounts, open_followed, unescape,
+    Container, DELETED, Mount, find_followed, join, mount_id, mounted, mounts, open_followed, other_name,
+    unescape,
 };
 pub(crate) use graph::{Graph, Member};
 pub(crate) use located::{Located, locate};

@@ -2,7 +2,7 @@
 //! mapping, an executable or a descriptor names an object by its place in it.
 
 use super::{build_id, segment};
-use crate::fd::mount_id;
+use crate::fd::{DELETED, mount_id, other_name};
 use crate::image::Bytes;
 use crate::mounts::Space;
 use crate::namespace::{self, Namespace};
@@ -228,6 +228,11 @@ impl Census {
                 let object = segment::look(namespace, id, huge)?;
                 Ok(self.push(object, String::new()))
             }
+            // Who mapped a file under another name that it had has the same memory.
+            Ok(kind @ Kind::Deleted { .. }) => {
+                let known = self.find(stat.st_dev, stat.st_ino);
+                Ok(known.unwrap_or_else(|| self.add(kind, &stat, link)))
+            }
             Ok(kind) => Ok(self.add(kind, &stat, link)),
             Err(obstacle) => Err(obstacle),
         };
@@ -287,7 +292,7 @@ impl Census {
         let refuse = |why: &str| Ok(Err(Obstacle::new(String::from_utf8_lossy(path), why)));
         // Only what is on no mounted file system can have these names: a file of the container that pretends to loses
         // nothing, since the content of both is carried.
-        let gone = path.strip_suffix(b" (deleted)").filter(|_| rustix::fs::major(stat.st_dev) == 0);
+        let gone = path.strip_suffix(DELETED).filter(|_| rustix::fs::major(stat.st_dev) == 0);
         match gone {
             Some(b"/secretmem") => return refuse("memory of memfd_secret, which nobody else can read"),
             Some(b"/[aio]") => {
@@ -322,9 +327,17 @@ impl Census {
             _ => return refuse("not a file that can be opened again"),
         }
         let (namespace, root) = self.home(link)?;
-        if same_at(root, path, stat)? {
+        let gone = path.strip_suffix(DELETED);
+        let named = if same_at(root, path, stat)? {
+            Some(path.to_vec())
+        } else {
+            // sem_open(3) writes a new semaphore under a passing name, and gives it its own by link(2).
+            let linked = gone.filter(|last| stat.st_nlink > 0 && last.starts_with(b"/"));
+            linked.map_or(Ok(None), |last| other_name(root, last, stat))?
+        };
+        if let Some(path) = named {
             let modified = (stat.st_mtime, stat.st_mtime_nsec as u32);
-            return Ok(Ok(Kind::File { path: path.into(), modified, build: None, namespace }));
+            return Ok(Ok(Kind::File { path: path.as_slice().into(), modified, build: None, namespace }));
         }
         if stat.st_nlink > 0 {
             let now = std::fs::read_link(link);
@@ -349,7 +362,7 @@ impl Census {
             obstacle.remedy = Some("end the process that has it mapped, or keep the file".into());
             return Ok(Err(obstacle));
         }
-        Ok(Ok(Kind::Deleted { path: path.strip_suffix(b" (deleted)").unwrap_or(path).into() }))
+        Ok(Ok(Kind::Deleted { path: gone.unwrap_or(path).into() }))
     }
 
     /// The mount namespace that has what `link` leads to, and its root; the first one if there is none.

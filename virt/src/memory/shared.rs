@@ -222,11 +222,12 @@ impl Maker<'_> {
         Ok(file)
     }
 
-    /// A file that has no name any more. It gets its last name for a moment; if that is in use now, none at all; and
-    /// where no file can be made, it is a memfd.
+    /// A file that has no name any more. It gets its last name for a moment; if that is in use now, or it never had one,
+    /// none at all; and where no file can be made, it is a memfd.
     fn deleted(&mut self, path: &[u8]) -> Result<File, Error> {
         let mut program = Program::new();
-        let place = program.put_cstr(path);
+        // No file can be made under this one.
+        let place = program.put_cstr(if never_named(path) { b"" } else { path });
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
         let args = [libc::AT_FDCWD.into(), place.into(), flags.into(), 0o600.into()];
         let made = program.attempt("make a deleted file", libc::SYS_openat, &args);
@@ -342,6 +343,12 @@ fn number(worker: &mut Worker, file: &File, base: RawFd) -> Result<RawFd, Failur
     let high = program.call(what, libc::SYS_fcntl, &args);
     program.call(what, libc::SYS_close, &[low.into()]);
     Ok(worker.run(&program)?.of(high).doing(|| what)? as RawFd)
+}
+
+/// The kernel calls a file of O_TMPFILE by its inode: `/tmp/#4711`.
+fn never_named(path: &[u8]) -> bool {
+    let number = path.rsplit(|&b| b == b'/').next().and_then(|name| name.strip_prefix(b"#"));
+    number.is_some_and(|digits| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
 }
 
 /// `flag` with the size of the pages, as mmap(2) and memfd_create(2) take it: its logarithm above bit 26.

@@ -255,17 +255,22 @@ fn files_are_known_by_their_names_and_without() {
     let (plain, plain_path) = file("a\nb\\012 (deleted)");
     let (gone, gone_path) = file("gone");
     let (replaced, replaced_path) = file("replaced");
+    let (linked, linked_path) = file("linked");
     let (big, big_path) = file("big");
     big.set_len(0).unwrap_err();
     std::fs::File::options().write(true).open(&big_path).unwrap().set_len(2 << 20).unwrap();
     let task = Task::new(|| {
-        [&plain, &gone, &replaced, &big]
+        [&plain, &gone, &replaced, &big, &linked]
             .map(|file| map(0, PAGE, PROT_READ, MAP_PRIVATE, file.as_raw_fd(), 0))
             .to_vec()
     });
     std::fs::remove_file(&gone_path).unwrap();
     std::fs::remove_file(&big_path).unwrap();
-    std::fs::hard_link(&replaced_path, dir.path().join("other")).unwrap();
+    let other_path = dir.path().join("other");
+    std::fs::hard_link(&linked_path, &other_path).unwrap();
+    std::fs::remove_file(&linked_path).unwrap();
+    std::fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    std::fs::hard_link(&replaced_path, dir.path().join("elsewhere/other")).unwrap();
     std::fs::write(dir.path().join("new"), b"new").unwrap();
     std::fs::rename(dir.path().join("new"), &replaced_path).unwrap();
     let mut census = task.census();
@@ -280,6 +285,10 @@ fn files_are_known_by_their_names_and_without() {
     }
     match kind(task.told[1]) {
         Kind::Deleted { path } => assert_eq!(path.as_bytes(), gone_path.as_os_str().as_bytes()),
+        other => panic!("{other:?}"),
+    }
+    match kind(task.told[4]) {
+        Kind::File { path, .. } => assert_eq!(path.as_bytes(), other_path.as_os_str().as_bytes()),
         other => panic!("{other:?}"),
     }
     let said: Vec<String> = obstacles.iter().map(|o| format!("{}: {}", o.what, o.why)).collect();

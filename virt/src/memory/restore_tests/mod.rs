@@ -118,7 +118,9 @@ fn shown(pid: nix::unistd::Pid, hidden: Option<Span>) -> Vec<String> {
             entry.path != b"[vsyscall]" && hidden.is_none_or(|h| h.overlap(entry.range).is_empty())
         })
         .map(|entry| {
+            // The kernel calls a file that never had a name by its inode, which is another one after a restart.
             let path = String::from_utf8_lossy(entry.path);
+            let path = path.split_once('#').map_or(&*path, |(directory, _)| directory);
             let sharing = if entry.shared { 's' } else { 'p' };
             let (range, prot, offset, flags) = (entry.range, entry.prot, entry.offset, entry.flags);
             format!("{range} {prot}{sharing} {offset:x} {} {path} [{flags}]", inodes(entry))
