@@ -628,22 +628,26 @@ static void verify_aio(void) {
 }
 
 /* A process that has thrown its vDSO away. */
-static void set_without_vdso(void) {
+static void unmap_vdso(const char *also) {
     share();
     if (MUST(fork())) return;
     char *line = strdup(proc("/proc/self/maps")), *end;
     for (line = strtok(line, "\n"); line; line = strtok(NULL, "\n")) {
-        if (!strstr(line, "[vdso]") && !strstr(line, "[vvar")) continue;
+        if (!strstr(line, "[vdso]") && !(also && strstr(line, also))) continue;
         unsigned long from = strtoul(line, &end, 16), to = strtoul(end + 1, NULL, 16);
         MUST(syscall(SYS_munmap, from, to - from));
     }
     for (;;) beat(0);
 }
+static void set_without_vdso(void) { unmap_vdso("[vvar"); }
+/* valgrind leaves the data. */
+static void set_without_vdso_code(void) { unmap_vdso(NULL); }
 static void verify_without_vdso(void) { alive(0); }
 
 static const struct mode modes[] = {
     {"aio", set_aio, verify_aio},
     {"without-vdso", set_without_vdso, verify_without_vdso},
+    {"without-vdso-code", set_without_vdso_code, verify_without_vdso},
     {"private", set_private, verify_private},
     {"many-mappings", set_many, verify_many},
     {"shared", set_shared, verify_ping_pong},

@@ -12,13 +12,15 @@ modes_survive!("memory":
     posix_semaphores posix_semaphores_unlinked file_shared_nameless
     guard mseal file_private file_read_only file_deleted file_shared file_shared_deleted program code
     changes aio
-    ; else "hugetlb" "without-vdso"
+    ; else "hugetlb" "without-vdso" "without-vdso-code"
 );
 
 /// ckrun works from the end of a program's code then, if there is room.
 #[test]
 fn a_process_without_a_vdso() {
-    Job::up("memory", "without-vdso").survives_or_is_refused(&["[vdso]", "unmapped"]);
+    for mode in ["without-vdso", "without-vdso-code"] {
+        Job::up("memory", mode).survives_or_is_refused(&["[vdso]", "unmapped"]);
+    }
 }
 
 const MIB: u64 = 1 << 20;

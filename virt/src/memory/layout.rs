@@ -87,6 +87,10 @@ impl Layout {
                 }
             }
         }
+        // valgrind unmaps the code of the vDSO and leaves its data, which only the code reads.
+        if !layout.vmas.iter().any(|vma| vma.backing == Backing::Vdso) {
+            layout.vmas.retain(|vma| vma.backing != Backing::Vvar);
+        }
         if layout.vdso().is_none() && !layout.vmas.is_empty() {
             let memory = format!("/proc/{host}/mem");
             let memory = File::open(&memory).doing(|| format!("open {memory}"))?;
