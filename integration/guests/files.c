@@ -535,6 +535,25 @@ static void verify_proc(void) {
     MUST(faccessat(other + 2, "self/maps", R_OK, 0));
 }
 
+/* The kernel calls the first two deleted as soon as somebody looks at their names again. */
+static void set_proc_net(void) {
+    char byte;
+    other = MUST(open("/proc/net", O_RDONLY | O_DIRECTORY));
+    fd = MUST(open("/proc/1/net/tcp", O_RDONLY));
+    CHECK(MUST(open("/proc/net/udp", O_RDONLY)) == fd + 1);
+    for (int n = 0; n < 8; n++) EQUAL(MUST(read(fd, &byte, 1)), 1);
+    MUST(access("/proc/1/net/tcp", F_OK));
+}
+static void verify_proc_net(void) {
+    char text[512] = "";
+    EQUAL(MUST(lseek(fd, 0, SEEK_CUR)), 8);
+    CHECK(MUST(pread(fd, text, sizeof text - 1, 2)) > 20);
+    CHECK(!strncmp(text, "sl  local_address", 17));
+    CHECK(MUST(pread(fd + 1, text, sizeof text - 1, 3)) > 20);
+    CHECK(!strncmp(text, "sl  local_address", 17));
+    MUST(faccessat(other, "unix", R_OK, 0));
+}
+
 /* File systems that live in memory: /dev/shm has everything that a directory can have. */
 static void set_tmpfs(void) {
     MUST(mkdir("/dev/shm/dir", 0751));
@@ -681,6 +700,7 @@ static const struct mode modes[] = {
     {"lease", set_lease, verify_lease},
     {"devices", set_devices, verify_devices},
     {"proc", set_proc, verify_proc},
+    {"proc-net", set_proc_net, verify_proc_net},
     {"tmpfs", set_tmpfs, verify_tmpfs},
     {0},
 };

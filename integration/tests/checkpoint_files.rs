@@ -8,7 +8,7 @@ use ckrun_integration::modes_survive;
 modes_survive!("files":
     regular append direct path deleted deleted_in_two deleted_linked deleted_sparse tmpfile
     deleted_directory renamed replaced directory fifo fifo_deleted fifo_both_ends fifo_waited_for dup many
-    closed signal_driven flock flock_of_child posix_lock ofd_lock locks_of_two devices proc tmpfs
+    closed signal_driven flock flock_of_child posix_lock ofd_lock locks_of_two devices proc proc_net tmpfs
     ended_process deleted_link ; else "lease"
 );
 

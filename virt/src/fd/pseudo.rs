@@ -4,7 +4,7 @@
 
 use super::Trouble;
 use super::capture::Job;
-use super::container::{DELETED, Mount};
+use super::container::{DELETED, Mount, same};
 use super::making::{Making, OPEN};
 use crate::image::Bytes;
 use crate::program::{Call, Program};
@@ -55,18 +55,25 @@ impl Job<'_> {
         let first = inside.split(|&b| b == b'/').nth(1).unwrap_or_default();
         let task = (mount.kind == b"proc").then(|| std::str::from_utf8(first).ok()?.parse().ok()).flatten();
         // The inodes of a procfs come and go, so that only the path can be compared.
-        let there = container.find(&seen.link)?;
-        if seen.link.ends_with(DELETED) && there.is_none() {
-            let why = match task {
-                Some(task) => format!("task {task} has ended"),
-                None => "the kernel has removed it".into(),
-            };
-            return Err(Trouble::refused(seen.name(), why));
+        let mut path = seen.link.as_slice();
+        let mut there = container.find(path)?;
+        if let Some(named) = path.strip_suffix(DELETED).filter(|_| there.is_none()) {
+            // The kernel forgets names below `/proc/PID/net` at every look and calls what was opened by them deleted; the
+            // files keep their inodes as long as the network namespace lives.
+            let again = container.find(named)?.filter(|again| same(again, &seen.stat));
+            if again.is_none() {
+                let why = match task {
+                    Some(task) if !self.knows(task) => format!("task {task} has ended"),
+                    _ => "the kernel has removed it".into(),
+                };
+                return Err(Trouble::refused(seen.name(), why));
+            }
+            (path, there) = (named, again);
         }
         if there.is_none_or(|there| there.st_mode & libc::S_IFMT != seen.stat.st_mode & libc::S_IFMT) {
             return Err(Trouble::refused(seen.name(), "another file has its name now, or a mount hides it"));
         }
-        Ok(Some(Pseudo { path: seen.link.clone().into(), task }))
+        Ok(Some(Pseudo { path: path.into(), task }))
     }
 }
 
