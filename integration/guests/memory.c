@@ -151,6 +151,29 @@ static void verify_memfd_sealed(void) {
     EQUAL(MUST(lseek(file, 0, SEEK_CUR)), 4711);
     EQUAL(MUST(fcntl(file, F_GETFD)), FD_CLOEXEC);
 }
+/* More memfds than there are numbers in use: two processes have others by the same numbers. */
+enum { MEMFDS = 40 };
+static int child, memfds[MEMFDS];
+static void verify_memfd_many(void) {
+    for (uint64_t n = 0; n < MEMFDS; n++) {
+        uint64_t word;
+        EQUAL(MUST(pread(memfds[n], &word, 8, 0)), 8);
+        EQUAL(word, n << 1 | child);
+    }
+    if (child) beat(0);
+    else alive(0);
+}
+static void set_memfd_many(void) {
+    share();
+    child = !MUST(fork());
+    for (uint64_t n = 0; n < MEMFDS; n++) {
+        uint64_t word = n << 1 | child;
+        memfds[n] = MUST(memfd_create(child ? "child" : "parent", 0));
+        EQUAL(MUST(write(memfds[n], &word, 8)), 8);
+        CHECK(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, memfds[n], 0) != MAP_FAILED);
+    }
+    while (child) verify_memfd_many();
+}
 /* A memfd of which only a private, changed mapping is left. */
 static void set_memfd_private(void) {
     file = MUST(memfd_create("private", 0));
@@ -654,6 +677,7 @@ static const struct mode modes[] = {
     {"shared-parts", set_shared_parts, verify_shared_parts},
     {"memfd", set_memfd, verify_memfd},
     {"memfd-sealed", set_memfd_sealed, verify_memfd_sealed},
+    {"memfd-many", set_memfd_many, verify_memfd_many},
     {"memfd-private", set_memfd_private, verify_changed_page},
     {"prot-none", set_prot_none, verify_prot_none},
     {"grows-down", set_grows_down, verify_grows_down},

@@ -7,7 +7,7 @@ use ckrun_integration::modes_survive;
 use std::fs::{self, File};
 
 modes_survive!("memory":
-    private many_mappings shared shared_parts memfd memfd_sealed memfd_private prot_none
+    private many_mappings shared shared_parts memfd memfd_sealed memfd_many memfd_private prot_none
     grows_down stack mlock mlockall madvise huge copy_on_write sparse zero sysv sysv_removed sysv_alone posix posix_unlinked
     posix_semaphores posix_semaphores_unlinked file_shared_nameless
     guard mseal file_private file_read_only file_deleted file_shared file_shared_deleted program code

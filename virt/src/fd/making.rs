@@ -222,6 +222,17 @@ impl Making<'_> {
         self.outside.push((path, flags & OPEN, to));
     }
 
+    /// Hands over a descriptor of ckrun's, to become descriptor `to`. It comes at the lowest free number. Of those below
+    /// [`Making::base`] few may be free: what came before must have gone to its place, or this one takes another's.
+    pub fn receive(&mut self, own: BorrowedFd<'_>, to: RawFd) -> Result<(), Failure> {
+        if !self.program.is_empty() {
+            self.run()?;
+        }
+        let given = self.worker.give(own)?;
+        self.put_at(given.into(), to);
+        Ok(())
+    }
+
     /// Runs what has been gathered.
     pub fn run(&mut self) -> Result<(), Failure> {
         let program = std::mem::take(&mut self.program);
@@ -240,14 +251,12 @@ impl Making<'_> {
             let own = self.worker.pidfd_getfd(from)?;
             // The name in /proc is a link.
             let opened = reopen(&own, flags & !(libc::O_NOFOLLOW as u32))?;
-            let given = self.worker.give(opened.as_fd())?;
-            self.put_at(given.into(), to);
+            self.receive(opened.as_fd(), to)?;
         }
         for (path, flags, to) in std::mem::take(&mut self.outside) {
             let flags = OFlags::from_bits_retain(flags) | OFlags::CLOEXEC;
             let opened = rustix::fs::open(&path, flags, Mode::empty()).doing(|| format!("open {path}"))?;
-            let given = self.worker.give(opened.as_fd())?;
-            self.put_at(given.into(), to);
+            self.receive(opened.as_fd(), to)?;
         }
         self.run()
     }

@@ -86,9 +86,8 @@ impl Files {
         for handles in dead.values() {
             let opened = passing(making.worker.host(), handles.iter().map(|(_, flags)| *flags))?;
             for ((id, _), opened) in handles.iter().zip(opened) {
-                let given = making.worker.give(opened.as_fd())?;
                 let to = making.at(*id);
-                making.put_at(given.into(), to);
+                making.receive(opened.as_fd(), to)?;
             }
             making.run()?;
         }
