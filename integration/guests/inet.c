@@ -832,6 +832,13 @@ static void verify_arriving(void) {
     put(a, 0);
 }
 
+/* What has been received is to be had without a copy. */
+static void set_mapped(void) {
+    set_pair();
+    MUST(mmap(NULL, 4096, PROT_READ, MAP_SHARED, a, 0));
+}
+static void verify_mapped(void) { put(a, 0), get(b, 0); }
+
 /* Datagrams */
 static void set_udp(void) {
     a = MUST(socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -1082,6 +1089,7 @@ static const struct mode modes[] = {
     {"edge", set_edge, verify_edge},
     {"full-edge", set_full_edge, verify_full_edge},
     {"arriving", set_arriving, verify_arriving},
+    {"mapped", set_mapped, verify_mapped},
     {"udp", set_udp, verify_udp},
     {"udp-6", set_udp_6, verify_udp},
     {"udp-connected", set_udp_connected, verify_udp_connected},

@@ -253,6 +253,19 @@ static void verify_posix_waiting(void) {
     for (int i = 0; i < 3; i++) take(other, 8, 2);
 }
 
+/* A segment that is open as if it were a file. */
+static void set_open(void) {
+    set_segment();
+    unsigned long from, to;
+    char path[100];
+    for (const char *line = proc("/proc/self/maps"); line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (sscanf(line, "%lx-%lx", &from, &to) == 2 && from == (unsigned long)at) break;
+    }
+    snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", from, to);
+    MUST(open(path, O_RDONLY));
+}
+
 static void set_names(void) {
     MUST(sethostname("a-new-name", 10));
     MUST(setdomainname("a.domain", 8));
@@ -267,6 +280,7 @@ static void verify_names(void) {
 
 static const struct mode modes[] = {
     {"segment", set_segment, verify_segment},
+    {"segment-open", set_open, verify_segment},
     {"segment-unattached", set_unattached, verify_unattached},
     {"segment-doomed", set_doomed, verify_doomed},
     {"semaphores", set_semaphores, verify_semaphores},

@@ -10,8 +10,13 @@ modes_survive!("inet":
     close_wait close_wait_6 peer_gone fin_wait1 fin_wait1_6 last_ack last_ack_6 drain closed closed_6 closed_one
     reset foreign no_reading waiting waiting_6 slow_to_accept connecting options cork between torrent torrent_6 edge full_edge arriving
     udp udp_6 udp_connected udp_queue udp_queue_6 udp_shut groups raw
-    ; else "waiting-with-data" "udp-corked" "line" "line-or-end"
+    ; else "mapped" "waiting-with-data" "udp-corked" "line" "line-or-end"
 );
+
+#[test]
+fn received_data_that_is_mapped() {
+    Job::up("inet", "mapped").is_refused_beforehand(&["a mapped socket"]);
+}
 
 /// What waits to be accepted can't be read.
 #[test]

@@ -28,7 +28,7 @@ pub(crate) fn locate(
     let name = || String::from_utf8_lossy(link).into_owned();
     let (number, container) = job.graph.home(mount);
     if container.mount(mount).is_none() {
-        return Err(Trouble::refused(name(), "it is on no mount of the container"));
+        return Err(on_no_mount(link));
     }
     // A file may be called so: first the name is taken at its word.
     if container.finds(link, stat)? {
@@ -54,6 +54,19 @@ pub(crate) fn locate(
                 String::from_utf8_lossy(container::parent(last))
             ),
         )),
+    }
+}
+
+/// What it is, where the name tells.
+fn on_no_mount(link: &[u8]) -> Trouble {
+    let name = String::from_utf8_lossy(link);
+    match link.strip_suffix(DELETED) {
+        // Nobody needs it for long: what is mapped can be had without it.
+        Some(last) if last.starts_with(b"/SYSV") => {
+            Trouble::refused(name, "a System V segment, open by way of /proc/PID/map_files").passing()
+        }
+        Some(b"/secretmem") => Trouble::refused("memfd_secret", "nobody but the process itself can read it"),
+        _ => Trouble::refused(name, "it is on no mount of the container"),
     }
 }
 

@@ -47,10 +47,18 @@ impl Frames {
         if !entry.prot.allows(Prot::READ) {
             return refuse("rings of a packet socket that nobody may read");
         }
-        if !is_empty(host, entry.range)? {
-            return refuse(
-                "frames have been in the rings of a packet socket, and where the next one comes is not told",
-            );
+        match is_empty(host, entry.range) {
+            Ok(true) => {}
+            Ok(false) => {
+                return refuse(
+                    "frames have been in the rings of a packet socket, and where the next one comes is not told",
+                );
+            }
+            // The kernel puts pages there only with data: see TCP_ZEROCOPY_RECEIVE in linux/tcp.h.
+            Err(e) if e.errno == Errno::EIO => {
+                return refuse("a mapped socket that has no rings: TCP shows there what it has received");
+            }
+            Err(e) => return Err(e),
         }
         Ok(Ok(Frames { range: entry.range, prot: entry.prot, shared: entry.shared, socket: entry.inode }))
     }
