@@ -393,6 +393,24 @@ static void set_rights_of_packets(void) {
     pair(type, &a, &b);
     send_rights();
 }
+/* Each is on its way to itself: once the job has ended, only the kernel knows of them. */
+static void verify_loop(void) {
+    int got[2];
+    take(a, got, 2, "self");
+    for (int i = 0; i < 2; i++) {
+        AGREE(inode(i ? b : a), inode(got[i]));
+        MUST(close(got[i]));
+    }
+    give(b, (int[]){a, b}, 2, "self");
+}
+static void set_loop(void) {
+    struct sockaddr_un here;
+    type = SOCK_DGRAM;
+    pair(type, &a, &b);
+    socklen_t size = name(&here, "@loop");
+    MUST(bind(a, (struct sockaddr *)&here, size));
+    give(b, (int[]){a, b}, 2, "self");
+}
 /* Both ends of a pair, each on its way through a socket that is on its way itself. */
 static void send_nested(void) {
     int inner[2], outer[2];
@@ -660,6 +678,7 @@ static const struct mode modes[] = {
     {"rights", set_rights, verify_rights},
     {"rights-of-packets", set_rights_of_packets, verify_rights},
     {"rights-nested", set_nested, verify_nested},
+    {"loop", set_loop, verify_loop},
     {"credentials", set_credentials, verify_credentials},
     {"signed", set_signed, verify_signed},
     {"signed-stream", set_signed_stream, verify_signed},

@@ -1,7 +1,7 @@
 //! The making of all sockets in the first process.
 
 use super::agent::Agents;
-use super::name::{Address, Yard};
+use super::name::{Address, Yard, await_free};
 use super::plan::{Pair, Plan};
 use super::{Class, Credentials, Place, State, all, unix_of};
 use crate::fd::Files;
@@ -34,6 +34,8 @@ impl Unmade {
             return Ok(None);
         }
         let plan = Plan::of(files)?;
+        let names = all(files).filter_map(|(_, class, unix)| Some((class.kind, &unix.name.as_ref()?[..])));
+        await_free(making.worker.host(), names)?;
         let mut unmade = Unmade {
             yard: Yard::new(making)?,
             agents: Agents::default(),

@@ -10,12 +10,20 @@ use super::Place;
 use crate::fd::container::{join, parent};
 use crate::fd::making::Making;
 use crate::mounts;
+use crate::namespace::{Kind, Namespace};
 use crate::program::{Place as Room, Program};
 use crate::{Doing, Failure};
+use nix::unistd::Pid;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// How long garbage may have a name.
+const COLLECTED: Duration = Duration::from_secs(1);
 
 /// Where a socket can be reached.
 #[derive(Debug, Clone)]
@@ -207,6 +215,45 @@ impl Yard {
     }
 }
 
+/// Waits until nobody has the abstract names, of sockets of these types, any more that the job of process `init` is to have.
+/// Sockets of a job that has ended keep them for some milliseconds if they were on their way to each other: they are
+/// garbage, which the kernel collects in its own time. Whoever has one for longer is told of by bind(2).
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn await_free<'a>(init: Pid, names: impl Iterator<Item = (i32, &'a [u8])>) -> Result<(), Failure> {
+    let names: BTreeSet<_> = names.filter(|(_, name)| name.first() == Some(&0)).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let net = Namespace::of(init, Kind::Net)?;
+    let _abroad = net.as_ref().map(Namespace::enter).transpose()?;
+    let began = Instant::now();
+    for (kind, name) in names {
+        while !is_free(kind, name).doing(|| format!("look who has the name {}", super::readable(name)))?
+            && began.elapsed() < COLLECTED
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
+/// Closing a socket also makes the kernel look for garbage.
+fn is_free(kind: i32, name: &[u8]) -> rustix::io::Result<bool> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::from_raw(kind.cast_unsigned()),
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let address = SocketAddrUnix::new_abstract_name(name.get(1..).unwrap_or_default())?;
+    match rustix::net::bind(&socket, &address) {
+        Err(rustix::io::Errno::ADDRINUSE) => Ok(false),
+        bound => bound.map(|()| true),
+    }
+}
+
 /// The last name of a path.
 fn last(path: &[u8]) -> &[u8] {
     path.rsplit(|&b| b == b'/').next().unwrap_or_default()
@@ -279,6 +326,27 @@ impl Way {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::IoSlice;
+    use std::os::fd::AsRawFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    #[test]
+    fn a_name_is_free_when_garbage_has_been_collected() {
+        let name = format!("\0ckrun-test-{}", std::process::id()).into_bytes();
+        let address = SocketAddr::from_abstract_name(&name[1..]).unwrap();
+        // A socket on its way to itself, which nobody else has.
+        let (one, other) = UnixDatagram::pair().unwrap();
+        let named = UnixDatagram::bind_addr(&address).unwrap();
+        named.connect_addr(&address).unwrap();
+        let fds = [named.as_raw_fd(), one.as_raw_fd(), other.as_raw_fd()];
+        let rights = [nix::sys::socket::ControlMessage::ScmRights(&fds)];
+        let flags = nix::sys::socket::MsgFlags::empty();
+        nix::sys::socket::sendmsg::<()>(fds[0], &[IoSlice::new(b"x")], &rights, flags, None).unwrap();
+        drop((one, other, named));
+        await_free(Pid::this(), std::iter::once((libc::SOCK_DGRAM, &name[..]))).unwrap();
+        UnixDatagram::bind_addr(&address).unwrap();
+    }
 
     #[test]
     fn the_way_to_a_name_has_all_its_directories() {
