@@ -412,12 +412,12 @@ static void set_subreaper(void) {
     }
 }
 
-/* Short processes come and go. */
-static void storm(int heart) {
+/* Short processes come and go, begotten with some more flags. */
+static void storm(int heart, long flags) {
     for (;;) {
         pid_t pids[4];
         for (int i = 0; i < 4; i++)
-            if (!(pids[i] = MUST(fork()))) _exit(i + 1);
+            if (!(pids[i] = MUST(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0)))) _exit(i + 1);
         for (int i = 0; i < 4; i++) {
             int status;
             EQUAL(MUST(waitpid(pids[i], &status, 0)), pids[i]);
@@ -430,7 +430,13 @@ static void storm(int heart) {
 static void set_fork_storm(void) {
     share();
     for (hearts = 0; hearts < 3; hearts++)
-        if (!MUST(fork())) storm(hearts);
+        if (!MUST(fork())) storm(hearts, 0);
+}
+/* Whoever traces the parent is to trace the child. */
+static void set_traced_storm(void) {
+    share();
+    for (hearts = 0; hearts < 3; hearts++)
+        if (!MUST(fork())) storm(hearts, CLONE_PTRACE);
 }
 static void exec_storm(int heart) {
     char *words[] = {"guest", "seven", NULL};
@@ -588,6 +594,7 @@ static const struct mode modes[] = {
     {"lost-group-leader", set_lost_group, hearts_beat},
     {"subreaper", set_subreaper, hearts_beat},
     {"fork-storm", set_fork_storm, hearts_beat},
+    {"traced-storm", set_traced_storm, hearts_beat},
     {"exec-storm", set_exec_storm, hearts_beat},
     {"thread-storm", set_thread_storm, hearts_beat},
     {"late-pid", set_late_pid, hearts_beat},

@@ -99,7 +99,7 @@ fn a_place_that_can_not_be_written() {
 
 #[test]
 fn processes_that_come_and_go_during_the_freeze() {
-    for mode in ["fork-storm", "exec-storm", "thread-storm"] {
+    for mode in ["fork-storm", "traced-storm", "exec-storm", "thread-storm"] {
         let job = Job::up("processes", mode);
         for round in 0..5 {
             let image = job.image(&format!("round-{round}"));

@@ -6,13 +6,14 @@
 use crate::cpu::calls::{self, Before};
 use crate::cpu::timers::Timers;
 use crate::listing::{Listed, list, look};
-use crate::proc::Stat;
+use crate::proc::{self, Stat};
 use crate::resource::Stopped;
+use crate::status::Status;
 use crate::sys::{self, ptrace};
 use crate::tracee::Tracee;
 use crate::{Doing, Error, Failure, halves};
 use nix::errno::Errno;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -198,6 +199,12 @@ impl Drop for Frozen {
     }
 }
 
+/// Whether this very thread traces `tid`.
+fn is_ours(tid: Pid) -> bool {
+    proc::read(&format!("/proc/{tid}/status"))
+        .is_ok_and(|text| Status::parse(&text).tracer == gettid().as_raw())
+}
+
 /// Whether a thread of ours has yet to end; its end is seen to.
 fn still_there(tid: Pid) -> bool {
     !matches!(ptrace::wait(tid, libc::WNOHANG), Ok(Some((_, ptrace::Change::Ended(_)))) | Err(_))
@@ -235,9 +242,13 @@ impl Held {
             Err(Errno::ESRCH) => Ok(false),
             // ptrace can't tell a zombie from a thread that it may not trace.
             Err(Errno::EPERM) if Stat::of(tid).is_none_or(|stat| stat.ended()) => {
+                // The end of one that is ours already is told to its parent when we have seen it.
+                let _ = ptrace::wait(tid, libc::WNOHANG);
                 self.ended.insert(tid);
                 Ok(false)
             }
+            // Begotten with CLONE_PTRACE by one that was asked to stop: the kernel asks the child, too (ptrace_init_task()).
+            Err(Errno::EPERM) if is_ours(tid) => Ok(true),
             Err(errno) => {
                 let tracer = if errno == Errno::EPERM { " (is it being debugged?)" } else { "" };
                 Err(Failure::new(format!("trace thread {tid}{tracer}"), errno).into())
