@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 /// How long a machine may take to end when it is asked to.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How often to ask for what QEMU tells of by no event.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// A machine that runs or stands still.
 #[derive(Debug)]
 pub struct Machine {
@@ -145,7 +148,16 @@ impl Machine {
         let file = File::create_new(&part).map_err(failed)?;
         let saved = qmp.give("state", file.as_fd()).and_then(|()| {
             qmp.ask("migrate", json!({"uri": "fd:state"}))?;
-            qmp.migrated()
+            qmp.migrated()?;
+            // The end of a migration out is told by a thread of QEMU's before it lets go of the machine; until then QEMU
+            // refuses to let it go on (migration_iteration_finish() in migration/migration.c).
+            while qmp.ask("query-status", json!({}))?["status"] == "finish-migrate" {
+                if Instant::now() > until {
+                    return Err(Fault::new(Code::Internal, "qemu does not end the migration"));
+                }
+                std::thread::sleep(MOMENT);
+            }
+            Ok(())
         });
         saved.map_err(|fault| self.explained(fault, Code::Lost))?;
         file.sync_all().and_then(|()| fs::rename(&part, path)).map_err(failed)?;
