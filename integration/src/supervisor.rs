@@ -1,7 +1,7 @@
 //! The processes of ckrun that a job with plugins has.
 
 use crate::bundle::Container;
-use crate::pipes::{await_end, pidfd};
+use crate::pipes::{await_end, pidfd, try_pidfd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -36,6 +36,15 @@ pub fn killed(pid: i32) {
 /// Kills the supervisor. Another one will take over.
 pub fn kill_supervisor(container: &Container) {
     killed(supervisor(container));
+}
+
+/// Waits until a supervisor has written down that it has taken over, for the `times`th time. It answers calls before that.
+pub fn taken_over(container: &Container, times: u64) {
+    while record(container)["killed"] != times {
+        let keeper = keeper(container);
+        assert!(try_pidfd(keeper).is_some(), "the keeper, process {keeper}, has given up");
+        std::thread::yield_now();
+    }
 }
 
 /// Kills both.

@@ -60,7 +60,6 @@ fn a_made_up_id_is_the_bundles_name_and_a_number() {
     let bundle = format!("{}/", container.bundle().display());
     let pid_file = container.file("pid");
     let mut running = container.start(&["run", "--pid-file", pid_file.to_str().unwrap(), &bundle]);
-    running.say("not yet");
     let ids = loop {
         let listed = container.ckrun(&["list", "-q"]).ok();
         if !listed.is_empty() {

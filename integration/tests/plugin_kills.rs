@@ -6,7 +6,7 @@ use ckrun_integration::emulator::Emulator;
 use ckrun_integration::job::{Job, cleared, path};
 use ckrun_integration::leftovers::settle;
 use ckrun_integration::pipes::{await_end, pidfd};
-use ckrun_integration::supervisor::{keeper, kill_both, kill_supervisor, killed, supervisor};
+use ckrun_integration::supervisor::{keeper, kill_both, kill_supervisor, killed, supervisor, taken_over};
 use ckrun_integration::told::{self, Told};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -172,9 +172,10 @@ fn no_call_fails_however_often_the_supervisor_is_killed() {
     let listener = UnixListener::bind(&real).unwrap();
     std::thread::spawn(move || while listener.accept().is_ok() {});
     job.start_with(&["--map", &format!("unix:/run/emu.sock={}", real.display())]);
-    for _ in 0..30 {
+    for times in 1..=30 {
         kill_supervisor(&job.container);
         job.is_well();
+        taken_over(&job.container, times);
     }
     job.container.ckrun(&["plugin", "restart", "ID"]).exits(0);
     assert_eq!(told::list(&job.container)["killed"], 30);
