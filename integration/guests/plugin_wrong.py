@@ -35,7 +35,7 @@ def right(method, params):
         deadlines = {}
         if options.get("how") in ("hang", "flood"):
             deadlines = {"exit": 0.3, options.get("at"): 0.2}
-        elif options.get("how") == "stay":
+        elif options.get("how") in ("stay", "deaf"):
             deadlines = {"exit": 2}
         return {"protocol": "1.0", "version": "wrong", "deadlines": deadlines}
     if method in ("init", "restart"):

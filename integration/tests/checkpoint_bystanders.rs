@@ -57,7 +57,7 @@ fn under_the_numbers_of_the_job() {
         rises
         "$@" delete --force "$ID"
         for pid in $strangers; do
-            case $(cut -d' ' -f3 /proc/$pid/stat) in S) ;; *) echo "$pid is not asleep"; exit 1 ;; esac
+            case $(cut -d' ' -f3 /proc/$pid/stat) in [SDR]) ;; *) echo "$pid is stopped or dead"; exit 1 ;; esac
         done
         [ "$(echo $strangers | wc -w)" = 70 ]
         echo all there

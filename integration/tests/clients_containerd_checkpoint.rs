@@ -75,7 +75,8 @@ fn a_task_is_written_to_a_directory() {
 
     checkpoint(&["--exit", "--image-path", &last]).ok();
     assert!(is_an_image(&last));
-    assert_eq!(containerd.status("web"), "STOPPED");
+    // As in `stop`.
+    while containerd.status("web") != "STOPPED" {}
     containerd.remove("web");
 
     // Where another container's image is, none is written.

@@ -168,7 +168,7 @@ fn a_container_obeys() {
     assert_eq!(docker.inspect("web", "{{.State.Status}}"), "running");
     let mut log = docker.terminal(&["logs", "--follow", "web"]);
     log.awaits("up\r\n");
-    docker.call(&["stop", "web"]).ok();
+    docker.call(&["stop", "--time=120", "web"]).ok();
     log.awaits("asked\r\n");
     assert_eq!(docker.inspect("web", "{{.State.Status}} {{.State.ExitCode}}"), "exited 12");
     docker.call(&["start", "web"]).ok();
@@ -230,7 +230,7 @@ fn a_container_goes_on_from_a_checkpoint() {
     started.ok();
     assert_eq!(docker.inspect("web", "{{.State.Status}}"), "running");
     count(3);
-    docker.call(&["stop", "web"]).ok();
+    docker.call(&["stop", "--time=120", "web"]).ok();
     assert_eq!(docker.inspect("web", "{{.State.ExitCode}}"), "43");
     docker.call(&["rm", "web"]).ok();
     docker.finish();

@@ -134,7 +134,7 @@ fn a_container_lives_and_dies_as_told() {
     podman.call(&["unpause", "web"]).ok();
     assert_eq!((status().as_str(), frozen(&podman, "web")), ("running", "no"));
 
-    podman.call(&["stop", "web"]).ok();
+    podman.call(&["stop", "--time=120", "web"]).ok();
     assert_eq!(podman.inspect("web", "{{.State.Status}} {{.State.ExitCode}}"), "exited 12");
     assert_eq!(podman.call(&["logs", "web"]).ok(), "started\nasked");
     podman.call(&["exec", "web", "true"]).fails();

@@ -87,7 +87,7 @@ fn a_container_goes_on_where_it_was() {
     let log: Vec<String> = podman.call(&["logs", "web"]).ok().lines().map(str::to_owned).collect();
     assert_eq!(log, ["ready", "count 1", "count 2", "count 3", "count 4"]);
 
-    podman.call(&["stop", "web"]).ok();
+    podman.call(&["stop", "--time=120", "web"]).ok();
     assert_eq!(podman.call(&["wait", "web"]).ok(), "44");
     assert_eq!(podman.inspect("web", "{{.State.Status}} {{.State.ExitCode}}"), "exited 44");
     podman.finish();
@@ -124,7 +124,7 @@ fn an_exported_checkpoint_starts_many() {
         count(&podman, compression, at);
         count(&podman, compression, at + 1);
     }
-    podman.call(&["stop", "zstd"]).ok();
+    podman.call(&["stop", "--time=120", "zstd"]).ok();
     assert_eq!(podman.call(&["wait", "zstd"]).ok(), "45");
 
     // As it was, when the container that it was taken of has gone.
@@ -209,7 +209,7 @@ fn one_image_is_restored_again() {
     restore(&podman, &["--keep", "plain"]).fails().complains("/file");
     restore(&podman, &["--keep", "annotated"]).ok();
     podman.call(&["kill", "--signal=USR1", "annotated"]).ok();
-    podman.call(&["stop", "annotated"]).ok();
+    podman.call(&["stop", "--time=120", "annotated"]).ok();
     assert_eq!(podman.call(&["wait", "annotated"]).ok(), "41");
     podman.finish();
 }

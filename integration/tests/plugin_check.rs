@@ -220,7 +220,7 @@ fn a_plugin_that_saves_what_is_no_file() {
 fn a_plugin_that_does_not_end() {
     fails("stay", "exit", "it had not ended within 2 s, although its socket was closed");
     let tried = Tried::of("plugin_wrong.py");
-    let (steps, wrong) = tried.steps("how=deaf", &["--deadline", "2"]);
+    let (steps, wrong) = tried.steps("how=deaf", &[]);
     assert_eq!(wrong.len(), 1);
     assert!(wrong[0].contains("it had not ended within 2 s, although its socket was closed"), "{wrong:?}");
     assert_eq!(steps.last().unwrap()["verdict"], "wrong");

@@ -10,10 +10,10 @@ use ckrun_integration::told::Told;
 /// What a plugin can do wrong, and what is said of it then.
 const WRONGS: [(&str, &str); 8] = [
     ("veto", "veto: a bad moment"),
-    ("hang", "it did not answer within its deadline of 0.3 s"),
+    ("hang", "it did not answer within its deadline of 1 s"),
     ("crash", "it ended (killed by SIGABRT)"),
     ("lie", "it answered request 4711, which was never made"),
-    ("flood", "it did not answer within its deadline of 0.3 s"),
+    ("flood", "it did not answer within its deadline of 1 s"),
     ("json", "it sent a line that is no JSON"),
     ("long", "it sent a line of more than 1048576 bytes"),
     ("fd", "it announced 2 descriptors by \"fds\" and sent 1"),
@@ -21,7 +21,7 @@ const WRONGS: [(&str, &str); 8] = [
 
 /// Only for one that will not answer there is a time that is over soon.
 fn wrong(plugin: &str, how: &str, event: &str) -> String {
-    let seconds = if ["hang", "flood"].contains(&how) { "0.3" } else { "60" };
+    let seconds = if ["hang", "flood"].contains(&how) { "1" } else { "60" };
     format!("{plugin}:how={how},on={event},seconds={seconds}")
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// How long to wait for the process to stop once more, so that the copy can be reaped; and for the end of a copy that
 /// has been killed.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A copy. It ends when this is dropped.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// How long garbage may have a name.
-const COLLECTED: Duration = Duration::from_secs(1);
+const COLLECTED: Duration = Duration::from_secs(5);
 
 /// Where a socket can be reached.
 #[derive(Debug, Clone)]
