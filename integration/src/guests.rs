@@ -13,7 +13,8 @@ pub fn guest(name: &str) -> PathBuf {
     let source = sources.join(name).with_extension("c");
     let read = |path: &Path| fs::read(path).unwrap_or_else(|e| panic!("read {}: {e}", path.display()));
     let mut hasher = DefaultHasher::new();
-    [&source, &sources.join("guest.h"), &sources.join("socket.h")].map(|path| read(path)).hash(&mut hasher);
+    ["guest.h", "inet.h", "socket.h"].map(|name| read(&sources.join(name))).hash(&mut hasher);
+    read(&source).hash(&mut hasher);
     let dir = std::env::current_exe().expect("current_exe").parent().expect("deps").with_file_name("guests");
     fs::create_dir_all(&dir).expect("make a directory for guests");
     let program = dir.join(format!("{name}-{:016x}", hasher.finish()));

@@ -203,7 +203,7 @@ fn unharmed_by_kills(job: &Job, calls: &[i64]) {
 
 #[test]
 fn sockets_are_unharmed_by_a_kill() {
-    let job = Job::up("inet", "full");
+    let job = Job::up("streams", "full");
     unharmed_by_kills(&job, &[libc::SYS_setsockopt, libc::SYS_clone]);
 }
 

@@ -6,16 +6,35 @@ use ckrun_integration::job::Job;
 use ckrun_integration::modes_survive;
 
 modes_survive!("inet":
-    listen listen_6 listen_dual reuseport idle idle_6 pair pair_6 pair_mapped pair_alone full grown grown_6
-    close_wait close_wait_6 peer_gone fin_wait1 fin_wait1_6 last_ack last_ack_6 drain closed closed_6 closed_one
-    reset foreign no_reading waiting waiting_6 slow_to_accept connecting options cork between torrent torrent_6 edge full_edge arriving
-    udp udp_6 udp_connected udp_queue udp_queue_6 udp_shut groups raw
-    ; else "mapped" "waiting-with-data" "udp-corked" "line" "line-or-end"
+    listen listen_6 listen_dual reuseport idle idle_6 waiting waiting_6 slow_to_accept connecting options
+    ; else "waiting-with-data" "line" "line-or-end"
 );
+
+mod streams {
+    ckrun_integration::modes_survive!("streams":
+        pair pair_6 pair_mapped pair_alone full grown grown_6 close_wait close_wait_6 peer_gone fin_wait1 fin_wait1_6
+        last_ack last_ack_6 drain closed closed_6 closed_one reset foreign no_reading
+        ; else
+    );
+}
+
+mod traffic {
+    ckrun_integration::modes_survive!("traffic":
+        cork between torrent torrent_6 edge full_edge arriving
+        ; else "mapped"
+    );
+}
+
+mod datagrams {
+    ckrun_integration::modes_survive!("datagrams":
+        udp udp_6 udp_connected udp_queue udp_queue_6 udp_shut groups raw
+        ; else "udp-corked"
+    );
+}
 
 #[test]
 fn received_data_that_is_mapped() {
-    Job::up("inet", "mapped").is_refused_beforehand(&["a mapped socket"]);
+    Job::up("traffic", "mapped").is_refused_beforehand(&["a mapped socket"]);
 }
 
 /// What waits to be accepted can't be read.
@@ -31,5 +50,5 @@ fn waiting_with_data() {
 /// Half a datagram is in the kernel, which does not give it away.
 #[test]
 fn udp_corked() {
-    Job::up("inet", "udp-corked").survives_or_is_refused(&["udp socket", "corked"]);
+    Job::up("datagrams", "udp-corked").survives_or_is_refused(&["udp socket", "corked"]);
 }
