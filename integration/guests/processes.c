@@ -432,11 +432,11 @@ static void set_fork_storm(void) {
     for (hearts = 0; hearts < 3; hearts++)
         if (!MUST(fork())) storm(hearts, 0);
 }
-/* Whoever traces the parent is to trace the child. */
+/* Whoever traces the parent is to trace the child, for whose end one of them waits where nobody can stop it. */
 static void set_traced_storm(void) {
     share();
     for (hearts = 0; hearts < 3; hearts++)
-        if (!MUST(fork())) storm(hearts, CLONE_PTRACE);
+        if (!MUST(fork())) storm(hearts, hearts ? CLONE_PTRACE : CLONE_PTRACE | CLONE_VFORK);
 }
 static void exec_storm(int heart) {
     char *words[] = {"guest", "seven", NULL};

@@ -8,7 +8,7 @@ use ckrun_integration::modes_survive;
 modes_survive!("processes":
     wide deep tree threads threads_in_tree condition robust_mutex zombies zombie_leads_session
     stopped stopped_with_signals stopped_by_tstp stopped_and_waited sessions late_sessions lost_session_leader lost_group_leader subreaper
-    fork_storm exec_storm thread_storm late_pid
+    fork_storm traced_storm exec_storm thread_storm late_pid
     shared_files ; else "shared-memory" "shared-elsewhere" "leaderless"
 );
 

@@ -5,7 +5,7 @@
 
 use crate::cpu::calls::{self, Before};
 use crate::cpu::timers::Timers;
-use crate::listing::{Listed, list, look};
+use crate::listing::{self, Listed, list, look};
 use crate::proc::{self, Stat};
 use crate::resource::Stopped;
 use crate::status::Status;
@@ -338,11 +338,17 @@ impl Held {
             .copied()
             .filter(|tid| Stat::of(*tid).is_some_and(|stat| parents.contains(&stat.parent)))
             .collect();
-        for child in children {
-            if let Some(tracee) = self.stopped.remove(&child) {
-                log::debug!("thread {child} may hold up its parent: it goes on for a moment");
-                let _ = tracee.release();
-            }
+        let listed = children.into_iter().filter_map(|child| self.stopped.remove(&child));
+        // Those that are ours from birth, see `catch`, were perhaps never listed.
+        let descendants = parents.iter().flat_map(|parent| listing::descendants(*parent));
+        let born = descendants.filter(|child| !parents.contains(child) && is_ours(*child));
+        let born = born.filter_map(|child| match ptrace::wait(child, libc::WNOHANG) {
+            Ok(Some((_, ptrace::Change::Stopped(signal)))) => Tracee::stopped(child, signal).ok(),
+            _ => None,
+        });
+        for tracee in listed.collect::<Vec<_>>().into_iter().chain(born) {
+            log::debug!("thread {} may hold up its parent: it goes on for a moment", tracee.pid());
+            let _ = tracee.release();
         }
     }
 
