@@ -39,7 +39,7 @@ macro_rules! kept_or_refused {
 kept_or_refused! {
     kept: bpf_maps unix_pair tcp_listener pidfd mount mount_over mount_gone;
     refused:
-    io_uring: "fd" "io_uring";
+    io_uring: "fd" "io_uring" "linux.seccomp";
     userfaultfd: "fd" "userfaultfd";
     bpf_program: "fd" "BPF program";
     queue_watched: "/queue" "mq_notify";

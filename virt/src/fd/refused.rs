@@ -59,11 +59,16 @@ impl Refused {
     }
 }
 
+/// Most programs that use io_uring ask whether there is one: it is often forbidden in containers.
+const WITHOUT_IO_URING: &str =
+    "most programs do without it where linux.seccomp in config.json lets io_uring_setup fail";
+
 /// The refusal of something that has no room of its own.
 pub(super) fn refuse(job: &Job<'_>, node: usize) -> Trouble {
     let seen = &job.graph.nodes[node].seen;
     let (what, why) = reason(seen);
-    Trouble::refused(what, why)
+    let refused = Trouble::refused(what, why);
+    if seen.anonymous() == Some(b"io_uring") { refused.or(WITHOUT_IO_URING.into()) } else { refused }
 }
 
 fn reason(seen: &Seen) -> (String, &'static str) {
