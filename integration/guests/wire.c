@@ -2,6 +2,7 @@
 #include "guest.h"
 #include "socket.h"
 #include <arpa/inet.h>
+#include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -77,6 +78,21 @@ static void verify_netlink_unread(void) {
 static void set_netlink_unread(void) {
     set_netlink();
     EQUAL(MUST(send(c, "word", 4, 0)), 4);
+}
+
+/* The kernel does not tell of the audit system in a container, but says so. */
+static void set_audit(void) { a = MUST(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT)); }
+static void verify_audit(void) {
+    struct nlmsghdr request = {sizeof request, AUDIT_GET, NLM_F_REQUEST | NLM_F_ACK, 7, 0};
+    EQUAL(MUST(send(a, &request, sizeof request, 0)), sizeof request);
+    struct {
+        struct nlmsghdr head;
+        struct nlmsgerr error;
+    } answer;
+    EQUAL(MUST(recv(a, &answer, sizeof answer, 0)), sizeof answer);
+    EQUAL(answer.head.nlmsg_type, NLMSG_ERROR);
+    EQUAL(answer.error.error, -EPERM);
+    EQUAL(answer.error.msg.nlmsg_seq, 7);
 }
 
 /* Frames of a protocol that nobody else speaks, over the loopback device. */
@@ -189,6 +205,7 @@ static void verify_packet_unread(void) {
 
 static const struct mode modes[] = {
     {"netlink", set_netlink, verify_netlink},
+    {"audit", set_audit, verify_audit},
     {"netlink-unread", set_netlink_unread, verify_netlink_unread},
     {"packet-mapped", set_packet_mapped, verify_packet_mapped},
     {"packet-used", set_packet_used, verify_packet_used},

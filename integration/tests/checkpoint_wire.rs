@@ -5,7 +5,7 @@
 use ckrun_integration::job::Job;
 use ckrun_integration::modes_survive;
 
-modes_survive!("wire": netlink packet packet_mapped ; else "netlink-unread" "packet-unread" "packet-used");
+modes_survive!("wire": netlink audit packet packet_mapped ; else "netlink-unread" "packet-unread" "packet-used");
 
 /// Where in a mapped ring the kernel writes next, it keeps to itself.
 #[test]

@@ -21,8 +21,10 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// `linux/netlink.h`: protocols in which the kernel keeps nothing for a socket but what it tells: routes, messages of
-/// programs among themselves, lists of sockets, IPsec, lookups of routes, events of devices, families by name, ciphers.
-const CARRIED: [i32; 8] = [0, 2, 4, 6, 10, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC, 21];
+/// programs among themselves, lists of sockets, IPsec, lookups of routes, events of devices, families by name, ciphers. The audit
+/// system has one socket that it serves, but that is of the first pid namespace (audit_netlink_ok() in kernel/audit.c).
+const CARRIED: [i32; 9] = [0, 2, 4, 6, NETLINK_AUDIT, 10, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC, 21];
+const NETLINK_AUDIT: i32 = 9;
 const NETLINK_KOBJECT_UEVENT: i32 = 15;
 const NETLINK_GENERIC: i32 = 16;
 /// The one group of NETLINK_GENERIC whose number is the same on all hosts (`GENL_ID_CTRL`).
