@@ -275,7 +275,10 @@ impl Held {
             }
             let Some(first) = pending.first() else { break };
             if Instant::now() > deadline {
-                return Err(Failure::new(format!("stop thread {first}"), Errno::EBUSY));
+                let comm = proc::read(&format!("/proc/{first}/comm")).unwrap_or_default();
+                let comm = String::from_utf8_lossy(comm.trim_ascii_end());
+                let what = format!("stop thread {first} ({comm}), which stays in the kernel");
+                return Err(Failure::new(what, Errno::EBUSY));
             }
             if last.elapsed() > VFORK {
                 self.let_children_go(&pending);
