@@ -91,8 +91,7 @@ pub fn restore(
     let began = Instant::now();
     let problems = draft.look_around(init, options)?;
     if !problems.is_empty() {
-        let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        return Err(Error::Unsupported(list.join("; ")));
+        return Err(Error::Unsupported(named(&problems)));
     }
     let Draft { image, job, mut table, namespaces, bridge } = draft;
     let bridge = bridge.map_err(Error::Unsupported)?;
@@ -132,6 +131,16 @@ pub fn restore(
     Ok(Report { total: began.elapsed(), processes: job.members.len(), threads: job.cpu.len(), bytes, table })
 }
 
+/// So many problems are named at once: a job may have thousands of files, all of which lack.
+const NAMED: usize = 20;
+
+fn named(problems: &[Problem]) -> String {
+    let named: Vec<String> = problems.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = problems.len() - named.len();
+    let more = if more > 0 { format!("; and {more} more, which --dry-run names") } else { String::new() };
+    named.join("; ") + &more
+}
+
 /// Binds the devices and sockets that the job had, and those that it has from now on.
 fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
     let had = table.awaited().into_iter().filter_map(|id| match id {
@@ -153,4 +162,19 @@ fn bind(table: &mut Table, options: &Options, now: Time) -> Result<(), Error> {
         table.bind(id, real, now).map_err(|e| Error::Damaged(format!("table.json: {e}")))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_problems_are_named_and_the_others_counted() {
+        let problems: Vec<_> = (0..NAMED + 2)
+            .map(|n| Problem { what: format!("/file-{n}"), why: "is not there".into() })
+            .collect();
+        assert_eq!(named(&problems[..2]), "/file-0: is not there; /file-1: is not there");
+        let all = named(&problems);
+        assert!(all.ends_with("/file-19: is not there; and 2 more, which --dry-run names"), "{all}");
+    }
 }
