@@ -1,9 +1,10 @@
-//! Notes the commit that is built, for `ckrun --version`.
+//! Notes the commit that is built, for `ckrun --version`, and where ckrun begins (src/entry.rs).
 
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
+    println!("cargo::rustc-link-arg-bin=ckrun=-Wl,--entry=ckrun_entry");
     // It grows with every commit and checkout, unlike HEAD, which names the branch.
     if Path::new("../.git/logs/HEAD").exists() {
         println!("cargo::rerun-if-changed=../.git/logs/HEAD");

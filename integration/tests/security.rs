@@ -5,7 +5,9 @@
 use ckrun_integration::agent::Agent;
 use ckrun_integration::bundle::Container;
 use ckrun_integration::run::{binary, finish, install, start};
+use ckrun_integration::trace::kill_at_calls;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -87,6 +89,25 @@ fn overwrite_through(entry: impl Fn(&Container), arguments: &[&str]) {
     }
     assert_eq!(live.stdout.line(), "done");
     victim.is_unharmed();
+}
+
+#[test]
+fn it_is_behind_its_shield_before_the_c_library_begins() {
+    let calls = RefCell::new(Vec::new());
+    let note = |number| {
+        calls.borrow_mut().push(number);
+        number == libc::SYS_set_tid_address
+    };
+    let mut command = Command::new(binary());
+    command.arg("exec");
+    kill_at_calls(command, note, 1);
+    let mut calls = calls.into_inner();
+    // One for the beginning of a call, one for its end.
+    calls.dedup();
+    let shield = [libc::SYS_statfs, libc::SYS_open_tree, libc::SYS_mount_setattr, libc::SYS_execveat];
+    // The kernel calls the end of any exec execve(2).
+    let first = [&shield[..], &[libc::SYS_execve, libc::SYS_statfs]].concat();
+    assert!(calls.starts_with(&first), "{calls:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The `ckrun` command: parse, carry out, and say what went wrong.
 
+mod entry;
+
 use ckrun::cli::{Cli, Verb, normalise};
 use ckrun::criu;
 use ckrun::error::Error;

@@ -4,7 +4,8 @@
 //! `/proc/self/exe`, and then write to the host's binary when nobody runs it any more (CVE-2019-5736). So the verbs that
 //! enter a container run from a detached read-only bind mount of the binary: what is opened through it can never be
 //! written, whatever rights the opener has, and since the mount is in no namespace nobody can remount it. That costs one
-//! exec of a static binary. A binary that is on a read-only file system already is left as it is.
+//! exec of a static binary, which is done before main where that can be done (entry.rs of the binary). A binary that is on
+//! a read-only file system already is left as it is.
 
 use super::tree::clone_path;
 use crate::error::Result;
@@ -23,7 +24,7 @@ use std::path::Path;
 
 const OWN: &str = "/proc/self/exe";
 
-/// The verbs that enter a container.
+/// The verbs that enter a container. entry.rs knows them, too.
 const ENTERING: &[&str] = &["run", "create", "exec", "restore"];
 
 /// Makes ckrun safe to enter a container with, if the command line has a verb that does. It is called first of all, so
