@@ -5,7 +5,7 @@
 
 use super::layout::{Layout, cpuid, name};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 /// A register of the answer of CPUID.
@@ -167,15 +167,18 @@ impl Features {
     }
 
     fn ask() -> Features {
-        let (basic, extended) = (cpuid(0, 0).eax, cpuid(0x8000_0000, 0).eax);
+        // Each of them takes microseconds in a virtual machine, and several rows have one in common.
+        let mut answers = BTreeMap::new();
+        let mut ask = |leaf, subleaf| *answers.entry((leaf, subleaf)).or_insert_with(|| cpuid(leaf, subleaf));
+        let (basic, extended) = (ask(0, 0).eax, ask(0x8000_0000, 0).eax);
         let mut names = BTreeSet::new();
         for &(leaf, subleaf, register, bits) in TABLE {
             let highest = if leaf >= 0x8000_0000 { extended } else { basic };
             // Leaf 7 tells in eax how many subleafs it has.
-            if leaf > highest || (leaf == 7 && subleaf > cpuid(7, 0).eax) {
+            if leaf > highest || (leaf == 7 && subleaf > ask(7, 0).eax) {
                 continue;
             }
-            let answer = cpuid(leaf, subleaf);
+            let answer = ask(leaf, subleaf);
             let word = match register {
                 In::Eax => answer.eax,
                 In::Ebx => answer.ebx,
