@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::global::Global;
 use crate::journal::Journal;
+use crate::named::{self, Named};
 use crate::report::Report;
 use crate::state::Store;
 use crate::verbs::{self, Context};
@@ -41,39 +42,49 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    Run(verbs::run::Args),
-    Create(verbs::create::Args),
-    Start(verbs::start::Args),
-    State(verbs::state::Args),
-    Kill(verbs::kill::Args),
-    Delete(verbs::delete::Args),
-    Exec(verbs::exec::Args),
-    List(verbs::list::Args),
-    Ps(verbs::ps::Args),
-    Pause(verbs::pause::Args),
-    Resume(verbs::resume::Args),
-    Checkpoint(verbs::checkpoint::Args),
-    Restore(verbs::restore::Args),
-    Migrate(verbs::migrate::Args),
-    Update(verbs::update::Args),
-    Events(verbs::events::Args),
-    Ids(verbs::ids::Args),
-    Inspect(verbs::inspect::Args),
-    Image(verbs::image::Args),
-    Plugin(verbs::plugin::Args),
-    Spec(verbs::spec::Args),
-    Features(verbs::features::Args),
-    Completions(verbs::completions::Args),
-    ClearAway(verbs::clear_away::Args),
-    Supervise(verbs::supervise::Args),
+    Run(Named<verbs::run::Args>),
+    Create(Named<verbs::create::Args>),
+    Start(Named<verbs::start::Args>),
+    State(Named<verbs::state::Args>),
+    Kill(Named<verbs::kill::Args>),
+    Delete(Named<verbs::delete::Args>),
+    Exec(Named<verbs::exec::Args>),
+    List(Named<verbs::list::Args>),
+    Ps(Named<verbs::ps::Args>),
+    Pause(Named<verbs::pause::Args>),
+    Resume(Named<verbs::resume::Args>),
+    Checkpoint(Named<verbs::checkpoint::Args>),
+    Restore(Named<verbs::restore::Args>),
+    Migrate(Named<verbs::migrate::Args>),
+    Update(Named<verbs::update::Args>),
+    Events(Named<verbs::events::Args>),
+    Ids(Named<verbs::ids::Args>),
+    Inspect(Named<verbs::inspect::Args>),
+    Image(Named<verbs::image::Args>),
+    Plugin(Named<verbs::plugin::Args>),
+    Spec(Named<verbs::spec::Args>),
+    Features(Named<verbs::features::Args>),
+    Completions(Named<verbs::completions::Args>),
+    ClearAway(Named<verbs::clear_away::Args>),
+    Supervise(Named<verbs::supervise::Args>),
 }
 
 impl Cli {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the help that it asks for.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> std::result::Result<Cli, clap::Error> {
+        let words = normalise(words);
+        named::only::<Verb>(&words);
+        Cli::try_parse_from(words)
+    }
+
     /// The journal of a verb that keeps one.
     pub fn journal(&self) -> Option<Journal> {
         match &self.verb {
-            Verb::Checkpoint(args) => args.journal(),
-            Verb::Restore(args) => args.journal(),
+            Verb::Checkpoint(Named(args)) => args.journal(),
+            Verb::Restore(Named(args)) => args.journal(),
             _ => None,
         }
     }
@@ -84,31 +95,31 @@ impl Cli {
         let context = Context { global: self.global, store, report: report.clone() };
         let done = |result: Result<()>| result.map(|()| 0);
         match self.verb {
-            Verb::Run(args) => verbs::run::run(args, &context),
-            Verb::Create(args) => done(verbs::create::run(args, &context)),
-            Verb::Start(args) => done(verbs::start::run(&args, &context)),
-            Verb::State(args) => done(verbs::state::run(&args, &context)),
-            Verb::Kill(args) => done(verbs::kill::run(&args, &context)),
-            Verb::Delete(args) => done(verbs::delete::run(&args, &context)),
-            Verb::Exec(args) => verbs::exec::run(args, &context),
-            Verb::List(args) => done(verbs::list::run(&args, &context)),
-            Verb::Ps(args) => verbs::ps::run(&args, &context),
-            Verb::Pause(args) => done(verbs::pause::run(&args, &context)),
-            Verb::Resume(args) => done(verbs::resume::run(&args, &context)),
-            Verb::Checkpoint(args) => verbs::checkpoint::run(&args, &context),
-            Verb::Restore(args) => verbs::restore::run(&args, &context),
-            Verb::Migrate(args) => done(verbs::migrate::run(&args, &context)),
-            Verb::Update(args) => done(verbs::update::run(&args, &context)),
-            Verb::Events(args) => done(verbs::events::run(&args, &context)),
-            Verb::Ids(args) => done(verbs::ids::run(&args, &context)),
-            Verb::Inspect(args) => done(verbs::inspect::run(&args)),
-            Verb::Image(args) => done(verbs::image::run(args)),
-            Verb::Plugin(args) => verbs::plugin::run(args, &context),
-            Verb::Spec(args) => done(verbs::spec::run(&args)),
-            Verb::Features(args) => done(verbs::features::run(&args)),
-            Verb::Supervise(args) => done(verbs::supervise::run(&args)),
-            Verb::ClearAway(args) => done(verbs::clear_away::run(&args, &context)),
-            Verb::Completions(args) => done(verbs::completions::run(&args, Cli::command())),
+            Verb::Run(Named(args)) => verbs::run::run(args, &context),
+            Verb::Create(Named(args)) => done(verbs::create::run(args, &context)),
+            Verb::Start(Named(args)) => done(verbs::start::run(&args, &context)),
+            Verb::State(Named(args)) => done(verbs::state::run(&args, &context)),
+            Verb::Kill(Named(args)) => done(verbs::kill::run(&args, &context)),
+            Verb::Delete(Named(args)) => done(verbs::delete::run(&args, &context)),
+            Verb::Exec(Named(args)) => verbs::exec::run(args, &context),
+            Verb::List(Named(args)) => done(verbs::list::run(&args, &context)),
+            Verb::Ps(Named(args)) => verbs::ps::run(&args, &context),
+            Verb::Pause(Named(args)) => done(verbs::pause::run(&args, &context)),
+            Verb::Resume(Named(args)) => done(verbs::resume::run(&args, &context)),
+            Verb::Checkpoint(Named(args)) => verbs::checkpoint::run(&args, &context),
+            Verb::Restore(Named(args)) => verbs::restore::run(&args, &context),
+            Verb::Migrate(Named(args)) => done(verbs::migrate::run(&args, &context)),
+            Verb::Update(Named(args)) => done(verbs::update::run(&args, &context)),
+            Verb::Events(Named(args)) => done(verbs::events::run(&args, &context)),
+            Verb::Ids(Named(args)) => done(verbs::ids::run(&args, &context)),
+            Verb::Inspect(Named(args)) => done(verbs::inspect::run(&args)),
+            Verb::Image(Named(args)) => done(verbs::image::run(args)),
+            Verb::Plugin(Named(args)) => verbs::plugin::run(args, &context),
+            Verb::Spec(Named(args)) => done(verbs::spec::run(&args)),
+            Verb::Features(Named(args)) => done(verbs::features::run(&args)),
+            Verb::Supervise(Named(args)) => done(verbs::supervise::run(&args)),
+            Verb::ClearAway(Named(args)) => done(verbs::clear_away::run(&args, &context)),
+            Verb::Completions(Named(args)) => done(verbs::completions::run(&args, Cli::command())),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The library is what the thin `main.rs` calls. Its rooms:
 //!
-//! - [`cli`]: the command line, [`global`]: its options for every verb; [`verbs`]: one file for each verb of it; [`report`]: how an error or a log line is said; [`journal`]: the log that a checkpoint leaves;
+//! - [`cli`]: the command line, [`global`]: its options for every verb, [`named`]: those of the verb that it names; [`verbs`]: one file for each verb of it; [`report`]: how an error or a log line is said; [`journal`]: the log that a checkpoint leaves;
 //! - [`config`]: a bundle's config.json; [`cdi`]: what device specs of vendors add to it;
 //! - [`state`]: what ckrun remembers of a container between two verbs;
 //! - [`status`]: where a container is in its life;
@@ -26,6 +26,7 @@ pub mod handover;
 pub mod intercept;
 pub mod job_api;
 pub mod journal;
+pub mod named;
 pub mod plugin;
 pub mod progress;
 pub mod remap;

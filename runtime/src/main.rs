@@ -2,12 +2,11 @@
 
 mod entry;
 
-use ckrun::cli::{Cli, Verb, normalise};
+use ckrun::cli::{Cli, Verb};
 use ckrun::criu;
 use ckrun::error::Error;
 use ckrun::report::Report;
 use ckrun::sandbox::shield;
-use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::process::ExitCode;
@@ -24,7 +23,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     keep_children();
-    let cli = match Cli::try_parse_from(normalise(std::env::args_os())) {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
