@@ -4,15 +4,17 @@
 
 mod common;
 
+use ckrun_softemu::client::Client;
 use ckrun_softemu::control::{Claim, Fault, Request, When};
 use ckrun_softemu::error::Refusal;
 use ckrun_softemu::link::Kind;
-use ckrun_softemu::testbench;
 use ckrun_softemu::{Error, Result};
+use ckrun_softemu::{testbench, transaction};
 use common::{Server, options};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 fn refused<T: std::fmt::Debug>(result: Result<T>) -> (Refusal, String) {
     match result.unwrap_err() {
@@ -95,6 +97,32 @@ fn files_that_do_not_fit_change_nothing() {
     let larger = Server::with(1, &["--ram", "2048"]);
     let (kind, message) = refused(larger.control("job").check(&good));
     assert!(kind == Refusal::Mismatch && message.contains("another design: 1024 words"), "{message}");
+}
+
+#[test]
+fn a_job_that_ends_during_a_freeze_is_saved() {
+    for kind in [Kind::Unix, Kind::Tcp] {
+        let server = Server::start(1);
+        let (slot, link) = server.claim("job", kind, false);
+        let mut job = Client::open(&link).unwrap();
+        let mut control = server.control("job");
+        job.transact(&transaction::Request::Cycle).unwrap();
+        control.freeze(slot).unwrap();
+        drop(job);
+        for name in ["first", "second"] {
+            control.save(slot, &server.folder.path().join(name)).unwrap();
+        }
+        control.thaw(slot).unwrap();
+        // It is seen in the server's next turn.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let broken = loop {
+            assert!(Instant::now() < deadline, "the server takes the job for alive");
+            if let Some(why) = control.drain(slot).unwrap().remove(0).broken {
+                break why;
+            }
+        };
+        assert_eq!(broken, "the job has closed it");
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Socket {
     /// Takes a connection, if one is waiting.
     fn accept(&mut self) -> io::Result<Received> {
         let accepted = match &self.listener {
-            None => return Ok(Received::Everything),
+            None => return Err(io::Error::other("the job has closed it")),
             Some(Listener::Tcp(listener)) => listener.accept().and_then(|(stream, _)| {
                 stream.set_nodelay(true)?;
                 stream.set_nonblocking(true)?;
@@ -124,13 +124,14 @@ impl Port for Socket {
     }
 
     fn gather(&mut self, requests: &mut Vec<u8>, _: &mut Vec<u8>) -> std::result::Result<(), String> {
-        if self.peer.is_none() {
+        if self.peer.is_none() && self.listener.is_some() {
             self.receive(requests)?;
         }
         while self.peer.is_some() {
             let before = requests.len();
-            self.receive(requests)?;
-            if requests.len() == before {
+            // The end of a job is seen before a freeze or here, as it happens: it is saved in both cases, with all that it has
+            // sent.
+            if self.receive(requests).is_err() || requests.len() == before {
                 break;
             }
         }
